@@ -1,0 +1,108 @@
+//! Nodes, values, named buffers, and the body that orders them.
+
+use super::Op;
+use crate::tensor::{DType, Shape};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u32);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub u32);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BufferId(pub u32);
+
+/// One result of a node.
+#[derive(Clone, Debug)]
+pub struct Value {
+    pub shape: Shape,
+    /// `F32` stands for the type that is computed in; indices are `I32`.
+    pub dtype: DType,
+    pub node: NodeId,
+}
+
+/// One operation on values. The name is the checkpoint path of its weights where it has any.
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub name: String,
+    pub op: Op,
+    pub inputs: Vec<ValueId>,
+    pub outputs: Vec<ValueId>,
+}
+
+/// A tensor that outlives a step: state of the sampler, or what the host reads and writes.
+#[derive(Clone, Debug)]
+pub struct Buffer {
+    pub name: String,
+    pub shape: Shape,
+    pub dtype: DType,
+}
+
+/// What an [`Item::If`] asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Flag {
+    /// `StepState::window`: the step lies inside the guided window.
+    Window,
+    /// Entry `StepState::sample` of the buffer is not zero.
+    Sample(BufferId),
+}
+
+/// A piece of the body, in running order.
+#[derive(Clone, Debug)]
+pub enum Item {
+    Node(NodeId),
+    /// Runs once for every sample of the batch; values inside belong to one sample.
+    ForEachSample(Vec<Item>),
+    If(Flag, Vec<Item>),
+}
+
+/// A computation: see the module's documentation.
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    pub nodes: Vec<Node>,
+    pub values: Vec<Value>,
+    pub buffers: Vec<Buffer>,
+    pub body: Vec<Item>,
+}
+
+impl Graph {
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.0 as usize]
+    }
+
+    pub fn value(&self, id: ValueId) -> &Value {
+        &self.values[id.0 as usize]
+    }
+
+    pub fn buffer(&self, id: BufferId) -> &Buffer {
+        &self.buffers[id.0 as usize]
+    }
+
+    pub fn shape(&self, id: ValueId) -> &Shape {
+        &self.value(id).shape
+    }
+
+    pub fn shapes(&self, ids: &[ValueId]) -> Vec<&Shape> {
+        ids.iter().map(|&id| self.shape(id)).collect()
+    }
+
+    /// The node that makes a value.
+    pub fn producer(&self, id: ValueId) -> &Node {
+        self.node(self.value(id).node)
+    }
+
+    /// Nodes of the body in running order, as if every loop ran once and every flag were set.
+    pub fn order(&self) -> Vec<NodeId> {
+        fn walk(items: &[Item], order: &mut Vec<NodeId>) {
+            for item in items {
+                match item {
+                    Item::Node(id) => order.push(*id),
+                    Item::ForEachSample(body) | Item::If(_, body) => walk(body, order),
+                }
+            }
+        }
+        let mut order = Vec::with_capacity(self.nodes.len());
+        walk(&self.body, &mut order);
+        order
+    }
+}
