@@ -1,0 +1,65 @@
+//! What every backend offers: load a step program once, then run it step after step.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use crate::error::{Error, Result};
+use crate::plan::{StepProgram, StepState};
+use crate::tensor::Shape;
+
+/// Where weights come from, by the names that models use.
+pub trait WeightSource: Sync {
+    /// The elements of a tensor in the order of its checkpoint, converted to f32. `shape` is what the
+    /// model expects to find.
+    fn load(&self, name: &str, shape: &Shape) -> Result<Vec<f32>>;
+}
+
+/// A device that can run step programs.
+pub trait Backend {
+    /// A word for messages and metadata: `cpu`.
+    fn name(&self) -> &'static str;
+
+    /// Takes the weights in and makes all memory that running will need. Programs of one backend share
+    /// the weights that they have in common.
+    fn load(&self, program: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>>;
+}
+
+/// A loaded step program with its buffers.
+pub trait Program {
+    fn step(&self) -> &StepProgram;
+
+    /// Fills a buffer of numbers. NHWC, as declared.
+    fn write(&mut self, buffer: &str, data: &[f32]) -> Result<()>;
+
+    /// Fills a buffer of indices.
+    fn write_indices(&mut self, buffer: &str, data: &[i32]) -> Result<()>;
+
+    /// The contents of a buffer of numbers.
+    fn read(&self, buffer: &str) -> Result<Vec<f32>>;
+
+    /// Runs the body once. Stops between two operations when `stop` says so.
+    fn run(&mut self, state: &StepState, stop: &Stop) -> Result<()>;
+}
+
+/// A wish to stop that signal handlers set and long computations ask for.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Arc<AtomicU8>);
+
+impl Stop {
+    const INTERRUPT: u8 = 1;
+    const TERMINATE: u8 = 2;
+
+    /// Asks to stop; returns whether somebody had asked before.
+    pub fn ask(&self, terminate: bool) -> bool {
+        let wish = if terminate { Self::TERMINATE } else { Self::INTERRUPT };
+        self.0.swap(wish, Ordering::Relaxed) != 0
+    }
+
+    /// [`Error::Interrupted`] once somebody asked to stop.
+    pub fn check(&self) -> Result<()> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            wish => Err(Error::Interrupted { terminate: wish == Self::TERMINATE }),
+        }
+    }
+}

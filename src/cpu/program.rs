@@ -1,0 +1,335 @@
+//! Interprets a step program on the CPU.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, Weak};
+
+use super::eval::{Operand, Target, eval};
+use crate::backend::{Backend, Program, Stop, WeightSource};
+use crate::error::{Error, Result};
+use crate::ir::{BufferId, Flag, Layout, NodeId, Op, Row, ValueId};
+use crate::plan::{Param, Slot, Stage, StepProgram, StepState};
+use crate::tensor::{DType, Real, Shape};
+
+/// The CPU backend: `f32` to run, `f64` to check gradients. It computes in the rayon pool it is called in.
+#[derive(Default)]
+pub struct Cpu<T> {
+    /// Weights that some program holds at present.
+    shared: Mutex<HashMap<String, Weak<Vec<T>>>>,
+}
+
+impl<T: Real> Cpu<T> {
+    pub fn new() -> Self {
+        Self { shared: Mutex::default() }
+    }
+
+    /// [`Backend::load`] with its own type, for reading and writing `T`.
+    pub fn load_program(&self, step: StepProgram, weights: &dyn WeightSource) -> Result<CpuProgram<T>> {
+        if step.element_bytes != size_of::<T>() {
+            let problem = format!("a plan for elements of {} bytes", step.element_bytes);
+            return Err(Error::Bug(problem));
+        }
+        let params = step.params.iter().map(|param| self.param(param, weights)).collect::<Result<_>>()?;
+        let buffers = step.graph.buffers.iter().map(|buffer| Storage::new(buffer.dtype, &buffer.shape));
+        let buffers = buffers.collect();
+        let arena = vec![T::ZERO; step.arena_bytes / size_of::<T>()];
+        Ok(CpuProgram { step, params, buffers, arena })
+    }
+
+    fn param(&self, param: &Param, weights: &dyn WeightSource) -> Result<Arc<Vec<T>>> {
+        let held = |shared: &HashMap<String, Weak<Vec<T>>>| shared.get(&param.name).and_then(Weak::upgrade);
+        if let Some(data) = held(&self.shared.lock().expect("no holder of the lock panics")) {
+            return Ok(data);
+        }
+        let stored = weights.load(&param.name, &param.stored_shape())?;
+        let data = Arc::new(pack(param, &stored));
+        let mut shared = self.shared.lock().expect("no holder of the lock panics");
+        shared.insert(param.name.clone(), Arc::downgrade(&data));
+        Ok(data)
+    }
+}
+
+impl<T: Real> Backend for Cpu<T> {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn load(&self, step: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>> {
+        Ok(Box::new(self.load_program(step, weights)?))
+    }
+}
+
+/// A weight as the graph sees it.
+fn pack<T: Real>(param: &Param, stored: &[f32]) -> Vec<T> {
+    match (param.layout, &param.shape[..]) {
+        (Layout::Filter, &[o, r, s, c]) if r * s > 1 => {
+            let mut packed = Vec::with_capacity(stored.len());
+            for filter in stored.chunks_exact(c * r * s).take(o) {
+                for tap in 0..r * s {
+                    packed.extend((0..c).map(|channel| T::from_f32(filter[channel * r * s + tap])));
+                }
+            }
+            packed
+        }
+        _ => stored.iter().map(|&value| T::from_f32(value)).collect(),
+    }
+}
+
+enum Storage<T> {
+    Real(Vec<T>),
+    Index(Vec<i32>),
+}
+
+impl<T: Real> Storage<T> {
+    fn new(dtype: DType, shape: &Shape) -> Self {
+        match dtype {
+            DType::I32 => Self::Index(vec![0; shape.count()]),
+            _ => Self::Real(vec![T::ZERO; shape.count()]),
+        }
+    }
+}
+
+/// A program with its weights, buffers and arena.
+pub struct CpuProgram<T> {
+    step: StepProgram,
+    params: Vec<Arc<Vec<T>>>,
+    buffers: Vec<Storage<T>>,
+    arena: Vec<T>,
+}
+
+impl<T: Real> CpuProgram<T> {
+    /// Fills a buffer with exact values.
+    pub fn set(&mut self, buffer: &str, data: &[T]) -> Result<()> {
+        let id = self.id(buffer)?;
+        match &mut self.buffers[id] {
+            Storage::Real(to) if to.len() == data.len() => to.copy_from_slice(data),
+            _ => return Err(Error::Bug(format!("buffer `{buffer}` does not take {} numbers", data.len()))),
+        }
+        Ok(())
+    }
+
+    /// The exact contents of a buffer.
+    pub fn get(&self, buffer: &str) -> Result<&[T]> {
+        match &self.buffers[self.id(buffer)?] {
+            Storage::Real(data) => Ok(data),
+            Storage::Index(_) => Err(Error::Bug(format!("buffer `{buffer}` holds indices"))),
+        }
+    }
+
+    fn id(&self, buffer: &str) -> Result<usize> {
+        let id = self.step.buffer(buffer);
+        id.map(|id| id.0 as usize).ok_or_else(|| Error::Bug(format!("no buffer `{buffer}`")))
+    }
+
+    fn stages(&mut self, stages: &[Stage], state: &mut StepState, stop: &Stop) -> Result<()> {
+        for stage in stages {
+            match stage {
+                Stage::Run(nodes) => {
+                    for &node in nodes {
+                        stop.check()?;
+                        self.node(node, state);
+                    }
+                }
+                Stage::ForEachSample(body) => {
+                    for sample in 0..self.samples(body) {
+                        state.sample = sample as u32;
+                        self.stages(body, state, stop)?;
+                    }
+                }
+                Stage::If(Flag::Window, body) => {
+                    if state.window {
+                        self.stages(body, state, stop)?;
+                    }
+                }
+                Stage::If(Flag::Sample(buffer), body) => {
+                    if self.flag(*buffer, state.sample) {
+                        self.stages(body, state, stop)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The batch: rows of the buffers that the body takes a row of.
+    fn samples(&self, body: &[Stage]) -> usize {
+        let graph = &self.step.graph;
+        let rows_of_node = |id: &NodeId| {
+            let node = graph.node(*id);
+            let stored = match node.op {
+                Op::Store { buffer, row: Row::Sample } => Some(buffer),
+                _ => None,
+            };
+            let loaded = node.inputs.iter().find_map(|&input| match self.step.slot(input) {
+                Slot::Buffer { buffer, row: Row::Sample } => Some(buffer),
+                _ => None,
+            });
+            stored.or(loaded).map(|buffer| graph.buffer(buffer).shape[0])
+        };
+        body.iter()
+            .find_map(|stage| match stage {
+                Stage::Run(nodes) => nodes.iter().find_map(rows_of_node),
+                Stage::ForEachSample(body) | Stage::If(_, body) => {
+                    Some(self.samples(body)).filter(|&samples| samples > 0)
+                }
+            })
+            .unwrap_or(0)
+    }
+
+    fn flag(&self, buffer: BufferId, sample: u32) -> bool {
+        match &self.buffers[buffer.0 as usize] {
+            Storage::Real(data) => data[sample as usize] != T::ZERO,
+            Storage::Index(data) => data[sample as usize] != 0,
+        }
+    }
+
+    fn node(&mut self, id: NodeId, state: &StepState) {
+        let Self { step, params, buffers, arena } = self;
+        let node = step.graph.node(id);
+        if let Op::Store { buffer, row } = node.op {
+            store(step, params, buffers, arena, (node.inputs[0], buffer, row), state.sample);
+            return;
+        }
+        let outputs: Vec<Range<usize>> = node.outputs.iter().map(|&v| arena_range(step, v)).collect();
+        let (mut writable, readable) = split(arena, &outputs);
+        let inputs: Vec<Operand<'_, T>> = node
+            .inputs
+            .iter()
+            .map(|&input| operand(step, params, buffers, &readable, input, state.sample))
+            .collect();
+        let mut targets: Vec<Target<'_, T>> = node
+            .outputs
+            .iter()
+            .zip(&mut writable)
+            .map(|(&output, data)| Target { shape: step.graph.shape(output), data })
+            .collect();
+        // What an operation forgets to write must not pass unseen.
+        if cfg!(debug_assertions) {
+            let nan = T::ZERO / T::ZERO;
+            targets.iter_mut().for_each(|target| target.data.fill(nan));
+        }
+        eval(&node.op, &inputs, &mut targets, state);
+    }
+}
+
+impl<T: Real> Program for CpuProgram<T> {
+    fn step(&self) -> &StepProgram {
+        &self.step
+    }
+
+    fn write(&mut self, buffer: &str, data: &[f32]) -> Result<()> {
+        let data: Vec<T> = data.iter().map(|&value| T::from_f32(value)).collect();
+        self.set(buffer, &data)
+    }
+
+    fn write_indices(&mut self, buffer: &str, data: &[i32]) -> Result<()> {
+        let id = self.id(buffer)?;
+        match &mut self.buffers[id] {
+            Storage::Index(to) if to.len() == data.len() => to.copy_from_slice(data),
+            _ => return Err(Error::Bug(format!("buffer `{buffer}` does not take {} indices", data.len()))),
+        }
+        Ok(())
+    }
+
+    fn read(&self, buffer: &str) -> Result<Vec<f32>> {
+        Ok(self.get(buffer)?.iter().map(|value| value.to_f32()).collect())
+    }
+
+    fn run(&mut self, state: &StepState, stop: &Stop) -> Result<()> {
+        let stages = std::mem::take(&mut self.step.body);
+        let result = self.stages(&stages, &mut state.clone(), stop);
+        self.step.body = stages;
+        result
+    }
+}
+
+/// Elements of the arena that a value owns.
+fn arena_range(step: &StepProgram, value: ValueId) -> Range<usize> {
+    match step.slot(value) {
+        Slot::Arena { offset, bytes } => {
+            offset / step.element_bytes..(offset + bytes) / step.element_bytes
+        }
+        slot => unreachable!("results are computed into the arena, not into {slot:?}"),
+    }
+}
+
+/// Pieces of the arena that nobody writes, with their first element's position.
+type Gaps<'a, T> = Vec<(usize, &'a [T])>;
+
+/// The `wanted` ranges (disjoint: the plan sees to it) for writing, and the gaps between them for reading.
+fn split<'a, T>(arena: &'a mut [T], wanted: &[Range<usize>]) -> (Vec<&'a mut [T]>, Gaps<'a, T>) {
+    let mut order: Vec<usize> = (0..wanted.len()).collect();
+    order.sort_by_key(|&i| wanted[i].start);
+    let mut writable: Vec<Option<&mut [T]>> = wanted.iter().map(|_| None).collect();
+    let mut gaps = Vec::with_capacity(wanted.len() + 1);
+    let (mut rest, mut position) = (arena, 0);
+    for i in order {
+        let (gap, tail) = rest.split_at_mut(wanted[i].start - position);
+        let (range, tail) = tail.split_at_mut(wanted[i].len());
+        gaps.push((position, &*gap));
+        writable[i] = Some(range);
+        (rest, position) = (tail, wanted[i].end);
+    }
+    gaps.push((position, rest));
+    (writable.into_iter().flatten().collect(), gaps)
+}
+
+fn operand<'a, T: Real>(
+    step: &'a StepProgram,
+    params: &'a [Arc<Vec<T>>],
+    buffers: &'a [Storage<T>],
+    gaps: &Gaps<'a, T>,
+    value: ValueId,
+    sample: u32,
+) -> Operand<'a, T> {
+    let shape = step.graph.shape(value);
+    let row_of = |row: Row| match row {
+        Row::All => 0..shape.count(),
+        Row::Sample => {
+            let start = sample as usize * shape.count();
+            start..start + shape.count()
+        }
+    };
+    match step.slot(value) {
+        Slot::Param { index } => Operand::Real { shape, data: &params[index] },
+        Slot::Buffer { buffer, row } => match &buffers[buffer.0 as usize] {
+            Storage::Real(data) => Operand::Real { shape, data: &data[row_of(row)] },
+            Storage::Index(data) => Operand::Index { shape, data: &data[row_of(row)] },
+        },
+        Slot::Arena { .. } => {
+            let range = arena_range(step, value);
+            let gap = gaps.partition_point(|(start, _)| *start <= range.start) - 1;
+            let (start, data) = gaps[gap];
+            Operand::Real { shape, data: &data[range.start - start..range.end - start] }
+        }
+    }
+}
+
+fn store<T: Real>(
+    step: &StepProgram,
+    params: &[Arc<Vec<T>>],
+    buffers: &mut [Storage<T>],
+    arena: &[T],
+    (value, buffer, row): (ValueId, BufferId, Row),
+    sample: u32,
+) {
+    let count = step.graph.shape(value).count();
+    let start = if row == Row::Sample { sample as usize * count } else { 0 };
+    let copied: Vec<T>;
+    let source = match step.slot(value) {
+        Slot::Arena { .. } => &arena[arena_range(step, value)],
+        Slot::Param { index } => &params[index][..],
+        Slot::Buffer { .. } => {
+            // A loaded buffer that goes into another one unchanged.
+            match operand(step, params, buffers, &Vec::new(), value, sample) {
+                Operand::Real { data, .. } => copied = data.to_vec(),
+                Operand::Index { .. } => unreachable!("indices are only read"),
+            }
+            &copied
+        }
+    };
+    match &mut buffers[buffer.0 as usize] {
+        Storage::Real(data) => data[start..start + count].copy_from_slice(source),
+        Storage::Index(_) => unreachable!("indices are only written by the host"),
+    }
+}

@@ -1,0 +1,17 @@
+//! Graph to graph, one small rewriting a file, in the order of [`run_all`].
+
+mod dead;
+
+pub use dead::remove_dead;
+
+use crate::error::Result;
+use crate::ir::{Graph, verify};
+
+/// All passes, each verified.
+pub fn run_all(mut graph: Graph) -> Result<Graph> {
+    let before = graph.order().len();
+    remove_dead(&mut graph);
+    verify(&graph)?;
+    tracing::debug!(pass = "remove_dead", before, after = graph.order().len(), "rewrote");
+    Ok(graph)
+}

@@ -1,0 +1,339 @@
+//! The step program: a graph with a place for every value, ready for any backend.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use super::memory::{self, Demand};
+use crate::error::Result;
+use crate::ir::{BufferId, Flag, Graph, Item, Layout, NodeId, Op, Row, ValueId, verify};
+use crate::tensor::{DType, Shape};
+
+/// Where a value lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// The `index`-th entry of [`StepProgram::params`].
+    Param { index: usize },
+    /// A named buffer, whole or the row of the current sample.
+    Buffer { buffer: BufferId, row: Row },
+    /// `bytes` bytes of the arena from `offset`.
+    Arena { offset: usize, bytes: usize },
+}
+
+/// A frozen weight that the program reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Param {
+    pub name: String,
+    /// As the graph sees it.
+    pub shape: Shape,
+    pub layout: Layout,
+}
+
+impl Param {
+    /// The shape in a checkpoint: `[o, c, r, s]` for a filter that is seen as `[o, r, s, c]`.
+    pub fn stored_shape(&self) -> Shape {
+        match (self.layout, &self.shape[..]) {
+            (Layout::Filter, &[o, r, s, c]) => [o, c, r, s].into(),
+            _ => self.shape.clone(),
+        }
+    }
+}
+
+/// A piece of the body, in running order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Run(Vec<NodeId>),
+    ForEachSample(Vec<Stage>),
+    If(Flag, Vec<Stage>),
+}
+
+/// One step of sampling (or the encoding of a text, or the decoding of latents) as one value: what runs
+/// in which order, and where everything lives. A body is planned as if it always ran; one that does not
+/// run costs nothing.
+#[derive(Clone, Debug)]
+pub struct StepProgram {
+    pub graph: Graph,
+    pub params: Vec<Param>,
+    pub body: Vec<Stage>,
+    pub arena_bytes: usize,
+    /// Bytes that are alive at the busiest moment: no arena can be smaller.
+    pub live_bytes: usize,
+    /// Size of one element of the arena.
+    pub element_bytes: usize,
+    slots: Vec<Slot>,
+}
+
+impl StepProgram {
+    /// Plans `graph` for values of `element_bytes` bytes.
+    pub fn new(graph: Graph, element_bytes: usize) -> Result<Self> {
+        verify(&graph)?;
+        let order: Vec<NodeId> =
+            graph.order().into_iter().filter(|&id| !graph.node(id).op.is_free()).collect();
+        let roots = view_roots(&graph);
+        let mut live = lifetimes(&graph, &order, &roots);
+        extend_over_loops(&graph, &roots, &order, &mut live);
+
+        // In the order of the values, so that equal graphs get equal plans.
+        let mut owners: Vec<ValueId> = live.keys().copied().collect();
+        owners.sort();
+        let demands: Vec<Demand> = owners
+            .iter()
+            .map(|owner| Demand {
+                bytes: graph.shape(*owner).count() * element_bytes,
+                live: live[owner].clone(),
+            })
+            .collect();
+        let arena = memory::place(&demands);
+        let offsets: HashMap<ValueId, usize> = owners.into_iter().zip(arena.offsets).collect();
+
+        let mut params = Vec::new();
+        let mut slots = Vec::with_capacity(graph.values.len());
+        for (index, value) in graph.values.iter().enumerate() {
+            let root = roots[index];
+            slots.push(match &graph.producer(root).op {
+                Op::Param { name, layout } if root.0 as usize == index => {
+                    params.push(Param { name: name.clone(), shape: value.shape.clone(), layout: *layout });
+                    Slot::Param { index: params.len() - 1 }
+                }
+                Op::Param { .. } => slots[root.0 as usize],
+                Op::Load { buffer, row } => Slot::Buffer { buffer: *buffer, row: *row },
+                // A value that no body makes (its node was removed) has no place and no reader.
+                _ => Slot::Arena {
+                    offset: offsets.get(&root).copied().unwrap_or(0),
+                    bytes: value.shape.count() * element_bytes,
+                },
+            });
+        }
+        let body = stages(&graph, &graph.body);
+        let live_bytes = memory::lower_bound(&demands);
+        tracing::debug!(nodes = order.len(), arena_bytes = arena.bytes, live_bytes, "planned");
+        Ok(Self { graph, params, body, arena_bytes: arena.bytes, live_bytes, element_bytes, slots })
+    }
+
+    pub fn slot(&self, value: ValueId) -> Slot {
+        self.slots[value.0 as usize]
+    }
+
+    /// The buffer of that name.
+    pub fn buffer(&self, name: &str) -> Option<BufferId> {
+        let position = self.graph.buffers.iter().position(|buffer| buffer.name == name)?;
+        Some(BufferId(position as u32))
+    }
+
+    /// Bytes of all weights at `element_bytes` an element.
+    pub fn param_bytes(&self) -> usize {
+        self.params.iter().map(|param| param.shape.count() * self.element_bytes).sum()
+    }
+
+    /// Bytes of all named buffers.
+    pub fn buffer_bytes(&self) -> usize {
+        let bytes = |dtype| if dtype == DType::I32 { DType::I32.bytes() } else { self.element_bytes };
+        self.graph.buffers.iter().map(|buffer| buffer.shape.count() * bytes(buffer.dtype)).sum()
+    }
+}
+
+/// For every value the one whose bytes it shows: itself, unless it is a reshaped view.
+fn view_roots(graph: &Graph) -> Vec<ValueId> {
+    let mut roots: Vec<ValueId> = (0..graph.values.len() as u32).map(ValueId).collect();
+    for node in &graph.nodes {
+        if matches!(node.op, Op::Reshape) {
+            roots[node.outputs[0].0 as usize] = roots[node.inputs[0].0 as usize];
+        }
+    }
+    roots
+}
+
+/// Positions in `order` between which every value of the arena holds its bytes.
+fn lifetimes(graph: &Graph, order: &[NodeId], roots: &[ValueId]) -> HashMap<ValueId, std::ops::Range<usize>> {
+    let mut live = HashMap::new();
+    for (position, &id) in order.iter().enumerate() {
+        let node = graph.node(id);
+        for &output in &node.outputs {
+            live.insert(output, position..position + 1);
+        }
+        for &input in &node.inputs {
+            if let Some(range) = live.get_mut(&roots[input.0 as usize]) {
+                range.end = position + 1;
+            }
+        }
+    }
+    live
+}
+
+/// A value from outside that a loop reads must survive until the loop's last round has read it.
+fn extend_over_loops(
+    graph: &Graph,
+    roots: &[ValueId],
+    order: &[NodeId],
+    live: &mut HashMap<ValueId, std::ops::Range<usize>>,
+) {
+    let position: HashMap<NodeId, usize> = order.iter().enumerate().map(|(i, &id)| (id, i)).collect();
+    let mut loops = Vec::new();
+    find_loops(&graph.body, &mut loops);
+    for body in loops {
+        let mut nodes = Vec::new();
+        flatten(body, &mut nodes);
+        let inside: Vec<usize> = nodes.iter().filter_map(|id| position.get(id).copied()).collect();
+        let (Some(&first), Some(&last)) = (inside.iter().min(), inside.iter().max()) else { continue };
+        for id in nodes {
+            for &input in &graph.node(id).inputs {
+                if let Some(range) = live.get_mut(&roots[input.0 as usize])
+                    && range.start < first
+                {
+                    range.end = range.end.max(last + 1);
+                }
+            }
+        }
+    }
+}
+
+fn find_loops<'g>(items: &'g [Item], loops: &mut Vec<&'g [Item]>) {
+    for item in items {
+        match item {
+            Item::Node(_) => {}
+            Item::ForEachSample(body) => loops.push(body),
+            Item::If(_, body) => find_loops(body, loops),
+        }
+    }
+}
+
+fn flatten(items: &[Item], nodes: &mut Vec<NodeId>) {
+    for item in items {
+        match item {
+            Item::Node(id) => nodes.push(*id),
+            Item::ForEachSample(body) | Item::If(_, body) => flatten(body, nodes),
+        }
+    }
+}
+
+/// The body with runs of nodes joined and free nodes left out.
+fn stages(graph: &Graph, items: &[Item]) -> Vec<Stage> {
+    let mut result = Vec::new();
+    for item in items {
+        match item {
+            Item::Node(id) if graph.node(*id).op.is_free() => {}
+            Item::Node(id) => match result.last_mut() {
+                Some(Stage::Run(run)) => run.push(*id),
+                _ => result.push(Stage::Run(vec![*id])),
+            },
+            Item::ForEachSample(body) => result.push(Stage::ForEachSample(stages(graph, body))),
+            Item::If(flag, body) => result.push(Stage::If(*flag, stages(graph, body))),
+        }
+    }
+    result
+}
+
+impl fmt::Display for StepProgram {
+    /// Sizes first, then one line a step: where its results go.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let waste = self.arena_bytes as f64 / self.live_bytes.max(1) as f64 - 1.0;
+        writeln!(
+            f,
+            "arena   {:>14} bytes, {:.1} % over the busiest moment",
+            self.arena_bytes,
+            100.0 * waste
+        )?;
+        writeln!(f, "weights {:>14} bytes in {} tensors", self.param_bytes(), self.params.len())?;
+        writeln!(f, "buffers {:>14} bytes", self.buffer_bytes())?;
+        for buffer in &self.graph.buffers {
+            writeln!(f, "  {} {} {}", buffer.name, buffer.dtype, buffer.shape)?;
+        }
+        self.print_stages(&self.body, 0, f)
+    }
+}
+
+impl StepProgram {
+    fn print_stages(&self, stages: &[Stage], depth: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let indent = "  ".repeat(depth);
+        for stage in stages {
+            match stage {
+                Stage::Run(nodes) => {
+                    for &id in nodes {
+                        self.print_step(id, &indent, f)?;
+                    }
+                }
+                Stage::ForEachSample(body) => {
+                    writeln!(f, "{indent}for each sample")?;
+                    self.print_stages(body, depth + 1, f)?;
+                }
+                Stage::If(flag, body) => {
+                    match flag {
+                        Flag::Window => writeln!(f, "{indent}if window")?,
+                        Flag::Sample(buffer) => {
+                            writeln!(f, "{indent}if {}[sample]", self.graph.buffer(*buffer).name)?;
+                        }
+                    }
+                    self.print_stages(body, depth + 1, f)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn print_step(&self, id: NodeId, indent: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let node = self.graph.node(id);
+        write!(f, "{indent}{:<18} {}", node.op.name(), node.name)?;
+        for &output in &node.outputs {
+            if let Slot::Arena { offset, bytes } = self.slot(output) {
+                write!(f, "  {}@{offset}+{bytes}", self.graph.shape(output))?;
+            }
+        }
+        writeln!(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Activation, Builder};
+
+    #[test]
+    fn a_chain_of_equal_values_needs_two_places() {
+        let mut b = Builder::new();
+        let x = b.buffer("x", [1, 64], DType::F32);
+        let mut value = b.load(x, Row::All).unwrap();
+        for i in 0..5 {
+            value = b.activate(&format!("f{i}"), value, Activation::Silu).unwrap();
+        }
+        b.store(value, x, Row::All).unwrap();
+        let program = StepProgram::new(b.finish(), 4).unwrap();
+        assert_eq!((program.arena_bytes, program.live_bytes), (512, 512));
+    }
+
+    #[test]
+    fn a_view_has_the_bytes_of_what_it_shows() {
+        let mut b = Builder::new();
+        let x = b.buffer("x", [2, 3], DType::F32);
+        let x = b.load(x, Row::All).unwrap();
+        let y = b.affine("y", x, 2.0, 0.0).unwrap();
+        let view = b.reshape(y, [6]).unwrap();
+        let z = b.affine("z", view, 2.0, 0.0).unwrap();
+        let program = StepProgram::new(b.finish(), 4).unwrap();
+        assert_eq!(program.slot(view), program.slot(y));
+        assert_ne!(program.slot(z), program.slot(y));
+    }
+
+    #[test]
+    fn what_a_loop_reads_from_outside_survives_all_its_rounds() {
+        let mut b = Builder::new();
+        let x = b.buffer("x", [2, 64], DType::F32);
+        let all = b.load(x, Row::All).unwrap();
+        let outside = b.affine("outside", all, 2.0, 0.0).unwrap();
+        let (first, last) = b
+            .for_each_sample(|b| {
+                let row = b.push("row", Op::SliceBatch { start: 0, len: 1 }, &[outside])?;
+                let mut value = row;
+                for i in 0..4 {
+                    value = b.affine(&format!("inside{i}"), value, 2.0, 0.0)?;
+                }
+                b.store(value, x, Row::Sample)?;
+                Ok((row, value))
+            })
+            .unwrap();
+        let program = StepProgram::new(b.finish(), 4).unwrap();
+        let Slot::Arena { offset, bytes } = program.slot(outside) else { panic!("outside is computed") };
+        for value in [first, last] {
+            let Slot::Arena { offset: other, bytes: len } = program.slot(value) else { panic!("computed") };
+            assert!(other + len <= offset || offset + bytes <= other);
+        }
+    }
+}
