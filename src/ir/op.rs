@@ -176,11 +176,11 @@ pub enum Op {
     /// and `status` is 1; where a score is not finite, `status` is 2 and de is zero.
     /// `(e [n, d], concepts [k, d] unit rows) -> scores [n, k], p_h [n], gate [n], de [n, d], status [n]`
     ClipCosine { reduce: Reduce, top_k: Option<usize>, scale_log2: i32 },
-    /// The DDIM step with unguidance: x0' = gate ? x0 - gamma 2^-scale_log2 g : x0 (selected, never multiplied);
+    /// The DDIM step with unguidance (outside of the guided window every gate counts as shut): x0' = gate ? x0 - gamma 2^-scale_log2 g : x0 (selected, never multiplied);
     /// z' = prev_x0 x0' + prev_eps eps + sigma noise (the last term only where sigma > 0).
     /// `(eps, x0, noise, gate [n], g) -> z', x0'`; gate and g may both be left out.
     DdimUnguide { scale_log2: i32 },
-    /// Guidance in x_t space: eps' = gate ? eps + gamma sqrt(1 - alpha) 2^-scale_log2 g : eps, x0' from (z, eps').
+    /// Guidance in x_t space (outside of the guided window every gate counts as shut): eps' = gate ? eps + gamma sqrt(1 - alpha) 2^-scale_log2 g : eps, x0' from (z, eps').
     /// `(z, eps, x0, gate [n], g) -> eps', x0'`
     GuideEps { scale_log2: i32 },
     /// x / sqrt(alpha): d x0 / d z where the UNet's dependence on z is left out. `(x)`
