@@ -1,8 +1,8 @@
-//! Drops nodes whose results nobody reads.
+//! Drops nodes whose results nobody reads, and buffers that nobody touches.
 
 use std::collections::HashSet;
 
-use crate::ir::{Graph, Item, Node, NodeId, Op, ValueId};
+use crate::ir::{BufferId, Flag, Graph, Item, Node, NodeId, Op, ValueId};
 
 /// Keeps the stores and what they need, directly or not. Differentiation leaves such nodes behind, and
 /// models return more than every caller wants.
@@ -59,14 +59,44 @@ fn compact(graph: &mut Graph, keep: impl Fn(NodeId, &Node) -> bool) {
     for input in graph.nodes.iter_mut().flat_map(|node| &mut node.inputs) {
         *input = new_value[input.0 as usize];
     }
-    renumber(&mut graph.body, &new_node);
+    let new_buffer = compact_buffers(graph);
+    renumber(&mut graph.body, &new_node, &new_buffer);
 }
 
-fn renumber(items: &mut [Item], new_node: &[NodeId]) {
+/// Removes buffers that no node loads or stores; returns their new numbers.
+fn compact_buffers(graph: &mut Graph) -> Vec<BufferId> {
+    let touched: HashSet<BufferId> = graph.nodes.iter().filter_map(|node| buffer_of(&node.op)).collect();
+    let mut new_buffer = vec![BufferId(u32::MAX); graph.buffers.len()];
+    for (i, buffer) in std::mem::take(&mut graph.buffers).into_iter().enumerate() {
+        if touched.contains(&BufferId(i as u32)) {
+            new_buffer[i] = BufferId(graph.buffers.len() as u32);
+            graph.buffers.push(buffer);
+        }
+    }
+    for node in &mut graph.nodes {
+        if let Op::Load { buffer, .. } | Op::Store { buffer, .. } = &mut node.op {
+            *buffer = new_buffer[buffer.0 as usize];
+        }
+    }
+    new_buffer
+}
+
+fn buffer_of(op: &Op) -> Option<BufferId> {
+    match op {
+        Op::Load { buffer, .. } | Op::Store { buffer, .. } => Some(*buffer),
+        _ => None,
+    }
+}
+
+fn renumber(items: &mut [Item], new_node: &[NodeId], new_buffer: &[BufferId]) {
     for item in items {
         match item {
             Item::Node(id) => *id = new_node[id.0 as usize],
-            Item::ForEachSample(body) | Item::If(_, body) => renumber(body, new_node),
+            Item::If(Flag::Sample(buffer), body) => {
+                *buffer = new_buffer[buffer.0 as usize];
+                renumber(body, new_node, new_buffer);
+            }
+            Item::ForEachSample(body) | Item::If(_, body) => renumber(body, new_node, new_buffer),
         }
     }
 }
@@ -80,6 +110,7 @@ mod tests {
     #[test]
     fn what_no_store_needs_is_gone_and_the_rest_still_holds() {
         let mut b = Builder::new();
+        b.buffer("untouched", [1, 8], DType::F32);
         let x = b.buffer("x", [1, 8], DType::F32);
         let value = b.load(x, Row::All).unwrap();
         let used = b.linear("used", value, 8, true).unwrap();
@@ -92,6 +123,6 @@ mod tests {
         verify(&graph).unwrap();
         let names: Vec<_> = graph.nodes.iter().map(|node| node.name.as_str()).collect();
         assert_eq!(names, ["x", "used.weight", "used.bias", "used", "x"]);
-        assert_eq!(graph.body.len(), 3);
+        assert_eq!((graph.body.len(), graph.buffers.len()), (3, 1));
     }
 }

@@ -1,0 +1,12 @@
+//! Prompt in, image out: the one place that knows every stage, in the order of the data.
+
+mod model;
+mod observe;
+pub mod programs;
+mod request;
+mod run;
+
+pub use model::{Model, ModelSource};
+pub use observe::{GeneratedImage, Observer, StepReport, Trace};
+pub use request::{Guidance, Method, Request};
+pub use run::generate;

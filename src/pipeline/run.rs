@@ -1,0 +1,449 @@
+//! The run itself, top to bottom.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::model::Model;
+use super::observe::{GeneratedImage, GuardReport, Observer, StepReport};
+use super::programs::{self, Guard, Steering, StepSpec, names};
+use super::request::{Guidance, Method, Request};
+use crate::backend::{Backend, Program, Stop};
+use crate::error::{Error, Result};
+use crate::ir::Graph;
+use crate::passes;
+use crate::plan::{SldState, StepProgram, StepState};
+use crate::sampler::{NoiseStream, Schedule, StepCoefficients};
+use crate::tensor::Tensor;
+
+/// Generates all images of a request, batch by batch, telling `observer` of every step and image.
+///
+/// # Errors
+/// [`Error::NonFinite`] names the first image that could not be made; the others are made all the same.
+/// Everything else ends the run at once; images that were told of are whole.
+pub fn generate(
+    model: &Model,
+    backend: &dyn Backend,
+    request: &Request,
+    observer: &mut dyn Observer,
+    stop: &Stop,
+) -> Result<()> {
+    request.check(model.factor())?;
+    let schedule = Schedule::new(&model.scheduler, request.steps, request.eta)?;
+    let gammas = gammas(request)?;
+
+    // Prompt -> tokens -> context; concepts -> tokens -> unit embeddings.
+    let contexts = Contexts::encode(model, backend, request, stop)?;
+    let concepts = request.method.guidance().map(|guidance| embed(model, backend, guidance, stop));
+    let concepts = concepts.transpose()?;
+
+    let spec = step_spec(model, request, &contexts)?;
+    let mut decoder = Decoder::load(model, backend, request)?;
+    let mut failed = None;
+    let mut step: Option<(usize, Box<dyn Program>)> = None;
+    for first in (0..request.images()).step_by(request.batch_size) {
+        let images = first..(first + request.batch_size).min(request.images());
+
+        // The last batch may be smaller than the others and then has a program of its own.
+        let (_, program) = match step.take().filter(|(batch, _)| *batch == images.len()) {
+            Some(loaded) => step.insert(loaded),
+            None => {
+                let spec = StepSpec { batch: images.len(), ..spec.clone() };
+                let graph = programs::step(&model.unet, &spec)?;
+                step.insert((images.len(), load(model, backend, graph)?))
+            }
+        };
+        if let Some(concepts) = &concepts {
+            program.write(names::CONCEPTS, concepts)?;
+        }
+        program.write(names::CONTEXT, &contexts.rows(request, &spec, images.clone()))?;
+
+        // Noise -> latents, one step after the other.
+        let run = Run { request, schedule: &schedule, gammas: &gammas, stop };
+        let faults = run.denoise(program.as_mut(), images.clone(), observer)?;
+
+        // Latents -> pixels.
+        let z = latents(program.as_ref(), names::Z)?;
+        for (sample, index) in images.enumerate() {
+            let fault = match faults[sample] {
+                Some(fault) => Some(fault),
+                None => {
+                    let image = decoder.decode(&z, sample, index, request, stop)?;
+                    let finite = image.pixels.data().iter().all(|v| v.is_finite());
+                    if finite {
+                        observer.image(&clamped(image))?;
+                    }
+                    (!finite).then_some(Fault { what: "the decoded image", step: request.steps })
+                }
+            };
+            if let Some(Fault { what, step }) = fault {
+                tracing::error!(image = index, step, "non-finite value in {what}: no image");
+                failed.get_or_insert(Error::NonFinite { what, step, image: index });
+            }
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Where a sample's numbers stopped being numbers.
+#[derive(Clone, Copy)]
+struct Fault {
+    what: &'static str,
+    step: usize,
+}
+
+/// What all batches of a run have in common.
+struct Run<'a> {
+    request: &'a Request,
+    schedule: &'a Schedule,
+    gammas: &'a [f64],
+    stop: &'a Stop,
+}
+
+impl Run<'_> {
+    /// All steps of one batch; returns the first fault of every sample.
+    fn denoise(
+        &self,
+        program: &mut dyn Program,
+        images: Range<usize>,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Option<Fault>>> {
+        let mut noise = Noise::new(self.request, program, images.clone());
+        let start = noise.start();
+        program.write(names::Z, start.data())?;
+        if let Method::Sld { .. } = self.request.method {
+            program.write(names::NU, &vec![0.0; start.data().len()])?;
+        }
+        let mut faults: Vec<Option<Fault>> = vec![None; images.len()];
+        let mut z = start;
+        for (index, coefficients) in self.schedule.steps.iter().enumerate() {
+            if self.request.eta > 0.0 {
+                program.write(names::NOISE, noise.draw().data())?;
+            }
+            let state = self.state(index, coefficients);
+            program.run(&state, self.stop)?;
+            let report = self.report(program, images.clone(), (index, coefficients), z, &state)?;
+            for (sample, fault) in faults.iter_mut().enumerate() {
+                let what = first_non_finite(&report, sample);
+                *fault = fault.or(what.map(|what| Fault { what, step: index }));
+            }
+            observer.step(&report)?;
+            z = report.prev;
+        }
+        Ok(faults)
+    }
+
+    /// The step as numbers.
+    fn state(&self, index: usize, c: &StepCoefficients) -> StepState {
+        let pair = |[a, b]: [f64; 2]| [a as f32, b as f32];
+        let mut state = StepState {
+            step: index as u32,
+            sample: 0,
+            window: false,
+            timestep: c.timestep as f32,
+            guidance: self.request.guidance_scale as f32,
+            alpha: c.alpha as f32,
+            x0_from: pair(c.x0_from),
+            eps_from: pair(c.eps_from),
+            prev_x0: c.prev_x0 as f32,
+            prev_eps: c.prev_eps as f32,
+            sigma: c.sigma as f32,
+            gamma: 0.0,
+            threshold: f32::INFINITY,
+            sld: SldState::default(),
+        };
+        match &self.request.method {
+            Method::None | Method::NegativePrompt { .. } => {}
+            Method::Sld { config, .. } => {
+                state.sld = SldState {
+                    scale: config.guidance_scale as f32,
+                    threshold: config.threshold as f32,
+                    momentum: config.momentum_scale as f32,
+                    beta: config.momentum_beta as f32,
+                    warm: index >= config.warmup_steps,
+                };
+            }
+            Method::SafeSampling(guidance) | Method::ClassifierGuidance { guidance, .. } => {
+                state.window = in_window(guidance, index);
+                state.gamma = self.gammas[index] as f32;
+                // Without a gate every score reaches the threshold.
+                let gated = !matches!(self.request.method, Method::ClassifierGuidance { gated: false, .. });
+                state.threshold = if gated { guidance.threshold as f32 } else { f32::NEG_INFINITY };
+            }
+        }
+        state
+    }
+
+    fn report(
+        &self,
+        program: &dyn Program,
+        images: Range<usize>,
+        (index, coefficients): (usize, &StepCoefficients),
+        z: Tensor<f32>,
+        state: &StepState,
+    ) -> Result<StepReport> {
+        let guard = self.request.method.guidance().filter(|_| state.window);
+        let guard = guard.map(|guidance| guard_report(program, guidance)).transpose()?;
+        Ok(StepReport {
+            images,
+            step: index,
+            steps: self.schedule.steps.len(),
+            timestep: coefficients.timestep,
+            latents: z,
+            eps: latents(program, names::EPS)?,
+            x0: latents(program, names::X0)?,
+            x0_guided: latents(program, names::X0_GUIDED)?,
+            prev: latents(program, names::Z)?,
+            guard,
+        })
+    }
+}
+
+fn in_window(guidance: &Guidance, step: usize) -> bool {
+    guidance.window.as_ref().is_none_or(|window| window.contains(step))
+}
+
+/// Gamma of every step.
+fn gammas(request: &Request) -> Result<Vec<f64>> {
+    let Some(guidance) = request.method.guidance() else { return Ok(Vec::new()) };
+    let factors = guidance.gamma_schedule.factors(request.steps)?;
+    Ok(factors.into_iter().map(|factor| factor * guidance.gamma).collect())
+}
+
+fn guard_report(program: &dyn Program, guidance: &Guidance) -> Result<GuardReport> {
+    let status = program.read(names::STATUS)?;
+    let gate: Vec<bool> = program.read(names::GATE)?.iter().map(|&open| open != 0.0).collect();
+    // Stored gradients carry a power of two; those of shut gates are left from earlier steps.
+    let scale = (-guidance.gradient_scale_log2 as f32).exp2();
+    let stored = latents(program, names::GRADIENT)?;
+    let mut gradient = Tensor::filled(stored.shape().clone(), 0.0);
+    let row = stored.data().len() / gate.len();
+    for (sample, &open) in gate.iter().enumerate() {
+        let range = sample * row..(sample + 1) * row;
+        if open {
+            let from = stored.data()[range.clone()].iter();
+            gradient.data_mut()[range].iter_mut().zip(from).for_each(|(to, from)| *to = from * scale);
+        }
+    }
+    Ok(GuardReport {
+        scores: Tensor::new([gate.len(), guidance.concepts.len()], program.read(names::SCORES)?),
+        density: program.read(names::DENSITY)?,
+        fallback: status.iter().map(|&status| status == 1.0).collect(),
+        gate,
+        gradient,
+    })
+}
+
+/// The first thing of a sample that is not finite, in the order in which it is computed.
+fn first_non_finite(report: &StepReport, sample: usize) -> Option<&'static str> {
+    let finite = |tensor: &Tensor<f32>| tensor.row(sample).iter().all(|value| value.is_finite());
+    let guard = report.guard.as_ref();
+    let checks = [
+        (finite(&report.eps), "the UNet's output"),
+        (finite(&report.x0), "the predicted latents"),
+        (guard.is_none_or(|guard| finite(&guard.scores)), "the concept scores"),
+        (guard.is_none_or(|guard| guard.density[sample].is_finite()), "the density of the concepts"),
+        (guard.is_none_or(|guard| finite(&guard.gradient)), "the guard's gradient"),
+        (finite(&report.prev), "the latents"),
+    ];
+    checks.iter().find(|(finite, _)| !finite).map(|&(_, what)| what)
+}
+
+/// Text states of the UNet's rows, by text.
+struct Contexts {
+    states: HashMap<String, Vec<f32>>,
+    negative: String,
+    safety: Option<String>,
+    tokens: usize,
+    width: usize,
+}
+
+impl Contexts {
+    fn encode(model: &Model, backend: &dyn Backend, request: &Request, stop: &Stop) -> Result<Self> {
+        let negative = match &request.method {
+            Method::NegativePrompt { concept } if request.negative_prompt.is_empty() => concept.clone(),
+            Method::NegativePrompt { concept } => format!("{}, {concept}", request.negative_prompt),
+            _ => request.negative_prompt.clone(),
+        };
+        let safety = match &request.method {
+            Method::Sld { concept, .. } => Some(concept.clone()),
+            _ => None,
+        };
+        let tokens = model.text.max_position_embeddings();
+        let mut program = load(model, backend, programs::encode_text(&model.text, tokens)?)?;
+        let mut states = HashMap::new();
+        let mut texts: Vec<&String> = request.prompts.iter().chain(&safety).collect();
+        if request.guidance_scale > 1.0 {
+            texts.push(&negative);
+        }
+        for text in texts {
+            if !states.contains_key(text) {
+                let ids = model.tokenize(&model.tokenizer, text, tokens)?;
+                program.write_indices(names::TOKENS, &ids)?;
+                program.run(&StepState::default(), stop)?;
+                states.insert(text.clone(), program.read(names::STATES)?);
+            }
+        }
+        Ok(Self { states, negative, safety, tokens, width: model.text.hidden_size() })
+    }
+
+    /// The context buffer of a batch: see [`StepSpec`].
+    fn rows(&self, request: &Request, spec: &StepSpec, images: Range<usize>) -> Vec<f32> {
+        let text = |row: usize, image: usize| match (spec.rows, row) {
+            (1, _) | (_, 1) => request.image_prompt(image),
+            (_, 0) => &self.negative,
+            _ => self.safety.as_deref().expect("three rows have a safety text"),
+        };
+        let state = |row, image| self.states[text(row, image)].iter().copied();
+        if spec.by_sample() {
+            images.flat_map(|image| (0..spec.rows).flat_map(move |row| state(row, image))).collect()
+        } else {
+            (0..spec.rows).flat_map(|row| images.clone().flat_map(move |image| state(row, image))).collect()
+        }
+    }
+}
+
+/// Unit embeddings of the concepts, `[k, d]`.
+fn embed(model: &Model, backend: &dyn Backend, guidance: &Guidance, stop: &Stop) -> Result<Vec<f32>> {
+    let clip = model.clip()?;
+    let tokens = clip.text.max_position_embeddings();
+    let graph = programs::embed_text(&clip.text, clip.vision.projection_dim(), tokens)?;
+    let mut program = load(model, backend, graph)?;
+    let mut features = Vec::new();
+    for concept in &guidance.concepts {
+        let ids = model.tokenize(&clip.tokenizer, concept, tokens)?;
+        program.write_indices(names::POOL, &[clip.text.pool_position(&ids) as i32])?;
+        program.write_indices(names::TOKENS, &ids)?;
+        program.run(&StepState::default(), stop)?;
+        let feature = program.read(names::FEATURES)?;
+        if !feature.iter().all(|value| value.is_finite()) {
+            return Err(Error::NonFinite { what: "a concept's embedding", step: 0, image: 0 });
+        }
+        features.extend(feature);
+    }
+    Ok(features)
+}
+
+/// One step of this request, for a batch of one.
+fn step_spec(model: &Model, request: &Request, contexts: &Contexts) -> Result<StepSpec> {
+    let guard = |guidance: &Guidance| -> Result<Guard> {
+        Ok(Guard {
+            decoder: model.guard_decoder().clone(),
+            vision: model.clip()?.vision.clone(),
+            mean: guidance.mean,
+            std: guidance.std,
+            concepts: guidance.concepts.len(),
+            reduce: guidance.reduce,
+            top_k: guidance.top_k,
+            scale_log2: guidance.gradient_scale_log2,
+        })
+    };
+    let steering = match &request.method {
+        Method::None | Method::NegativePrompt { .. } => Steering::None,
+        Method::Sld { .. } => Steering::Sld,
+        Method::SafeSampling(guidance) => Steering::X0(guard(guidance)?),
+        Method::ClassifierGuidance { guidance, frozen_unet, .. } => {
+            Steering::Xt { guard: guard(guidance)?, frozen: *frozen_unet }
+        }
+    };
+    Ok(StepSpec {
+        batch: 1,
+        height: request.height / model.factor(),
+        width: request.width / model.factor(),
+        tokens: contexts.tokens,
+        context_width: contexts.width,
+        rows: match steering {
+            Steering::Sld => 3,
+            _ if request.guidance_scale > 1.0 => 2,
+            _ => 1,
+        },
+        steering,
+    })
+}
+
+fn load(model: &Model, backend: &dyn Backend, graph: Graph) -> Result<Box<dyn Program>> {
+    let program = StepProgram::new(passes::run_all(graph)?, size_of::<f32>())?;
+    backend.load(program, model.weights())
+}
+
+/// The latents in a buffer of a step program.
+fn latents(program: &dyn Program, name: &str) -> Result<Tensor<f32>> {
+    let id = program.step().buffer(name).ok_or_else(|| Error::Bug(format!("no buffer `{name}`")))?;
+    Ok(Tensor::new(program.step().graph.buffer(id).shape.clone(), program.read(name)?))
+}
+
+/// The noise of the images of a batch: every image has a stream of its own.
+struct Noise<'a> {
+    request: &'a Request,
+    images: Range<usize>,
+    streams: Vec<NoiseStream>,
+    /// `[h, w]` of the latents.
+    size: [usize; 2],
+}
+
+impl<'a> Noise<'a> {
+    fn new(request: &'a Request, program: &dyn Program, images: Range<usize>) -> Self {
+        let id = program.step().buffer(names::Z).expect("every step has latents");
+        let shape = &program.step().graph.buffer(id).shape;
+        let streams =
+            images.clone().map(|image| NoiseStream::new(request.rng, request.image_seed(image))).collect();
+        Self { request, size: [shape[1], shape[2]], images, streams }
+    }
+
+    /// The latents to start from, `[n, h, w, 4]`.
+    fn start(&mut self) -> Tensor<f32> {
+        match &self.request.latents {
+            None => self.draw(),
+            Some(given) => {
+                let data = self.images.clone().flat_map(|image| given.row(image).iter().copied());
+                self.nhwc(data.collect())
+            }
+        }
+    }
+
+    /// The next numbers of every stream, `[n, h, w, 4]`. Drawn channel by channel, as torch does.
+    fn draw(&mut self) -> Tensor<f32> {
+        let count = 4 * self.size[0] * self.size[1];
+        let data = self.streams.iter_mut().flat_map(|stream| stream.normal(count)).collect();
+        self.nhwc(data)
+    }
+
+    fn nhwc(&self, data: Vec<f32>) -> Tensor<f32> {
+        let [h, w] = self.size;
+        Tensor::new([self.images.len(), 4, h, w], data).nchw_to_nhwc()
+    }
+}
+
+/// The VAE, one image at a time.
+struct Decoder {
+    program: Box<dyn Program>,
+    /// `[1, H, W, 3]`
+    shape: [usize; 4],
+}
+
+impl Decoder {
+    fn load(model: &Model, backend: &dyn Backend, request: &Request) -> Result<Self> {
+        let (height, width) = (request.height / model.factor(), request.width / model.factor());
+        let program = load(model, backend, programs::decode(&model.decoder, height, width)?)?;
+        Ok(Self { program, shape: [1, request.height, request.width, 3] })
+    }
+
+    fn decode(
+        &mut self,
+        z: &Tensor<f32>,
+        sample: usize,
+        index: usize,
+        request: &Request,
+        stop: &Stop,
+    ) -> Result<GeneratedImage> {
+        let latents = Tensor::new(z.shape().with_first(1), z.row(sample).to_vec());
+        self.program.write(names::Z, latents.data())?;
+        self.program.run(&StepState::default(), stop)?;
+        let pixels = Tensor::new(self.shape, self.program.read(names::IMAGE)?);
+        Ok(GeneratedImage { index, seed: request.image_seed(index), latents, pixels })
+    }
+}
+
+fn clamped(mut image: GeneratedImage) -> GeneratedImage {
+    image.pixels.data_mut().iter_mut().for_each(|value| *value = value.clamp(0.0, 1.0));
+    image
+}
