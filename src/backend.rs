@@ -6,12 +6,19 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use crate::error::{Error, Result};
 use crate::plan::{StepProgram, StepState};
 use crate::tensor::Shape;
+use crate::weights::Weights;
 
 /// Where weights come from, by the names that models use.
 pub trait WeightSource: Sync {
     /// The elements of a tensor in the order of its checkpoint, converted to f32. `shape` is what the
     /// model expects to find.
     fn load(&self, name: &str, shape: &Shape) -> Result<Vec<f32>>;
+}
+
+impl WeightSource for Weights {
+    fn load(&self, name: &str, shape: &Shape) -> Result<Vec<f32>> {
+        self.load(name, shape)
+    }
 }
 
 /// A device that can run step programs.

@@ -57,7 +57,7 @@ impl Decoder {
     /// Pixels a latent pixel becomes, along each side.
     pub fn factor(&self) -> usize {
         match self {
-            Self::Vae(config) => config.factor(),
+            Self::Vae(config) => 1 << (config.channels.len() - 1),
             Self::Tiny(config) => config.factor(),
         }
     }
@@ -128,21 +128,32 @@ impl StepSpec {
 pub fn encode_text(config: &ClipTextConfig, tokens: usize) -> Result<Graph> {
     let mut b = Builder::new();
     let ids = b.buffer(names::TOKENS, [1, tokens], DType::I32);
-    let states = b.buffer(names::STATES, [1, tokens, config.hidden_size()], DType::F32);
+    let states = b.buffer(names::STATES, [1, tokens, config.encoder.width], DType::F32);
     let ids = b.load(ids, Row::All)?;
-    let result = b.scope("text_encoder", |b| models::text_states(b, config, ids))?;
+    let result = models::text_states(&mut b, config, "text_encoder", ids)?;
     b.store(result, states, Row::All)?;
     Ok(b.finish())
 }
 
 /// tokens -> features.
-pub fn embed_text(config: &ClipTextConfig, projection: usize, tokens: usize) -> Result<Graph> {
+pub fn embed_text(config: &ClipTextConfig) -> Result<Graph> {
     let mut b = Builder::new();
-    let ids = b.buffer(names::TOKENS, [1, tokens], DType::I32);
+    let ids = b.buffer(names::TOKENS, [1, config.positions], DType::I32);
     let pool = b.buffer(names::POOL, [1], DType::I32);
-    let features = b.buffer(names::FEATURES, [1, projection], DType::F32);
+    let features = b.buffer(names::FEATURES, [1, config.projection], DType::F32);
     let (ids, pool) = (b.load(ids, Row::All)?, b.load(pool, Row::All)?);
-    let result = b.scope("clip", |b| models::text_features(b, config, projection, ids, pool))?;
+    let result = models::text_features(&mut b, config, "clip", ids, pool)?;
+    b.store(result, features, Row::All)?;
+    Ok(b.finish())
+}
+
+/// image -> features: the guard's view of normalised pixels. Runs as a part of [`step`] only.
+pub fn embed_image(config: &ClipVisionConfig) -> Result<Graph> {
+    let mut b = Builder::new();
+    let image = b.buffer(names::IMAGE, [1, config.image, config.image, 3], DType::F32);
+    let features = b.buffer(names::FEATURES, [1, config.projection], DType::F32);
+    let image = b.load(image, Row::All)?;
+    let result = models::image_features(&mut b, config, "clip", image)?;
     b.store(result, features, Row::All)?;
     Ok(b.finish())
 }
@@ -291,10 +302,10 @@ struct Seed {
 /// Decodes, embeds and scores one sample; stores scores, density, gate and status.
 fn score(b: &mut Builder, guard: &Guard, buffers: &Buffers, x0: ValueId) -> Result<Seed> {
     let rgb = guard.decoder.decode(b, x0)?;
-    let size = guard.vision.image_size();
+    let size = guard.vision.image;
     let resample = Op::Resample { height: size, width: size, mean: guard.mean, std: guard.std };
     let pixels = b.push("resample", resample, &[rgb])?;
-    let embedding = b.scope("clip", |b| models::clip_vision(b, &guard.vision, pixels))?;
+    let embedding = models::image_features(b, &guard.vision, "clip", pixels)?;
     let concepts = b.load(buffers.concepts, Row::All)?;
     let cosine =
         Op::ClipCosine { reduce: guard.reduce, top_k: guard.top_k, scale_log2: guard.scale_log2 };
@@ -336,7 +347,7 @@ impl Buffers {
         let latents = [batch, height, width, 4];
         let (concepts, projection) = match &spec.steering {
             Steering::X0(guard) | Steering::Xt { guard, .. } => {
-                (guard.concepts, guard.vision.projection_dim())
+                (guard.concepts, guard.vision.projection)
             }
             Steering::None | Steering::Sld => (0, 0),
         };

@@ -155,11 +155,11 @@ impl Run<'_> {
             Method::None | Method::NegativePrompt { .. } => {}
             Method::Sld { config, .. } => {
                 state.sld = SldState {
-                    scale: config.guidance_scale as f32,
+                    scale: config.scale as f32,
                     threshold: config.threshold as f32,
                     momentum: config.momentum_scale as f32,
                     beta: config.momentum_beta as f32,
-                    warm: index >= config.warmup_steps,
+                    warm: index >= config.warmup,
                 };
             }
             Method::SafeSampling(guidance) | Method::ClassifierGuidance { guidance, .. } => {
@@ -268,7 +268,7 @@ impl Contexts {
             Method::Sld { concept, .. } => Some(concept.clone()),
             _ => None,
         };
-        let tokens = model.text.max_position_embeddings();
+        let tokens = model.text.positions;
         let mut program = load(model, backend, programs::encode_text(&model.text, tokens)?)?;
         let mut states = HashMap::new();
         let mut texts: Vec<&String> = request.prompts.iter().chain(&safety).collect();
@@ -277,13 +277,12 @@ impl Contexts {
         }
         for text in texts {
             if !states.contains_key(text) {
-                let ids = model.tokenize(&model.tokenizer, text, tokens)?;
-                program.write_indices(names::TOKENS, &ids)?;
+                program.write_indices(names::TOKENS, &model.tokenize(text)?)?;
                 program.run(&StepState::default(), stop)?;
                 states.insert(text.clone(), program.read(names::STATES)?);
             }
         }
-        Ok(Self { states, negative, safety, tokens, width: model.text.hidden_size() })
+        Ok(Self { states, negative, safety, tokens, width: model.text.encoder.width })
     }
 
     /// The context buffer of a batch: see [`StepSpec`].
@@ -304,14 +303,11 @@ impl Contexts {
 
 /// Unit embeddings of the concepts, `[k, d]`.
 fn embed(model: &Model, backend: &dyn Backend, guidance: &Guidance, stop: &Stop) -> Result<Vec<f32>> {
-    let clip = model.clip()?;
-    let tokens = clip.text.max_position_embeddings();
-    let graph = programs::embed_text(&clip.text, clip.vision.projection_dim(), tokens)?;
-    let mut program = load(model, backend, graph)?;
+    let mut program = load(model, backend, programs::embed_text(&model.clip()?.text)?)?;
     let mut features = Vec::new();
     for concept in &guidance.concepts {
-        let ids = model.tokenize(&clip.tokenizer, concept, tokens)?;
-        program.write_indices(names::POOL, &[clip.text.pool_position(&ids) as i32])?;
+        let (ids, end) = model.tokenize_concept(concept)?;
+        program.write_indices(names::POOL, &[end as i32])?;
         program.write_indices(names::TOKENS, &ids)?;
         program.run(&StepState::default(), stop)?;
         let feature = program.read(names::FEATURES)?;
