@@ -1,4 +1,5 @@
 pub mod error;
+pub mod sampler;
 pub mod tensor;
 
 pub use error::{Error, Result};
