@@ -1,4 +1,5 @@
 pub mod error;
+pub mod image;
 pub mod safety;
 pub mod sampler;
 pub mod tensor;

@@ -95,7 +95,7 @@ impl Method {
     /// Refuses a guidance scale with which the method would silently do nothing.
     pub fn check_guidance(self, scale: f64) -> Result<()> {
         match self {
-            Self::Sld(_) | Self::NegativePrompt if !(scale > 1.0) => {
+            Self::Sld(_) | Self::NegativePrompt if scale.is_nan() || scale <= 1.0 => {
                 let problem = format!("`--safety {self}` needs a guidance scale above 1, found {scale}");
                 Err(Error::usage("--guidance-scale", problem))
             }

@@ -94,7 +94,7 @@ const BLOCK: usize = 16;
 fn normal_blocks(engine: &mut Mt19937, count: usize) -> Vec<f32> {
     let mut values: Vec<f32> = (0..count).map(|_| uniform24(engine)).collect();
     values.chunks_exact_mut(BLOCK).for_each(box_muller_block);
-    if count % BLOCK != 0 {
+    if !count.is_multiple_of(BLOCK) {
         let tail = &mut values[count - BLOCK..];
         tail.fill_with(|| uniform24(engine));
         box_muller_block(tail);
