@@ -1,3 +1,4 @@
+pub mod cpu;
 pub mod error;
 pub mod ir;
 pub mod plan;
