@@ -1,0 +1,238 @@
+//! Attention and its gradient, in blocks of queries or keys: never more than one block of scores in memory.
+//!
+//! Forward, for a block of queries and each head: S = Q K^T / sqrt(d), P = exp(S - max), O = P V / sum.
+//! Backward, with D = rowsum(dO * O) and P = exp(S - lse) computed again: dP = dO V^T, dS = P (dP - D) / sqrt(d).
+//! A block of queries gives its rows dQ = dS K; a block of keys, from the transposed scores, its rows
+//! dV = P^T dO and dK = dS^T Q. So every row is written by one task and no sum crosses tasks.
+
+use rayon::prelude::*;
+
+use super::gemm::{Mat, MatMut, gemm};
+use super::loops::{LANES, blocks, largest, sum2_f64, vectorised};
+use crate::tensor::Real;
+
+/// Scores that one task holds, about.
+const SCORES: usize = 1 << 19;
+
+/// Extents of the operands: q, o `[n, t, c]`; k, v `[n, u, c]`; c = heads d.
+#[derive(Clone, Copy)]
+pub struct Sizes {
+    pub t: usize,
+    pub u: usize,
+    pub c: usize,
+    pub heads: usize,
+    pub causal: bool,
+}
+
+impl Sizes {
+    fn d(&self) -> usize {
+        self.c / self.heads
+    }
+
+    fn scale<T: Real>(&self) -> T {
+        T::from_f64(1.0 / (self.d() as f64).sqrt())
+    }
+
+    /// Head `h` of rows `first .. first + count` of an image of `rows` rows.
+    fn head<'a, T>(
+        &self,
+        x: &'a [T],
+        (image, rows): (usize, usize),
+        (first, count): (usize, usize),
+        h: usize,
+    ) -> Mat<'a, T> {
+        Mat::new(&x[(image * rows + first) * self.c + h * self.d()..], count, self.d(), self.c)
+    }
+}
+
+/// `o [n, t, c]` and `lse [n, heads, t]`.
+pub fn attention<T: Real>(sizes: Sizes, q: &[T], k: &[T], v: &[T], o: &mut [T], lse: &mut [T]) {
+    let Sizes { t, u, c, heads, causal } = sizes;
+    let block = block_rows(t, u);
+    let tasks = row_blocks(o, t * c, block * c);
+    // Log-sum-exp of a block of queries, head by head, and its place.
+    let sums: Vec<_> = tasks
+        .into_par_iter()
+        .map_init(Vec::new, |scores, (image, i, o)| {
+            let (first, count) = (i * block, o.len() / c);
+            let keys = if causal { u.min(first + count) } else { u };
+            let mut lse = vec![T::ZERO; heads * count];
+            scores.resize(count * keys, T::ZERO);
+            for (h, lse) in lse.chunks_mut(count).enumerate() {
+                let q = sizes.head(q, (image, t), (first, count), h);
+                let k = sizes.head(k, (image, u), (0, keys), h);
+                let v = sizes.head(v, (image, u), (0, keys), h);
+                gemm(MatMut::new(scores, count, keys, keys), false, sizes.scale(), q, k.t());
+                for (i, (row, lse)) in scores.chunks_mut(keys).zip(lse.iter_mut()).enumerate() {
+                    let seen = if causal { keys.min(first + i + 1) } else { keys };
+                    row[seen..].fill(T::ZERO);
+                    let row = &mut row[..seen];
+                    *lse = vectorised(
+                        #[inline(always)]
+                        || exponentials(row),
+                    );
+                }
+                let out = &mut o[h * sizes.d()..];
+                gemm(
+                    MatMut::new(out, count, sizes.d(), c),
+                    false,
+                    T::ONE,
+                    Mat::new(scores, count, keys, keys),
+                    v,
+                );
+            }
+            (image, first, count, lse)
+        })
+        .collect();
+    for (image, first, count, sums) in sums {
+        for (h, sums) in sums.chunks(count).enumerate() {
+            lse[(image * heads + h) * t + first..][..count].copy_from_slice(sums);
+        }
+    }
+}
+
+/// What [`attention_bwd`] reads.
+pub struct Saved<'a, T> {
+    pub q: &'a [T],
+    pub k: &'a [T],
+    pub v: &'a [T],
+    pub o: &'a [T],
+    pub lse: &'a [T],
+    pub d_o: &'a [T],
+}
+
+/// `dq [n, t, c]`, `dk` and `dv [n, u, c]`.
+pub fn attention_bwd<T: Real>(sizes: Sizes, saved: &Saved<T>, dq: &mut [T], dk: &mut [T], dv: &mut [T]) {
+    let Sizes { t, u, c, heads, causal } = sizes;
+    let &Saved { q, k, v, o, lse, d_o } = saved;
+    let scale = sizes.scale::<T>();
+
+    // D, laid out like lse.
+    let mut delta = vec![T::ZERO; lse.len()];
+    blocks(&mut delta, t, |first, delta| {
+        for (i, delta) in delta.chunks_mut(t).enumerate() {
+            let (image, h) = ((first + i) / heads, (first + i) % heads);
+            for (row, delta) in delta.iter_mut().enumerate() {
+                let at = (image * t + row) * c + h * sizes.d();
+                let (o, d_o) = (&o[at..at + sizes.d()], &d_o[at..at + sizes.d()]);
+                *delta = T::from_f64(sum2_f64(o, d_o, |o, d_o| o.to_f64() * d_o.to_f64()));
+            }
+        }
+    });
+
+    let block = block_rows(t, 2 * u);
+    row_blocks(dq, t * c, block * c).into_par_iter().for_each_init(Vec::new, |scratch, (image, i, dq)| {
+        let (first, count) = (i * block, dq.len() / c);
+        let keys = if causal { u.min(first + count) } else { u };
+        scratch.resize(2 * count * keys, T::ZERO);
+        let (p, dp) = scratch.split_at_mut(count * keys);
+        for h in 0..heads {
+            let (own, all) = ((first, count), (0, keys));
+            let key = sizes.head(k, (image, u), all, h);
+            let value = sizes.head(v, (image, u), all, h);
+            let query = sizes.head(q, (image, t), own, h);
+            let d_out = sizes.head(d_o, (image, t), own, h);
+            gemm(MatMut::new(p, count, keys, keys), false, scale, query, key.t());
+            gemm(MatMut::new(dp, count, keys, keys), false, T::ONE, d_out, value.t());
+            let at = (image * heads + h) * t + first;
+            for (i, (p, dp)) in p.chunks_mut(keys).zip(dp.chunks(keys)).enumerate() {
+                let seen = if causal { keys.min(first + i + 1) } else { keys };
+                let (lse, delta) = (lse[at + i], delta[at + i]);
+                p[seen..].fill(T::ZERO);
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (p, &dp) in p[..seen].iter_mut().zip(dp) {
+                            *p = (*p - lse).exp() * (dp - delta) * scale;
+                        }
+                    },
+                );
+            }
+            let out = MatMut::new(&mut dq[h * sizes.d()..], count, sizes.d(), c);
+            gemm(out, false, T::ONE, Mat::new(p, count, keys, keys), key);
+        }
+    });
+
+    let block = block_rows(u, 2 * t);
+    let tasks = row_blocks(dk, u * c, block * c)
+        .into_iter()
+        .zip(dv.chunks_mut(u * c).flat_map(|dv| dv.chunks_mut(block * c)));
+    let tasks: Vec<_> = tasks.collect();
+    tasks.into_par_iter().for_each_init(Vec::new, |scratch, ((image, i, dk), dv)| {
+        let (first, count) = (i * block, dk.len() / c);
+        // Queries before the first key see none of this block.
+        let skipped = if causal { first.min(t) } else { 0 };
+        let queries = t - skipped;
+        if queries == 0 {
+            dk.fill(T::ZERO);
+            dv.fill(T::ZERO);
+            return;
+        }
+        scratch.resize(2 * count * queries, T::ZERO);
+        let (p, dp) = scratch.split_at_mut(count * queries);
+        for h in 0..heads {
+            let (own, all) = ((first, count), (skipped, queries));
+            let key = sizes.head(k, (image, u), own, h);
+            let value = sizes.head(v, (image, u), own, h);
+            let query = sizes.head(q, (image, t), all, h);
+            let d_out = sizes.head(d_o, (image, t), all, h);
+            gemm(MatMut::new(p, count, queries, queries), false, scale, key, query.t());
+            gemm(MatMut::new(dp, count, queries, queries), false, T::ONE, value, d_out.t());
+            let at = (image * heads + h) * t + skipped;
+            let (lse, delta) = (&lse[at..at + queries], &delta[at..at + queries]);
+            for (i, (p, dp)) in p.chunks_mut(queries).zip(dp.chunks_mut(queries)).enumerate() {
+                let blind = if causal { (first + i - skipped).min(queries) } else { 0 };
+                p[..blind].fill(T::ZERO);
+                dp[..blind].fill(T::ZERO);
+                let (p, dp) = (&mut p[blind..], &mut dp[blind..]);
+                let (lse, delta) = (&lse[blind..], &delta[blind..]);
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for ((p, dp), (&lse, &delta)) in p.iter_mut().zip(dp).zip(lse.iter().zip(delta)) {
+                            *p = (*p - lse).exp();
+                            *dp = *p * (*dp - delta) * scale;
+                        }
+                    },
+                );
+            }
+            let (p, ds) = (Mat::new(p, count, queries, queries), Mat::new(dp, count, queries, queries));
+            gemm(MatMut::new(&mut dv[h * sizes.d()..], count, sizes.d(), c), false, T::ONE, p, d_out);
+            gemm(MatMut::new(&mut dk[h * sizes.d()..], count, sizes.d(), c), false, T::ONE, ds, query);
+        }
+    });
+}
+
+/// Rows of a task whose scores have `width` columns.
+fn block_rows(rows: usize, width: usize) -> usize {
+    // Four tasks an image at least, as long as a task keeps 32 rows.
+    (SCORES / width.max(1)).clamp(16, 256).min(rows.div_ceil(4).max(32))
+}
+
+/// The rows of every image in blocks: (image, index of the block, elements).
+fn row_blocks<T>(out: &mut [T], image: usize, block: usize) -> Vec<(usize, usize, &mut [T])> {
+    let images = out.chunks_mut(image.max(1)).enumerate();
+    images.flat_map(|(n, out)| out.chunks_mut(block).enumerate().map(move |(i, rows)| (n, i, rows))).collect()
+}
+
+/// Softmax of a row of scores in place; the log-sum-exp.
+#[inline(always)]
+fn exponentials<T: Real>(row: &mut [T]) -> T {
+    let most = largest(row);
+    let (chunks, rest) = row.as_chunks_mut::<LANES>();
+    let mut lanes = [T::ZERO; LANES];
+    for chunk in chunks {
+        for (lane, p) in lanes.iter_mut().zip(chunk) {
+            *p = (*p - most).exp();
+            *lane += *p;
+        }
+    }
+    for (lane, p) in lanes.iter_mut().zip(rest) {
+        *p = (*p - most).exp();
+        *lane += *p;
+    }
+    let sum: T = lanes.into_iter().sum();
+    let factor = T::ONE / sum;
+    row.iter_mut().for_each(|p| *p *= factor);
+    most + sum.ln()
+}

@@ -1,0 +1,21 @@
+//! The CPU backend: the executable specification of every operation.
+//!
+//! [`eval`] runs one operation, generic over f32 (to run) and f64 (to check gradients). Its bits depend
+//! neither on the number of threads nor on the batch: every sum is split by the shape of one image.
+
+mod attention;
+mod conv;
+mod cosine;
+mod embed;
+mod eval;
+mod gemm;
+mod layout;
+mod linear;
+mod loops;
+mod norm;
+mod pointwise;
+mod product;
+mod resample;
+mod sampler_ops;
+
+pub use eval::{Operand, Target, eval};
