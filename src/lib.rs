@@ -1,5 +1,6 @@
 pub mod error;
 pub mod ir;
+pub mod models;
 pub mod plan;
 pub mod tensor;
 
