@@ -14,8 +14,11 @@ mod linear;
 mod loops;
 mod norm;
 mod pointwise;
+
 mod product;
+mod program;
 mod resample;
 mod sampler_ops;
 
 pub use eval::{Operand, Target, eval};
+pub use program::{Cpu, CpuProgram};
