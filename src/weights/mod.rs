@@ -1,0 +1,34 @@
+//! Files to checked tensors, by our names.
+//!
+//! | file | what it knows |
+//! |---|---|
+//! | `files` | where files come from: a directory, one file, bytes inside the program |
+//! | `bytes` | ranges of one file; the only memory map |
+//! | `json` | configuration files, `model_index.json` |
+//! | `header`, `safetensors` | one safetensors file: its table, checked, and its values as f32 |
+//! | `names` | the names that checkpoints use, rewritten to ours |
+//! | `component` | which files hold a UNet, a VAE, ... in a directory: variants, shards |
+//! | `detect` | what a single file is, in words |
+//! | `report` | tensors that do not fit, told briefly |
+//! | `store` | [`Weights`]: all of it behind one lookup by name and shape |
+
+mod bytes;
+mod component;
+mod detect;
+mod files;
+mod header;
+mod json;
+pub mod names;
+mod report;
+mod safetensors;
+mod store;
+
+pub use bytes::Blob;
+pub use component::Component;
+pub use detect::{Kind, recognise};
+pub use files::{EmbeddedFiles, ModelFiles, sha256};
+pub use json::{CONFIG_CAP, ModelIndex, read_json, read_model_index};
+pub use safetensors::{SafetensorsFile, TensorInfo};
+pub use store::{FileSummary, Layout, Weights};
+
+pub(crate) use json::parse_json;
