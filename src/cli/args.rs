@@ -140,8 +140,14 @@ pub struct GenerateArgs {
     pub prompt_file: Option<PathBuf>,
 
     /// What not to draw.
-    #[arg(short, long, value_name = "TEXT", default_value = "", visible_alias = "uncond-prompt",
-          hide_default_value = true)]
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        visible_alias = "uncond-prompt",
+        hide_default_value = true
+    )]
     pub negative_prompt: String,
 
     #[command(flatten)]
@@ -173,7 +179,14 @@ pub struct GenerateArgs {
     pub size: SizeArgs,
 
     /// Images of every prompt.
-    #[arg(short, long, value_name = "N", default_value_t = 1, visible_alias = "num-images", short_alias = 'N')]
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        visible_alias = "num-images",
+        short_alias = 'N'
+    )]
     pub batch_count: usize,
 
     /// The sampler.

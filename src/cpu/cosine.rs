@@ -6,16 +6,14 @@
 
 use super::loops::sum2_f64;
 use crate::ir::Reduce;
+use crate::safety::density;
 use crate::tensor::Real;
 
 /// Below this squared length an embedding counts as having exactly this one.
 const MIN_SQUARED_LENGTH: f64 = 1e-24;
-/// Up to this density its logarithm has no gradient to speak of.
-const MIN_DENSITY: f64 = 1e-6;
-
 /// Attributes of the operation and the step's threshold.
 #[derive(Clone, Copy)]
-pub struct Density {
+pub struct Attributes {
     pub reduce: Reduce,
     pub top_k: Option<usize>,
     pub scale_log2: i32,
@@ -33,7 +31,7 @@ pub struct Scores<'a, T> {
 }
 
 /// One image: `e [d]`, `concepts [k, d]` unit rows.
-pub fn clip_cosine<T: Real>(density: Density, e: &[T], concepts: &[T], out: Scores<T>) {
+pub fn clip_cosine<T: Real>(attributes: Attributes, e: &[T], concepts: &[T], out: Scores<T>) {
     let d = e.len();
     let squared = sum2_f64(e, e, |a, b| a.to_f64() * b.to_f64());
     let clamped = squared < MIN_SQUARED_LENGTH;
@@ -42,51 +40,27 @@ pub fn clip_cosine<T: Real>(density: Density, e: &[T], concepts: &[T], out: Scor
     for (score, dot) in out.scores.iter_mut().zip(dots) {
         *score = T::from_f64(dot / length);
     }
-    let threshold = T::from_f32(density.threshold);
+    let threshold = T::from_f32(attributes.threshold);
     let below = |s: &T| *s < threshold;
     *out.gate = if out.scores.iter().all(below) { T::ZERO } else { T::ONE };
 
     let scores: Vec<f64> = out.scores.iter().map(|s| s.to_f64()).collect();
-    let (p_h, weights, fallback) = reduce(density, &scores);
-    *out.p_h = T::from_f64(p_h);
-    if !scores.iter().all(|s| s.is_finite()) {
-        *out.status = T::from_f64(2.0);
+    let density = density(&scores, attributes.reduce, attributes.top_k);
+    *out.p_h = T::from_f64(density.p_h);
+    *out.status = T::from_f64(if density.fault { 2.0 } else { f64::from(u8::from(density.fallback)) });
+    if density.fault {
         out.de.fill(T::ZERO);
         return;
     }
-    *out.status = if fallback { T::ONE } else { T::ZERO };
 
     let mut v = vec![0.0; d];
-    for (k, weight) in weights {
-        let concept = &concepts[k * d..][..d];
+    for (weight, concept) in density.dscores.iter().zip(concepts.chunks(d)) {
         v.iter_mut().zip(concept).for_each(|(v, c)| *v += weight * c.to_f64());
     }
     let along: f64 = v.iter().zip(e).map(|(v, e)| v * e.to_f64()).sum();
     let radial = if clamped { 0.0 } else { along / (length * length) };
-    let factor = 2f64.powi(density.scale_log2) / length;
+    let factor = 2f64.powi(attributes.scale_log2) / length;
     for ((de, v), e) in out.de.iter_mut().zip(v).zip(e) {
         *de = T::from_f64((v - radial * e.to_f64()) * factor);
     }
-}
-
-/// p_h, d log p_h / d s_k of the concepts that count, and whether that is the largest score's gradient instead.
-fn reduce(density: Density, scores: &[f64]) -> (f64, Vec<(usize, f64)>, bool) {
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a])); // stable: ties to the lower index
-    let top = &order[..density.top_k.unwrap_or(order.len()).min(order.len())];
-    let sum: f64 = top.iter().map(|&k| scores[k]).sum();
-    let p_h = match density.reduce {
-        Reduce::LogMean => sum / top.len() as f64,
-        // A score that is not positive has no logarithm; then the density is zero.
-        Reduce::SumLog if top.iter().any(|&k| scores[k] <= 0.0) => 0.0,
-        Reduce::SumLog => top.iter().map(|&k| scores[k].ln()).sum::<f64>().exp(),
-    };
-    if p_h <= MIN_DENSITY {
-        return (p_h, vec![(order[0], 1.0)], true);
-    }
-    let weight = |k: usize| match density.reduce {
-        Reduce::LogMean => 1.0 / sum,
-        Reduce::SumLog => 1.0 / scores[k],
-    };
-    (p_h, top.iter().map(|&k| (k, weight(k))).collect(), false)
 }

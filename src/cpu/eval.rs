@@ -144,7 +144,7 @@ pub fn eval<T: Real>(op: &Op, inputs: &[Operand<T>], outputs: &mut [Target<T>], 
         }
         Op::ClipCosine { reduce, top_k, scale_log2 } => {
             let [p_h, gate, de, status] = rest else { unreachable!("shapes gave five outputs") };
-            let density = cosine::Density {
+            let attributes = cosine::Attributes {
                 reduce: *reduce,
                 top_k: *top_k,
                 scale_log2: *scale_log2,
@@ -159,7 +159,7 @@ pub fn eval<T: Real>(op: &Op, inputs: &[Operand<T>], outputs: &mut [Target<T>], 
                     de: &mut de.data[n * d..][..d],
                     status: &mut status.data[n],
                 };
-                cosine::clip_cosine(density, e, x(1), scores);
+                cosine::clip_cosine(attributes, e, x(1), scores);
             }
         }
         Op::DdimUnguide { scale_log2 } => {

@@ -246,9 +246,7 @@ impl<T: Real> Program for CpuProgram<T> {
 /// Elements of the arena that a value owns.
 fn arena_range(step: &StepProgram, value: ValueId) -> Range<usize> {
     match step.slot(value) {
-        Slot::Arena { offset, bytes } => {
-            offset / step.element_bytes..(offset + bytes) / step.element_bytes
-        }
+        Slot::Arena { offset, bytes } => offset / step.element_bytes..(offset + bytes) / step.element_bytes,
         slot => unreachable!("results are computed into the arena, not into {slot:?}"),
     }
 }

@@ -68,7 +68,8 @@ pub fn sld_x0<T: Real>(
     eps_and_x0(state, z, eps, x0);
 }
 
-/// The DDIM step; `guide` is the gate of every image and the gradient.
+/// The DDIM step; `guide` is the gate of every image and the gradient. Outside of the guided window both are
+/// left over from earlier steps.
 pub fn ddim_unguide<T: Real>(
     state: &StepState,
     scale_log2: i32,
@@ -78,7 +79,7 @@ pub fn ddim_unguide<T: Real>(
     guided: &mut [T],
 ) {
     let factor = strength::<T>(state.gamma, scale_log2);
-    select(guide, x0, guided, |x0, g| x0 - factor * g);
+    select(guide.filter(|_| state.window), x0, guided, |x0, g| x0 - factor * g);
     let (from_x0, from_eps) = (T::from_f32(state.prev_x0), T::from_f32(state.prev_eps));
     map2(z, guided, eps, |x0, eps| from_x0 * x0 + from_eps * eps);
     if state.sigma > 0.0 {
@@ -96,6 +97,11 @@ pub fn guide_eps<T: Real>(
     guided: &mut [T],
     guided_x0: &mut [T],
 ) {
+    if !state.window {
+        guided.copy_from_slice(eps);
+        guided_x0.copy_from_slice(x0);
+        return;
+    }
     let alpha = T::from_f32(state.alpha);
     let (signal, noise) = (alpha.sqrt(), (T::ONE - alpha).sqrt());
     let factor = strength::<T>(state.gamma, scale_log2) * noise;

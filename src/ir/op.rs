@@ -52,11 +52,13 @@ pub enum Row {
 }
 
 /// How the scores of the selected concepts become one density p_h.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Reduce {
-    /// log p_h = log(mean_k s_k).
+    /// log p_h = log(mean_k s_k), as in the text of the thesis.
+    #[default]
     LogMean,
-    /// log p_h = sum_k log s_k.
+    /// log p_h = sum_k log s_k, as in its code; about k times stronger.
     SumLog,
 }
 
@@ -172,15 +174,17 @@ pub enum Op {
     SldX0,
     /// Scores of the concepts, density, gate, and the gradient of the density, all at once:
     /// u = e / |e|; s_k = <u, c_k>; p_h by `reduce` over the `top_k` largest; gate = any !(s_k < threshold);
-    /// de = 2^scale_log2 d log p_h / d e. Where p_h <= 1e-6 the gradient is that of the largest score alone
-    /// and `status` is 1; where a score is not finite, `status` is 2 and de is zero.
+    /// de = 2^scale_log2 d log p_h / d e. Where a logarithm has no meaning (an argument <= 1e-6)
+    /// the gradient is that of the largest score alone and `status` is 1; where a score is not finite, `status` is 2 and de is zero.
     /// `(e [n, d], concepts [k, d] unit rows) -> scores [n, k], p_h [n], gate [n], de [n, d], status [n]`
     ClipCosine { reduce: Reduce, top_k: Option<usize>, scale_log2: i32 },
-    /// The DDIM step with unguidance (outside of the guided window every gate counts as shut): x0' = gate ? x0 - gamma 2^-scale_log2 g : x0 (selected, never multiplied);
+    /// The DDIM step with unguidance: x0' = gate ? x0 - gamma 2^-scale_log2 g : x0 (selected, never
+    /// multiplied; outside of the guided window every gate counts as shut);
     /// z' = prev_x0 x0' + prev_eps eps + sigma noise (the last term only where sigma > 0).
     /// `(eps, x0, noise, gate [n], g) -> z', x0'`; gate and g may both be left out.
     DdimUnguide { scale_log2: i32 },
-    /// Guidance in x_t space (outside of the guided window every gate counts as shut): eps' = gate ? eps + gamma sqrt(1 - alpha) 2^-scale_log2 g : eps, x0' from (z, eps').
+    /// Guidance in x_t space: eps' = gate ? eps + gamma sqrt(1 - alpha) 2^-scale_log2 g : eps, x0' from
+    /// (z, eps'); outside of the guided window every gate counts as shut.
     /// `(z, eps, x0, gate [n], g) -> eps', x0'`
     GuideEps { scale_log2: i32 },
     /// x / sqrt(alpha): d x0 / d z where the UNet's dependence on z is left out. `(x)`

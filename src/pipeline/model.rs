@@ -256,7 +256,8 @@ impl Parts {
             Layout::Sd2File => {
                 let problem = "a single file of Stable Diffusion 2 does not say what it predicts: give \
                                --prediction-type v_prediction (the 768-pixel models) or epsilon (the base models)";
-                let prediction = source.prediction.ok_or_else(|| Error::usage("--prediction-type", problem))?;
+                let prediction =
+                    source.prediction.ok_or_else(|| Error::usage("--prediction-type", problem))?;
                 let by_prediction = match prediction {
                     Prediction::VPrediction => presets::sd21(),
                     _ => presets::sd21_base(),

@@ -96,7 +96,10 @@ pub enum Steering {
     X0(Guard),
     /// Negative classifier guidance: eps changes along the gradient with respect to x_t, through the UNet
     /// or (`frozen`) without it.
-    Xt { guard: Guard, frozen: bool },
+    Xt {
+        guard: Guard,
+        frozen: bool,
+    },
     /// Safe Latent Diffusion: a third row of the UNet.
     Sld,
 }
@@ -307,8 +310,7 @@ fn score(b: &mut Builder, guard: &Guard, buffers: &Buffers, x0: ValueId) -> Resu
     let pixels = b.push("resample", resample, &[rgb])?;
     let embedding = models::image_features(b, &guard.vision, "clip", pixels)?;
     let concepts = b.load(buffers.concepts, Row::All)?;
-    let cosine =
-        Op::ClipCosine { reduce: guard.reduce, top_k: guard.top_k, scale_log2: guard.scale_log2 };
+    let cosine = Op::ClipCosine { reduce: guard.reduce, top_k: guard.top_k, scale_log2: guard.scale_log2 };
     let results = b.push_many("clip_cosine", cosine, &[embedding, concepts])?;
     let [scores, density, gate, gradient, status] = results[..] else { unreachable!("five results") };
     b.store(scores, buffers.scores, Row::Sample)?;
@@ -346,9 +348,7 @@ impl Buffers {
         let StepSpec { batch, height, width, tokens, context_width, rows, .. } = *spec;
         let latents = [batch, height, width, 4];
         let (concepts, projection) = match &spec.steering {
-            Steering::X0(guard) | Steering::Xt { guard, .. } => {
-                (guard.concepts, guard.vision.projection)
-            }
+            Steering::X0(guard) | Steering::Xt { guard, .. } => (guard.concepts, guard.vision.projection),
             Steering::None | Steering::Sld => (0, 0),
         };
         let context = if spec.by_sample() {

@@ -18,13 +18,22 @@ const MAX_BATCH: usize = 256;
 pub enum Method {
     None,
     /// The concept text stands in for the empty prompt.
-    NegativePrompt { concept: String },
+    NegativePrompt {
+        concept: String,
+    },
     /// Safe Latent Diffusion.
-    Sld { config: SldConfig, concept: String },
+    Sld {
+        config: SldConfig,
+        concept: String,
+    },
     /// Safe Sampling: along the gradient with respect to x0, where a score reaches the threshold.
     SafeSampling(Guidance),
     /// Along the gradient with respect to x_t, at every step unless `gated`.
-    ClassifierGuidance { guidance: Guidance, frozen_unet: bool, gated: bool },
+    ClassifierGuidance {
+        guidance: Guidance,
+        frozen_unet: bool,
+        gated: bool,
+    },
 }
 
 impl Method {

@@ -7,23 +7,11 @@
 
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-
+pub use crate::ir::Reduce;
 use crate::{Error, Result};
 
 /// A reduced p_h (log-mean) or a selected score (sum-log) at or below this has no usable logarithm.
 pub const FLOOR: f64 = 1e-6;
-
-/// How the scores of several concepts become one p_h.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reduce {
-    /// The mean of the scores, as in the text of the thesis.
-    #[default]
-    LogMean,
-    /// Their product (the sum of their logarithms), as in the code of the thesis; about K times stronger.
-    SumLog,
-}
 
 impl Reduce {
     pub const fn name(self) -> &'static str {

@@ -1,0 +1,184 @@
+//! Whole runs against PyTorch: every step of every golden trace, from the weights on disk to the pixels.
+//!
+//! The traces were written by `golden/make_models.py` and `golden/make_demo.py` with torch, diffusers and
+//! transformers in f32 from the same stored weights.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use unguide::backend::Stop;
+use unguide::cpu::Cpu;
+use unguide::pipeline::{Guidance, Method, Model, ModelSource, Request, Trace, generate};
+use unguide::safety::{GammaSchedule, SldConfig};
+use unguide::sampler::Rng;
+use unguide::tensor::{Tensor, compare};
+
+/// Relative L2 distance of latents after every step, and of gradients.
+const LATENTS: f64 = 1e-3;
+const GRADIENTS: f64 = 1e-2;
+
+#[test]
+fn a_small_stable_diffusion_1_runs_as_in_torch() {
+    check_all_runs("tiny-sd1");
+}
+
+#[test]
+fn a_small_stable_diffusion_2_runs_as_in_torch() {
+    check_all_runs("tiny-sd2");
+}
+
+#[test]
+fn an_odd_model_runs_as_in_torch() {
+    check_all_runs("tiny-odd");
+}
+
+#[test]
+fn the_demo_model_runs_as_in_torch() {
+    let golden = golden("demo");
+    let case = json(&golden.join("case.json"));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/emoji-sd");
+    let model = open(&root);
+    for (run, method) in [("plain", "none"), ("safe", "safe-sampling")] {
+        let mut settings = case.clone();
+        settings["method"] = method.into();
+        settings["eta"] = 0.0.into();
+        let request = request(&model, &case, &settings);
+        check(&model, &request, &golden.join(format!("{run}.safetensors")), run);
+    }
+}
+
+fn check_all_runs(name: &str) {
+    let golden = golden(name);
+    let case = json(&golden.join("case.json"));
+    let model = open(&golden);
+    let runs = case["runs"].as_object().expect("runs");
+    assert!(runs.len() >= 4);
+    for (run, settings) in runs {
+        let request = request(&model, &case, settings);
+        let trace = golden.join(format!("traces/{run}.safetensors"));
+        check(&model, &request, &trace, &format!("{name} {run}"));
+    }
+}
+
+fn check(model: &Model, request: &Request, golden: &Path, run: &str) {
+    let mut trace = Trace::default();
+    generate(model, &Cpu::<f32>::new(), request, &mut trace, &Stop::default()).expect("a run");
+    let want = tensors(golden);
+    let mut worst: HashMap<&str, f64> = HashMap::new();
+    for (key, want) in &want {
+        let got = trace.get(key).unwrap_or_else(|| panic!("{run}: no `{key}` in our trace"));
+        assert_eq!(got.shape(), want.shape(), "{run}: {key}");
+        let difference = compare(got.data(), want.data());
+        let what = key.rsplit('.').next().expect("a last word");
+        let bound = match what {
+            "gate" => 0.0,
+            "gradient" => GRADIENTS,
+            _ => LATENTS,
+        };
+        assert!(difference.rel_l2 <= bound, "{run}: {key} differs by {difference:?}");
+        let entry = worst.entry(what).or_default();
+        *entry = entry.max(difference.rel_l2);
+    }
+    let mut worst: Vec<_> = worst.into_iter().collect();
+    worst.sort_by_key(|(what, _)| *what);
+    println!("{run}: relative L2 {worst:.1e?}");
+}
+
+fn request(model: &Model, case: &Value, settings: &Value) -> Request {
+    let texts = |value: &Value| -> Vec<String> {
+        value.as_array().expect("texts").iter().map(|t| t.as_str().expect("a text").to_owned()).collect()
+    };
+    let number = |key: &str| settings[key].as_f64().unwrap_or_else(|| panic!("a number `{key}`"));
+    let seeds = case["seeds"].as_array().expect("seeds");
+    let (width, height) = match case.get("image_size") {
+        Some(size) => (size[1].as_u64().expect("w") as usize, size[0].as_u64().expect("h") as usize),
+        None => model.default_size(),
+    };
+    let method = settings["method"].as_str().expect("a method");
+    let guidance = |model: &Model| {
+        let clip = model.clip().expect("a guard");
+        Guidance {
+            concepts: texts(&case["concepts"]),
+            threshold: settings["threshold"].as_f64().unwrap_or(0.0),
+            gamma: number("gamma"),
+            gamma_schedule: GammaSchedule::Constant,
+            window: None,
+            reduce: settings["reduce"].as_str().expect("a word").parse().expect("log-mean or sum-log"),
+            top_k: settings.get("top_k").and_then(Value::as_u64).map(|k| k as usize),
+            mean: clip.mean,
+            std: clip.std,
+            gradient_scale_log2: 16,
+        }
+    };
+    let method = match method {
+        "none" => Method::None,
+        "safe-sampling" => Method::SafeSampling(guidance(model)),
+        "sld" => {
+            let sld = &settings["sld"];
+            let number = |key: &str| sld[key].as_f64().unwrap_or_else(|| panic!("a number `{key}`"));
+            let config = SldConfig {
+                name: "golden",
+                warmup: number("warmup_steps") as usize,
+                scale: number("guidance_scale"),
+                threshold: number("threshold"),
+                momentum_scale: number("momentum_scale"),
+                momentum_beta: number("mom_beta"),
+            };
+            Method::Sld { config, concept: sld["concept"].as_str().expect("a text").to_owned() }
+        }
+        "classifier-guidance" | "classifier-guidance:frozen-unet" => Method::ClassifierGuidance {
+            guidance: guidance(model),
+            frozen_unet: method.ends_with("frozen-unet"),
+            gated: !settings["threshold"].is_null(),
+        },
+        other => panic!("a golden run of method {other}"),
+    };
+    Request {
+        prompts: texts(&case["prompts"]),
+        negative_prompt: case["negative"].as_str().expect("a text").to_owned(),
+        images_per_prompt: 1,
+        batch_size: seeds.len(),
+        steps: number("steps") as usize,
+        guidance_scale: number("guidance"),
+        seed: seeds[0].as_u64().expect("a seed"),
+        width,
+        height,
+        eta: number("eta"),
+        rng: Rng::Cpu,
+        latents: None,
+        method,
+    }
+}
+
+fn open(root: &Path) -> Model {
+    let source = ModelSource {
+        model: Some(root.to_owned()),
+        demo: &[],
+        clip: None,
+        vae: None,
+        taesd: None,
+        tokenizer: None,
+        prediction: None,
+        mmap: false,
+    };
+    Model::open(&source).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).expect("a case")).expect("JSON")
+}
+
+fn tensors(path: &Path) -> HashMap<String, Tensor<f32>> {
+    let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let tensor = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
+        let data = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes")));
+        (name, Tensor::new(view.shape().to_vec(), data.collect()))
+    };
+    file.tensors().into_iter().map(tensor).collect()
+}
