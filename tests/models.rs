@@ -464,6 +464,9 @@ fn harmless_variations_of_a_configuration_are_accepted() {
     assert_eq!(change("sample_size", json!([64, 96])).sample, Some([64, 96]));
     assert_eq!(change("freq_shift", json!(1)).freq_shift, 1.0);
 
+    let deep = json!({"block_out_channels": vec![32; 8], "up_block_types": vec!["UpDecoderBlock2D"; 8]});
+    assert_eq!(VaeConfig::parse(&deep.to_string(), path).unwrap().factor(), 128);
+
     // The width of embeddings is the model's; a tower written a second time counts.
     let mut config = case(CLIP, "vit-l-14").config;
     config["text_config"]["projection_dim"] = json!(512);
