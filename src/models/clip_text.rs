@@ -8,8 +8,8 @@ use super::config::{CHANNELS, Fields};
 use crate::error::Result;
 use crate::ir::{Activation, Builder, Layout, Op, ValueId};
 
-/// The end token's id in old files, which is wrong there and means: the largest id of a text.
-const LEGACY_END: i32 = 2;
+/// The end token's id in old files (all published ones), which is wrong there and means: the largest id.
+pub const LEGACY_END: i32 = 2;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClipTextConfig {

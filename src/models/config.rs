@@ -68,12 +68,16 @@ impl<'p> Fields<'p> {
         self.map.get(field).map_or_else(|| "nothing (its default)".to_owned(), shown)
     }
 
+    pub fn is_list(&self, field: &str) -> bool {
+        self.map.get(field).is_some_and(Value::is_array)
+    }
+
     /// Refuses every value but those in `allowed`, given as JSON. `why` stands behind what is expected.
     pub fn only(&self, field: &str, allowed: &[&str], why: &str) -> Result<()> {
-        match self.map.get(field).map(shown) {
-            Some(found) if !allowed.contains(&found.as_str()) => {
+        match self.map.get(field) {
+            Some(value) if !allowed.contains(&value.to_string().as_str()) => {
                 let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
-                Err(self.wrong(field, format!("{}{why}", allowed.join(" or ")), found))
+                Err(self.wrong(field, format!("{}{why}", allowed.join(" or ")), shown(value)))
             }
             _ => Ok(()),
         }
@@ -132,10 +136,10 @@ impl<'p> Fields<'p> {
         levels: usize,
         range: RangeInclusive<usize>,
     ) -> Result<Vec<usize>> {
-        match self.map.get(field) {
-            Some(Value::Array(_)) => self.counts(field, &[], levels..=levels, range),
-            _ => Ok(vec![self.count(field, default, range)?; levels]),
+        if self.is_list(field) {
+            return self.counts(field, &[], levels..=levels, range);
         }
+        Ok(vec![self.count(field, default, range)?; levels])
     }
 
     /// For each level, which of the two `kinds` it is: true for the first one.

@@ -1,7 +1,7 @@
 //! Configurations of the published models, for files that come without one and for benchmarks.
 
 use super::clip::{ClipConfig, EncoderConfig};
-use super::clip_text::ClipTextConfig;
+use super::clip_text::{ClipTextConfig, LEGACY_END};
 use super::clip_vision::ClipVisionConfig;
 use super::unet::{UnetConfig, UnetLevel};
 use super::vae_decoder::VaeConfig;
@@ -112,7 +112,7 @@ fn encoder(width: usize, layers: usize, heads: usize, act: Activation) -> Encode
 }
 
 fn text(encoder: EncoderConfig, projection: usize) -> ClipTextConfig {
-    ClipTextConfig { encoder, vocabulary: 49_408, positions: 77, end: 49_407, projection }
+    ClipTextConfig { encoder, vocabulary: 49_408, positions: 77, end: LEGACY_END, projection }
 }
 
 fn vision(encoder: EncoderConfig, patch: usize, projection: usize) -> ClipVisionConfig {

@@ -1,5 +1,5 @@
 //! TAESD, a small stand-in for the decoder of Stable Diffusion's autoencoder (diffusers'
-//! `AutoencoderTiny`): about thirty-five times fewer operations, for previews and cheap guidance.
+//! `AutoencoderTiny`): about eighteen times fewer operations, for previews and cheap guidance.
 
 use std::path::Path;
 
@@ -48,7 +48,7 @@ impl TinyVaeConfig {
         let blocks = fields.counts("num_decoder_blocks", &default.blocks, LEVELS, 1..=64)?;
         let levels = blocks.len();
         let field = "decoder_block_out_channels";
-        let channels = fields.counts(field, &vec![default.channels; 4], LEVELS, CHANNELS)?;
+        let channels = fields.counts(field, &[default.channels; 4], LEVELS, CHANNELS)?;
         // The format has no layer that could change the channels between two resolutions.
         if channels.len() != levels || channels.iter().any(|&c| c != channels[0]) {
             let expected = format!("{levels} equal entries, one for each of `num_decoder_blocks`");

@@ -4,15 +4,19 @@
 //! the prompt; then a middle; then the same levels upwards, joined with what the way down left behind.
 //! Upsampling goes to the size of what it is joined with, so latents of any size fit, odd ones too.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use super::blocks::{self, POINT, SAME};
-use super::config::{CHANNELS, Fields, LAYERS, LEVELS};
+use super::config::{CHANNELS, Fields, LEVELS};
 use crate::error::Result;
 use crate::ir::{Activation, Builder, Op, Padding, ValueId};
 
 /// Channels of the latents, in and out.
 const LATENT: usize = 4;
+
+/// Residual blocks a level, and transformers behind each; the deepest published UNet has 3 and 10.
+const DEPTH: RangeInclusive<usize> = 1..=32;
 
 /// Epsilon of the norm in front of a transformer; fixed, unlike that of the residual blocks.
 const TRANSFORMER_NORM_EPS: f32 = 1e-6;
@@ -78,10 +82,10 @@ impl UnetConfig {
             }
         }
 
-        let layers = fields.count_per_level("layers_per_block", 2, levels, LAYERS)?;
+        let layers = fields.count_per_level("layers_per_block", 2, levels, DEPTH)?;
         // Misnamed in the format since its first version: it is the number of heads.
         let heads = fields.count_per_level("attention_head_dim", 8, levels, CHANNELS)?;
-        let transformers = fields.count_per_level("transformer_layers_per_block", 1, levels, LAYERS)?;
+        let transformers = fields.count_per_level("transformer_layers_per_block", 1, levels, DEPTH)?;
         let contexts = fields.count_per_level("cross_attention_dim", 1280, levels, CHANNELS)?;
 
         let config = Self {
@@ -326,7 +330,7 @@ fn refuse_other_architectures(fields: &Fields<'_>) -> Result<()> {
 /// `sample_size`: one side of a square, or height and width.
 fn sample(fields: &Fields<'_>) -> Result<Option<[usize; 2]>> {
     let range = 1..=4096;
-    if fields.found("sample_size").starts_with('[') {
+    if fields.is_list("sample_size") {
         let sides = fields.counts("sample_size", &[], 2..=2, range)?;
         return Ok(Some([sides[0], sides[1]]));
     }
