@@ -2,6 +2,7 @@ pub mod autodiff;
 pub mod backend;
 pub mod cli;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod image;
 pub mod ir;

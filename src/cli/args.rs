@@ -50,6 +50,14 @@ pub struct ModelArgs {
     #[arg(long, value_name = "DIR|FILE", visible_alias = "tae")]
     pub taesd: Option<PathBuf>,
 
+    /// A directory with tokenizer.json, or vocab.json and merges.txt, for models that bring none.
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
+
+    /// What the UNet predicts, where the model does not say it.
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub prediction_type: Option<PredictionArg>,
+
     /// Map weight files into memory instead of reading them: less memory, but a file that is cut short
     /// meanwhile ends the process.
     #[arg(long)]
@@ -302,6 +310,14 @@ pub enum RngArg {
     Cpu,
     #[value(aliases = ["CUDA", "gpu", "nv"])]
     Cuda,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PredictionArg {
+    Epsilon,
+    #[value(name = "v_prediction", alias = "v")]
+    VPrediction,
+    Sample,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -208,9 +208,9 @@ impl Clip {
             let path = files.path(&at("preprocessor_config.json"));
             return Err(Error::input(path, "image_mean and image_std are to be finite, std above zero"));
         }
-        let has_tokenizer = ["tokenizer.json", "vocab.json"].iter().any(|name| exists(files, &at(name)));
-        let folder = folder.trim_end_matches('/');
-        let tokenizer = has_tokenizer.then(|| Tokenizer::from_files(files, folder)).transpose()?;
+        let tokenizer = has_tokenizer(files, folder)
+            .then(|| Tokenizer::from_files(files, folder.trim_end_matches('/')))
+            .transpose()?;
         Ok(Self { text: config.text, vision: config.vision, tokenizer, mean, std })
     }
 
@@ -334,16 +334,19 @@ fn exists(files: &ModelFiles, name: &str) -> bool {
     !files.is_single_file() && files.exists(name)
 }
 
+fn has_tokenizer(files: &ModelFiles, folder: &str) -> bool {
+    ["tokenizer.json", "vocab.json"].iter().any(|name| exists(files, &format!("{folder}{name}")))
+}
+
 /// The model's tokenizer, or the one that the user points to.
 fn tokenizer(files: &ModelFiles, source: &ModelSource, text: &ClipTextConfig) -> Result<Tokenizer> {
     let (tokenizer, path) = match &source.tokenizer {
         Some(path) => {
             let given = ModelFiles::open(path)?;
-            let nested = !given.is_single_file() && given.exists("tokenizer");
-            let folder = if nested { "tokenizer" } else { "" };
+            let folder = if has_tokenizer(&given, "tokenizer/") { "tokenizer" } else { "" };
             (Tokenizer::from_files(&given, folder)?, path.clone())
         }
-        None if exists(files, "tokenizer") => {
+        None if has_tokenizer(files, "tokenizer/") => {
             (Tokenizer::from_files(files, "tokenizer")?, files.path("tokenizer"))
         }
         None => {

@@ -91,17 +91,6 @@ impl Method {
     pub fn uses_guard(self) -> bool {
         matches!(self, Self::SafeSampling | Self::ClassifierGuidance { .. })
     }
-
-    /// Refuses a guidance scale with which the method would silently do nothing.
-    pub fn check_guidance(self, scale: f64) -> Result<()> {
-        match self {
-            Self::Sld(_) | Self::NegativePrompt if scale.is_nan() || scale <= 1.0 => {
-                let problem = format!("`--safety {self}` needs a guidance scale above 1, found {scale}");
-                Err(Error::usage("--guidance-scale", problem))
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 impl FromStr for Method {
@@ -216,16 +205,6 @@ mod tests {
         for bad in ["", "sld:", "sld:hyper", "safe", "None", "classifier-guidance:"] {
             assert_eq!(bad.parse::<Method>().expect_err(bad).exit_code(), 2);
         }
-    }
-
-    #[test]
-    fn methods_that_live_on_guidance_refuse_to_run_without() {
-        for word in ["sld", "neg"] {
-            let method: Method = word.parse().expect("a known word");
-            assert!(method.check_guidance(1.5).is_ok());
-            assert!([1.0, 0.0, f64::NAN].iter().all(|&scale| method.check_guidance(scale).is_err()));
-        }
-        assert!(Method::SafeSampling.check_guidance(0.0).is_ok());
     }
 
     #[test]

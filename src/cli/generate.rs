@@ -1,0 +1,225 @@
+//! `unguide generate`.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::args::GenerateArgs;
+use super::progress::Progress;
+use super::{print_line, settings, signals};
+use crate::cpu::Cpu;
+use crate::error::{Error, Result};
+use crate::image::{Metadata, OutputPattern, Parameters, Picture, Target, write_atomically};
+use crate::pipeline::{GeneratedImage, Method, Model, Observer, Request, StepReport, Trace, generate};
+use crate::weights::EmbeddedFiles;
+
+pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> {
+    // Everything that can be judged without the model, so that a typing error costs no time.
+    let early = settings::Early::new(args)?;
+    let images = early.images(args)?;
+    let seeds: Vec<u64> = (0..images as u64).map(|i| early.seed.wrapping_add(i)).collect();
+    let to_stdout = args.output == "-";
+    if to_stdout && args.json {
+        return Err(Error::usage(
+            "--json",
+            "the image goes to stdout (-o -); there is no room for JSON lines",
+        ));
+    }
+    let pattern = OutputPattern::parse(OsStr::new(&args.output))?;
+    if args.output.ends_with('/') {
+        let directory = Path::new(&args.output);
+        std::fs::create_dir_all(directory).map_err(|error| Error::io("create", directory, error))?;
+    }
+    let targets = pattern.check(&seeds, args.overwrite)?;
+    if let Some(path) = &args.trace {
+        check_writable(path, args.overwrite)?;
+    }
+
+    let stop = signals::listen()?;
+    let threads = early.threads;
+    let model = Model::open(&settings::model_source(&args.model, demo))?;
+    let request = early.request(args, &model)?;
+    let files = if args.no_metadata { Vec::new() } else { model.files().digests()? };
+    let record = settings::record(&request, &model, &files);
+    let mut output = Output {
+        record,
+        targets,
+        overwrite: args.overwrite,
+        metadata: !args.no_metadata,
+        json: args.json,
+        request: &request,
+        progress: Progress::new(images, request.steps, quiet),
+        trace: args.trace.is_some().then(Trace::default),
+        scores: HashMap::new(),
+    };
+    tracing::info!(seed = request.seed, images, "starting");
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|error| Error::usage("--threads", error.to_string()))?;
+    let backend = Cpu::<f32>::new();
+    let result = pool.install(|| generate(&model, &backend, &request, &mut output, &stop));
+    output.progress.finish();
+    if let (Some(path), Some(trace), Ok(())) = (&args.trace, &output.trace, &result) {
+        write_trace(path, trace, args.overwrite)?;
+    }
+    result
+}
+
+/// Writes what a run makes.
+struct Output<'a> {
+    record: Value,
+    targets: Vec<Target>,
+    overwrite: bool,
+    metadata: bool,
+    json: bool,
+    request: &'a Request,
+    progress: Progress,
+    trace: Option<Trace>,
+    /// What the guard saw, step by step, of every image that is not finished.
+    scores: HashMap<usize, Vec<GuardedStep>>,
+}
+
+/// One guarded step of one image.
+struct GuardedStep {
+    step: usize,
+    timestep: u32,
+    scores: Vec<f32>,
+    density: f32,
+    gate: bool,
+    fallback: bool,
+}
+
+impl Observer for Output<'_> {
+    fn step(&mut self, report: &StepReport) -> Result<()> {
+        self.progress.step(report);
+        if let Some(guard) = &report.guard {
+            for (sample, image) in report.images.clone().enumerate() {
+                self.scores.entry(image).or_default().push(GuardedStep {
+                    step: report.step,
+                    timestep: report.timestep,
+                    scores: guard.scores.row(sample).to_vec(),
+                    density: guard.density[sample],
+                    gate: guard.gate[sample],
+                    fallback: guard.fallback[sample],
+                });
+            }
+        }
+        self.trace.as_mut().map_or(Ok(()), |trace| trace.step(report))
+    }
+
+    fn image(&mut self, image: &GeneratedImage) -> Result<()> {
+        let steps = self.scores.remove(&image.index).unwrap_or_default();
+        let opened = steps.iter().filter(|step| step.gate).count();
+        let fallbacks = steps.iter().filter(|step| step.gate && step.fallback).count();
+        let shape = image.pixels.shape();
+        let picture = Picture::from_unit(shape[2] as u32, shape[1] as u32, image.pixels.data());
+        let picture = picture.ok_or_else(|| Error::Bug("an image that is not finite".to_owned()))?;
+        let metadata = self.metadata.then(|| self.metadata(image, opened));
+        let target = &self.targets[image.index];
+        target.write(self.overwrite, &picture.to_png(metadata.as_ref())?)?;
+        if let Some(trace) = &mut self.trace {
+            trace.image(image)?;
+        }
+
+        let path = match target {
+            Target::File(path) => path.display().to_string(),
+            Target::Stdout => "-".to_owned(),
+        };
+        let mut line = format!("{path}: seed {}", image.seed);
+        if self.request.method.guidance().is_some() {
+            line += &format!(", gate open at {opened} of {} steps", steps.len());
+        }
+        if fallbacks > 0 {
+            line += &format!(" ({fallbacks} times by the largest score alone)");
+        }
+        self.progress.image(&line);
+        if self.json { print_line(self.json_line(image, &path, &steps)) } else { Ok(()) }
+    }
+}
+
+impl Output<'_> {
+    fn metadata(&self, image: &GeneratedImage, opened: usize) -> Metadata {
+        let request = self.request;
+        let prompt = request.image_prompt(image.index);
+        let mut record = self.record.clone();
+        record["prompt"] = json!(prompt);
+        record["seed"] = json!(image.seed);
+        record["gate_opened"] = json!(opened);
+        let setting = |name: &str, value: String| (name.to_owned(), value);
+        let mut settings = vec![
+            setting("Steps", request.steps.to_string()),
+            setting("Sampler", "DDIM".to_owned()),
+            setting("CFG scale", request.guidance_scale.to_string()),
+            setting("Seed", image.seed.to_string()),
+            setting("Size", format!("{}x{}", request.width, request.height)),
+            setting("Model", self.record["model"].as_str().unwrap_or_default().to_owned()),
+        ];
+        if request.eta > 0.0 {
+            settings.push(setting("Eta", request.eta.to_string()));
+        }
+        settings.push(setting("RNG", request.rng.name().to_uppercase()));
+        let method = self.record["safety"]["method"].as_str().unwrap_or_default();
+        settings.push(setting("Safety", method.to_owned()));
+        if let Some(guidance) = request.method.guidance() {
+            settings.push(setting("Safety concepts", guidance.concepts.join(", ")));
+            settings.push(setting("Safety threshold", guidance.threshold.to_string()));
+            settings.push(setting("Safety gamma", guidance.gamma.to_string()));
+        } else if let Method::Sld { config, .. } = &request.method {
+            settings.push(setting("Safety preset", config.name.to_owned()));
+        }
+        settings.push(setting("Version", concat!("unguide ", env!("CARGO_PKG_VERSION")).to_owned()));
+        let parameters = Parameters {
+            prompt: prompt.to_owned(),
+            negative_prompt: request.negative_prompt.clone(),
+            settings,
+        };
+        Metadata { parameters: parameters.to_string(), record }
+    }
+
+    fn json_line(&self, image: &GeneratedImage, path: &str, steps: &[GuardedStep]) -> Value {
+        let opened = steps.iter().filter(|step| step.gate).count();
+        let steps: Vec<Value> = steps
+            .iter()
+            .map(|s| {
+                json!({
+                    "step": s.step, "timestep": s.timestep, "scores": s.scores, "p_h": s.density,
+                    "gate": s.gate, "largest_score_alone": s.fallback,
+                })
+            })
+            .collect();
+        json!({
+            "event": "image",
+            "path": path,
+            "index": image.index,
+            "prompt": self.request.image_prompt(image.index),
+            "seed": image.seed,
+            "gate_opened": opened,
+            "steps": steps,
+            "settings": self.record,
+        })
+    }
+}
+
+/// Complains before hours of work rather than after.
+fn check_writable(path: &Path, overwrite: bool) -> Result<()> {
+    if path.exists() && !overwrite {
+        let problem = format!("{} exists; --overwrite replaces it", path.display());
+        return Err(Error::usage("--trace", problem));
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    tempfile::tempfile_in(parent).map(drop).map_err(|error| Error::io("write into", parent, error))
+}
+
+fn write_trace(path: &Path, trace: &Trace, overwrite: bool) -> Result<()> {
+    let view = |tensor| -> Result<_> {
+        let tensor: &crate::tensor::Tensor<f32> = tensor;
+        let bytes: &[u8] = bytemuck::cast_slice(tensor.data());
+        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, tensor.shape().to_vec(), bytes)
+            .map_err(|error| Error::Bug(error.to_string()))
+    };
+    let views: Vec<_> =
+        trace.tensors().map(|(name, tensor)| Ok((name, view(tensor)?))).collect::<Result<_>>()?;
+    let bytes = safetensors::serialize(views, None).map_err(|error| Error::Bug(error.to_string()))?;
+    write_atomically(path, overwrite, &bytes)
+}

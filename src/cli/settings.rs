@@ -1,0 +1,391 @@
+//! From flags to a checked request: profiles, defaults, files.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::args::{DTypeArg, GenerateArgs, ModelArgs, PredictionArg, RngArg, SafetyArgs, SizeArgs};
+use crate::error::{Error, Result};
+use crate::pipeline::{Guidance, Method, Model, ModelSource, Request};
+use crate::safety::methods::SAFETY_CONCEPT;
+use crate::safety::{self, Concepts, GammaSchedule, SafetyProfile};
+use crate::sampler::{Prediction, Rng};
+use crate::tensor::Tensor;
+use crate::text::MAX_PROMPT_BYTES;
+use crate::weights::{EmbeddedFiles, ModelFiles, SafetensorsFile};
+
+const DEFAULT_GUIDANCE: f64 = 7.5;
+/// What the demo model was tuned with.
+const DEMO_GUIDANCE: f64 = 5.0;
+const MAX_PROMPT_FILE_BYTES: u64 = 16 << 20;
+const MAX_PROMPTS: usize = 100_000;
+const MAX_THREADS: usize = 1024;
+
+pub fn model_source(args: &ModelArgs, demo: EmbeddedFiles) -> ModelSource {
+    ModelSource {
+        model: args.model.clone(),
+        demo,
+        clip: args.clip.clone(),
+        vae: args.vae.clone(),
+        taesd: args.taesd.clone(),
+        tokenizer: args.tokenizer.clone(),
+        prediction: args.prediction_type.map(|prediction| match prediction {
+            PredictionArg::Epsilon => Prediction::Epsilon,
+            PredictionArg::VPrediction => Prediction::VPrediction,
+            PredictionArg::Sample => Prediction::Sample,
+        }),
+        mmap: args.mmap,
+    }
+}
+
+/// What can be judged before a model is opened: words, numbers, files of the user.
+pub struct Early {
+    pub prompts: Vec<String>,
+    pub seed: u64,
+    pub threads: usize,
+    method: safety::Method,
+    concepts: Option<Vec<String>>,
+    profile: Option<SafetyProfile>,
+    latents: Option<Tensor<f32>>,
+}
+
+impl Early {
+    pub fn new(args: &GenerateArgs) -> Result<Self> {
+        check_device(args)?;
+        let safety = &args.safety;
+        let method: safety::Method = safety.safety.parse()?;
+        check_safety_flags(safety, method)?;
+        let early = Self {
+            prompts: prompts(args)?,
+            seed: seed(args.seed)?,
+            threads: threads(args.threads)?,
+            method,
+            concepts: concepts(safety)?,
+            profile: safety.safety_profile.as_deref().map(SafetyProfile::resolve).transpose()?,
+            latents: args.latents.as_deref().map(read_latents).transpose()?,
+        };
+        if !(1..=100_000).contains(&args.steps) {
+            let problem = format!("expected 1 to the model's training steps (1000), found {}", args.steps);
+            return Err(Error::usage("--steps", problem));
+        }
+        Ok(early)
+    }
+
+    /// Number of images, if it is one that a run may have.
+    pub fn images(&self, args: &GenerateArgs) -> Result<usize> {
+        let images =
+            self.prompts.len().checked_mul(args.batch_count).filter(|&n| n > 0 && n <= MAX_PROMPTS * 10);
+        images.ok_or_else(|| {
+            Error::usage("--batch-count", format!("expected 1 or more images, found {}", args.batch_count))
+        })
+    }
+
+    /// The whole request, for an opened model.
+    pub fn request(self, args: &GenerateArgs, model: &Model) -> Result<Request> {
+        let (width, height) = size(&args.size, model);
+        let demo = args.model.model.is_none();
+        let default_guidance = if demo { DEMO_GUIDANCE } else { DEFAULT_GUIDANCE };
+        let method = self.method(args, model, demo)?;
+        let request = Request {
+            prompts: self.prompts,
+            negative_prompt: args.negative_prompt.clone(),
+            images_per_prompt: args.batch_count,
+            batch_size: args.size.batch_size.unwrap_or(1),
+            steps: args.steps,
+            guidance_scale: args.guidance_scale.unwrap_or(default_guidance),
+            seed: self.seed,
+            width,
+            height,
+            eta: args.ddim_eta,
+            rng: if args.rng == RngArg::Cpu { Rng::Cpu } else { Rng::Cuda },
+            latents: self.latents,
+            method,
+        };
+        request.check(model.factor())?;
+        Ok(request)
+    }
+
+    fn method(&self, args: &GenerateArgs, model: &Model, demo: bool) -> Result<Method> {
+        let text = || match &self.concepts {
+            Some(concepts) => concepts.join(", "),
+            None => SAFETY_CONCEPT.to_owned(),
+        };
+        Ok(match self.method {
+            safety::Method::None => Method::None,
+            safety::Method::NegativePrompt => Method::NegativePrompt { concept: text() },
+            safety::Method::Sld(config) => Method::Sld { config, concept: text() },
+            safety::Method::SafeSampling => Method::SafeSampling(self.guidance(&args.safety, model, demo)?),
+            safety::Method::ClassifierGuidance { frozen_unet } => Method::ClassifierGuidance {
+                guidance: self.guidance(&args.safety, model, demo)?,
+                frozen_unet,
+                gated: args.safety.gated,
+            },
+        })
+    }
+
+    /// The guard's settings: the profile's, with flags on top.
+    fn guidance(&self, args: &SafetyArgs, model: &Model, demo: bool) -> Result<Guidance> {
+        let clip = model.clip()?;
+        let tuned = args.threshold.is_some() && args.gamma.is_some();
+        let profile = match &self.profile {
+            Some(profile) => {
+                // With a threshold and a strength of one's own, any profile will do for the rest.
+                if !tuned {
+                    profile.fits(&clip.identity())?;
+                }
+                Some(profile.clone())
+            }
+            None => {
+                let word = if demo { "demo" } else { "thesis-multi" };
+                let default = SafetyProfile::built_in(word).expect("a built-in profile");
+                let fit = default.fits(&clip.identity());
+                if let (Err(_), false) = (&fit, tuned) {
+                    let problem = "no built-in profile belongs to this CLIP, and a threshold or strength that was \
+                                   tuned with another one means nothing here: give --threshold and --gamma, or a \
+                                   profile of its own with --safety-profile";
+                    return Err(Error::usage("--threshold", problem));
+                }
+                fit.is_ok().then_some(default)
+            }
+        };
+        let (mean, std) = match &profile {
+            Some(profile) => {
+                let (mean, std) = profile.normalisation.mean_std();
+                (mean.map(|v| v as f32), std.map(|v| v as f32))
+            }
+            None => (clip.mean, clip.std),
+        };
+        let fallback = || SafetyProfile::built_in("thesis-multi").expect("a built-in profile");
+        let profile = profile.unwrap_or_else(fallback);
+        Ok(Guidance {
+            concepts: self.concepts.clone().unwrap_or(profile.concepts),
+            threshold: args.threshold.unwrap_or(profile.threshold),
+            gamma: args.gamma.unwrap_or(profile.gamma),
+            gamma_schedule: match &args.gamma_schedule {
+                Some(word) => GammaSchedule::resolve(word)?,
+                None => profile.gamma_schedule,
+            },
+            window: match &args.guide_steps {
+                Some(range) => Some(range.parse()?),
+                None => profile.window,
+            },
+            reduce: match &args.reduce {
+                Some(word) => word.parse()?,
+                None => profile.reduce,
+            },
+            top_k: args.top_k.or(profile.top_k.filter(|_| self.concepts.is_none())),
+            mean,
+            std,
+            gradient_scale_log2: profile.gradient_scale_log2 as i32,
+        })
+    }
+}
+
+/// Width and height in pixels.
+pub fn size(args: &SizeArgs, model: &Model) -> (usize, usize) {
+    let (width, height) = model.default_size();
+    args.size.unwrap_or((args.width.unwrap_or(width), args.height.unwrap_or(height)))
+}
+
+fn check_device(args: &GenerateArgs) -> Result<()> {
+    let device = args.device.as_str();
+    match device.split(':').next().unwrap_or_default() {
+        "auto" | "cpu" if !device.contains(':') => {}
+        "cuda" | "simt" => {
+            let problem = "this build computes on the CPU only; use --device cpu".to_owned();
+            return Err(Error::Device { device: device.to_owned(), problem });
+        }
+        _ => {
+            let problem = format!("expected auto, cpu, simt or cuda[:N], found `{device}`");
+            return Err(Error::usage("--device", problem));
+        }
+    }
+    match args.dtype {
+        None | Some(DTypeArg::F32) => Ok(()),
+        Some(_) => Err(Error::usage("--dtype", "the CPU computes in f32; leave it out or say f32")),
+    }
+}
+
+/// Flags that the chosen method would silently ignore are mistakes.
+fn check_safety_flags(args: &SafetyArgs, method: safety::Method) -> Result<()> {
+    let guard_flags = [
+        ("--threshold", args.threshold.is_some()),
+        ("--gamma", args.gamma.is_some()),
+        ("--top-k", args.top_k.is_some()),
+        ("--reduce", args.reduce.is_some()),
+        ("--gamma-schedule", args.gamma_schedule.is_some()),
+        ("--guide-steps", args.guide_steps.is_some()),
+        ("--safety-profile", args.safety_profile.is_some()),
+    ];
+    let given = guard_flags.iter().find(|(_, given)| *given && !method.uses_guard());
+    if let Some((flag, _)) = given {
+        return Err(Error::usage(*flag, format!("does nothing with --safety {method}")));
+    }
+    if args.gated && !matches!(method, safety::Method::ClassifierGuidance { .. }) {
+        return Err(Error::usage("--gated", format!("does nothing with --safety {method}")));
+    }
+    let concepts = !args.concept.is_empty() || args.concepts.is_some();
+    if concepts && method == safety::Method::None {
+        return Err(Error::usage("--concept", "does nothing with --safety none"));
+    }
+    if let Some(gamma) = args.gamma.filter(|gamma| !(gamma.is_finite() && *gamma >= 0.0)) {
+        return Err(Error::usage("--gamma", format!("expected a finite number, 0 or more, found {gamma}")));
+    }
+    if let Some(threshold) = args.threshold.filter(|threshold| !threshold.is_finite()) {
+        return Err(Error::usage("--threshold", format!("expected a finite number, found {threshold}")));
+    }
+    Ok(())
+}
+
+fn concepts(args: &SafetyArgs) -> Result<Option<Vec<String>>> {
+    let concepts = match &args.concepts {
+        Some(word) => Some(Concepts::resolve(word)?),
+        None if !args.concept.is_empty() => Some(Concepts::from_flags(&args.concept)?),
+        None => None,
+    };
+    Ok(concepts.map(|concepts| concepts.texts().to_vec()))
+}
+
+fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
+    let given = if args.prompt.is_empty() { &args.positional } else { &args.prompt };
+    let prompts = match &args.prompt_file {
+        Some(path) => prompt_file(path)?,
+        None => given.iter().map(|text| stdin_or(text)).collect::<Result<_>>()?,
+    };
+    if prompts.is_empty() {
+        return Err(Error::usage("--prompt", "nothing to draw: give a prompt, such as -p \"a cat\""));
+    }
+    let long = prompts.iter().chain([&args.negative_prompt]).find(|text| text.len() > MAX_PROMPT_BYTES);
+    if let Some(text) = long {
+        let problem = format!("{} bytes; at most {MAX_PROMPT_BYTES} are taken", text.len());
+        return Err(Error::usage("--prompt", problem));
+    }
+    Ok(prompts)
+}
+
+fn stdin_or(text: &str) -> Result<String> {
+    if text != "-" {
+        return Ok(text.to_owned());
+    }
+    let mut prompt = String::new();
+    let limit = MAX_PROMPT_BYTES as u64 + 1;
+    let read = std::io::stdin().lock().take(limit).read_to_string(&mut prompt);
+    read.map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidData => Error::input("(stdin)", "the prompt is not UTF-8"),
+        _ => Error::io("read", "(stdin)", error),
+    })?;
+    Ok(prompt.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+fn prompt_file(path: &Path) -> Result<Vec<String>> {
+    // A model's file and a list of prompts have the same enemies: devices, pipes, wrong encodings.
+    let text = ModelFiles::open(path)?.read_text("", MAX_PROMPT_FILE_BYTES)?;
+    let lines = text.lines().map(|line| line.trim_end_matches('\r'));
+    let prompts: Vec<String> = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    if !(1..=MAX_PROMPTS).contains(&prompts.len()) {
+        let problem = format!("expected 1 to {MAX_PROMPTS} prompts, one a line, found {}", prompts.len());
+        return Err(Error::input(path, problem));
+    }
+    Ok(prompts)
+}
+
+fn seed(given: Option<i128>) -> Result<u64> {
+    match given {
+        None => Ok(random_seed()),
+        Some(seed) if seed < 0 => Ok(random_seed()),
+        Some(seed) => u64::try_from(seed)
+            .map_err(|_| Error::usage("--seed", format!("expected 0 to {}, found {seed}", u64::MAX))),
+    }
+}
+
+/// A seed that is easy to copy: below 2^32, from the operating system's randomness.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    let hasher = std::collections::hash_map::RandomState::new().build_hasher();
+    hasher.finish() & u64::from(u32::MAX)
+}
+
+fn threads(given: Option<usize>) -> Result<usize> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    match given {
+        None => Ok(cores),
+        Some(threads) if (1..=MAX_THREADS).contains(&threads) => Ok(threads),
+        Some(threads) => {
+            Err(Error::usage("--threads", format!("expected 1 to {MAX_THREADS}, found {threads}")))
+        }
+    }
+}
+
+/// The key `latents` of a safetensors file.
+fn read_latents(path: &Path) -> Result<Tensor<f32>> {
+    const KEY: &str = "latents";
+    let file = SafetensorsFile::new(ModelFiles::open(path)?.blob("")?)?;
+    let Some(info) = file.tensors.get(KEY) else {
+        let keys: Vec<_> = file.tensors.keys().take(5).cloned().collect();
+        return Err(Error::Tensor {
+            path: path.to_owned(),
+            tensor: KEY.into(),
+            expected: "[images, 4, h, w] in f32".into(),
+            found: format!("no such tensor, but {}", keys.join(", ")),
+        });
+    };
+    Ok(Tensor::new(info.shape.clone(), file.read_f32(KEY)?))
+}
+
+/// Everything that is needed to repeat a run, for metadata and `--json`.
+pub fn record(request: &Request, model: &Model, files: &[(PathBuf, String)]) -> Value {
+    let safety = match &request.method {
+        Method::None => json!({ "method": "none" }),
+        Method::NegativePrompt { concept } => json!({ "method": "negative-prompt", "concept": concept }),
+        Method::Sld { config, concept } => json!({
+            "method": "sld", "preset": config.name, "concept": concept, "warmup": config.warmup,
+            "scale": config.scale, "threshold": config.threshold,
+            "momentum_scale": config.momentum_scale, "momentum_beta": config.momentum_beta,
+        }),
+        Method::SafeSampling(guidance) => guidance_record("safe-sampling", guidance),
+        Method::ClassifierGuidance { guidance, frozen_unet, gated } => {
+            let word = if *frozen_unet { "classifier-guidance:frozen-unet" } else { "classifier-guidance" };
+            let mut record = guidance_record(word, guidance);
+            record["gated"] = json!(gated);
+            record
+        }
+    };
+    let files: Vec<_> =
+        files.iter().map(|(path, sha256)| json!({ "path": path, "sha256": sha256 })).collect();
+    json!({
+        "schema": 1,
+        "program": "unguide",
+        "version": env!("CARGO_PKG_VERSION"),
+        "device": "cpu",
+        "dtype": "f32",
+        "model": model.name,
+        "files": files,
+        "negative_prompt": request.negative_prompt,
+        "sampler": "ddim",
+        "steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "ddim_eta": request.eta,
+        "rng": request.rng.name(),
+        "given_latents": request.latents.is_some(),
+        "width": request.width,
+        "height": request.height,
+        "safety": safety,
+    })
+}
+
+fn guidance_record(method: &str, guidance: &Guidance) -> Value {
+    json!({
+        "method": method,
+        "concepts": guidance.concepts,
+        "threshold": guidance.threshold,
+        "gamma": guidance.gamma,
+        "gamma_schedule": guidance.gamma_schedule,
+        "guide_steps": guidance.window,
+        "reduce": guidance.reduce,
+        "top_k": guidance.top_k,
+        "image_mean": guidance.mean,
+        "image_std": guidance.std,
+        "gradient_scale_log2": guidance.gradient_scale_log2,
+    })
+}
