@@ -127,7 +127,7 @@ fn exp_f32(x: f32) -> f32 {
     // A NaN becomes 0 in the cast and stays NaN in p.
     let n = n as i32;
     let half = n >> 1;
-    p * power_of_two(half) * power_of_two(n - half)
+    p * power_of_two(half) * power_of_two(n.wrapping_sub(half))
 }
 
 /// Round to nearest for |x| < 2^22, by pushing the fraction out of the mantissa.
@@ -137,9 +137,10 @@ fn round_to_even(x: f32) -> f32 {
     (x + SHIFT) - SHIFT
 }
 
+/// Wrapping, since a check for overflow would keep loops from becoming vector code.
 #[inline(always)]
 fn power_of_two(n: i32) -> f32 {
-    f32::from_bits(((n + 127) << 23) as u32)
+    f32::from_bits((n.wrapping_add(127) << 23) as u32)
 }
 
 /// erf in f32 within 4e-7 absolute: the Maclaurin series where |x| is small (so that the relative
@@ -169,7 +170,9 @@ fn erf_f32(x: f32) -> f32 {
                                 + t * (1.488_515_87 + t * (-0.822_152_23 + t * 0.170_872_77))))))));
     let tail = 1.0 - t * exp_f32(-a * a - 1.265_512_23 + poly);
     let tail = if x < 0.0 { -tail } else { tail };
-    if a < 0.84375 { series } else { tail }
+    // A choice of bits, not a branch: a branch would keep loops from becoming vector code.
+    let small = if a < 0.84375 { u32::MAX } else { 0 };
+    f32::from_bits((series.to_bits() & small) | (tail.to_bits() & !small))
 }
 
 #[cfg(test)]
