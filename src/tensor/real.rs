@@ -118,23 +118,20 @@ fn exp_f32(x: f32) -> f32 {
     } else {
         x
     };
-    let n = round_to_even(clamped * std::f32::consts::LOG2_E);
+    // Adding 1.5 * 2^23 pushes the fraction out of the mantissa and leaves n in its low bits; a cast to an
+    // integer would keep loops from becoming vector code.
+    const SHIFT: f32 = 12_582_912.0;
+    let shifted = clamped * std::f32::consts::LOG2_E + SHIFT;
+    let n = shifted - SHIFT;
     let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
     let mut p = 1.0 / 5040.0;
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = p * r + c;
     }
-    // A NaN becomes 0 in the cast and stays NaN in p.
-    let n = n as i32;
+    // A NaN makes some number of the bits and stays NaN in p.
+    let n = (shifted.to_bits() as i32).wrapping_sub(SHIFT.to_bits() as i32);
     let half = n >> 1;
     p * power_of_two(half) * power_of_two(n.wrapping_sub(half))
-}
-
-/// Round to nearest for |x| < 2^22, by pushing the fraction out of the mantissa.
-#[inline(always)]
-fn round_to_even(x: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23
-    (x + SHIFT) - SHIFT
 }
 
 /// Wrapping, since a check for overflow would keep loops from becoming vector code.
