@@ -43,7 +43,8 @@ fn f64_results_agree_with_the_oracle_to_twelve_digits() {
             let difference = compare(got.data(), want.data());
             // The saved softmax of the backward pass was rounded to f32.
             let bound = if matches!(case.op, Op::AttentionBwd { .. }) { 1e-6 } else { 1e-12 };
-            if !(difference.rel_l2 <= bound) {
+            let near = difference.rel_l2 <= bound;
+            if !near {
                 failures.push(format!("{} output {output}: {difference:?}", case.name));
             }
         }
@@ -188,7 +189,7 @@ fn not_a_number_goes_through_activations() {
     use Activation::{Gelu, QuickGelu, Relu, Silu, Tanh};
     let x = Value::Real(Tensor::filled([1, 3], f32::NAN));
     for activation in [Silu, Gelu, QuickGelu, Relu, Tanh] {
-        let y = &run(&Op::Activate(activation), &[x.clone()], &StepState::default())[0];
+        let y = &run(&Op::Activate(activation), std::slice::from_ref(&x), &StepState::default())[0];
         assert!(y.data().iter().all(|y| y.is_nan()), "{activation:?}");
     }
 }
@@ -213,14 +214,11 @@ fn joins_images(op: &Op) -> bool {
     matches!(op, Op::CfgX0 | Op::CfgX0Bwd { .. } | Op::SldX0)
 }
 
-/// The backward operation of `case`, its operands for the cotangents `d` of all outputs, and the operands of
-/// `case` that its results belong to.
-fn backward(
-    case: &Case,
-    x: &[Value<f64>],
-    y: &[Tensor<f64>],
-    d: &[Value<f64>],
-) -> Option<(Op, Vec<Value<f64>>, &'static [usize])> {
+/// An operation, its operands, and the operands of the forward one that its results belong to.
+type Backward = (Op, Vec<Value<f64>>, &'static [usize]);
+
+/// The backward operation of `case`, for the cotangents `d` of all outputs, if there is one.
+fn backward(case: &Case, x: &[Value<f64>], y: &[Tensor<f64>], d: &[Value<f64>]) -> Option<Backward> {
     let (dy, extent) = (d.first()?.clone(), |i: usize| x[0].shape()[i]);
     let operand = |i: usize| x[i].clone();
     let first: &[usize] = &[0];
