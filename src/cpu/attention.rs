@@ -1,6 +1,8 @@
 //! Attention and its gradient, in blocks of queries or keys: never more than one block of scores in memory.
 //!
-//! Forward, for a block of queries and each head: S = Q K^T / sqrt(d), P = exp(S - max), O = P V / sum.
+//! Forward, for a block of queries and each head: S = Q K^T / sqrt(d), P = exp(S - max), O = P V / sum. The
+//! scores are kept transposed, `[keys, queries]`: then the library needs no packed copy of K or V for every
+//! block, and maxima and sums run along vectors of queries.
 //! Backward, with D = rowsum(dO * O) and P = exp(S - lse) computed again: dP = dO V^T, dS = P (dP - D) / sqrt(d).
 //! A block of queries gives its rows dQ = dS K; a block of keys, from the transposed scores, its rows
 //! dV = P^T dO and dK = dS^T Q. So every row is written by one task and no sum crosses tasks.
@@ -8,11 +10,14 @@
 use rayon::prelude::*;
 
 use super::gemm::{Mat, MatMut, gemm};
-use super::loops::{LANES, blocks, largest, sum2_f64, vectorised};
+use super::loops::{blocks, sum2_f64, vectorised};
 use crate::tensor::Real;
 
 /// Scores that one task holds, about.
-const SCORES: usize = 1 << 19;
+const SCORES: usize = 1 << 18;
+/// Keys whose exponentials are added up before the sum joins the others: rounding grows with the square
+/// root of the longer of the two chains.
+const SUMMED: usize = 64;
 
 /// Extents of the operands: q, o `[n, t, c]`; k, v `[n, u, c]`; c = heads d.
 #[derive(Clone, Copy)]
@@ -53,33 +58,31 @@ pub fn attention<T: Real>(sizes: Sizes, q: &[T], k: &[T], v: &[T], o: &mut [T], 
     // Log-sum-exp of a block of queries, head by head, and its place.
     let sums: Vec<_> = tasks
         .into_par_iter()
-        .map_init(Vec::new, |scores, (image, i, o)| {
-            let (first, count) = (i * block, o.len() / c);
+        .map_init(<[Vec<T>; 2]>::default, |[scores, transposed], (image, i, o)| {
+            let (first, count, d) = (i * block, o.len() / c, sizes.d());
             let keys = if causal { u.min(first + count) } else { u };
             let mut lse = vec![T::ZERO; heads * count];
-            scores.resize(count * keys, T::ZERO);
+            scores.resize(keys * count, T::ZERO);
+            transposed.resize(d * count, T::ZERO);
             for (h, lse) in lse.chunks_mut(count).enumerate() {
                 let q = sizes.head(q, (image, t), (first, count), h);
                 let k = sizes.head(k, (image, u), (0, keys), h);
                 let v = sizes.head(v, (image, u), (0, keys), h);
-                gemm(MatMut::new(scores, count, keys, keys), false, sizes.scale(), q, k.t());
-                for (i, (row, lse)) in scores.chunks_mut(keys).zip(lse.iter_mut()).enumerate() {
-                    let seen = if causal { keys.min(first + i + 1) } else { keys };
-                    row[seen..].fill(T::ZERO);
-                    let row = &mut row[..seen];
-                    *lse = vectorised(
-                        #[inline(always)]
-                        || exponentials(row),
-                    );
+                gemm(MatMut::new(scores, keys, count, count), false, sizes.scale(), k, q.t());
+                if causal {
+                    for (j, row) in scores.chunks_mut(count).enumerate().skip(first + 1) {
+                        row[..(j - first).min(count)].fill(-T::INFINITY);
+                    }
                 }
-                let out = &mut o[h * sizes.d()..];
-                gemm(
-                    MatMut::new(out, count, sizes.d(), c),
-                    false,
-                    T::ONE,
-                    Mat::new(scores, count, keys, keys),
-                    v,
-                );
+                let sums = exponentials(scores, lse);
+                let p = Mat::new(scores, keys, count, count);
+                gemm(MatMut::new(transposed, d, count, count), false, T::ONE, v.t(), p);
+                for (i, (row, &sum)) in o.chunks_mut(c).zip(&sums).enumerate() {
+                    for (e, out) in row[h * d..(h + 1) * d].iter_mut().enumerate() {
+                        *out = transposed[e * count + i] / sum;
+                    }
+                }
+                lse.iter_mut().zip(&sums).for_each(|(lse, sum)| *lse += sum.ln());
             }
             (image, first, count, lse)
         })
@@ -215,24 +218,29 @@ fn row_blocks<T>(out: &mut [T], image: usize, block: usize) -> Vec<(usize, usize
     images.flat_map(|(n, out)| out.chunks_mut(block).enumerate().map(move |(i, rows)| (n, i, rows))).collect()
 }
 
-/// Softmax of a row of scores in place; the log-sum-exp.
-#[inline(always)]
-fn exponentials<T: Real>(row: &mut [T]) -> T {
-    let most = largest(row);
-    let (chunks, rest) = row.as_chunks_mut::<LANES>();
-    let mut lanes = [T::ZERO; LANES];
-    for chunk in chunks {
-        for (lane, p) in lanes.iter_mut().zip(chunk) {
-            *p = (*p - most).exp();
-            *lane += *p;
-        }
-    }
-    for (lane, p) in lanes.iter_mut().zip(rest) {
-        *p = (*p - most).exp();
-        *lane += *p;
-    }
-    let sum: T = lanes.into_iter().sum();
-    let factor = T::ONE / sum;
-    row.iter_mut().for_each(|p| *p *= factor);
-    most + sum.ln()
+/// exp(S - max) of transposed scores `[keys, queries]` in place; `most` becomes every query's maximum.
+/// Returns the sums over the keys. A score that is not a number makes its query's sum not a number.
+fn exponentials<T: Real>(scores: &mut [T], most: &mut [T]) -> Vec<T> {
+    let queries = most.len();
+    let (mut sums, mut partial) = (vec![T::ZERO; queries], vec![T::ZERO; queries]);
+    vectorised(
+        #[inline(always)]
+        || {
+            most.fill(-T::INFINITY);
+            for row in scores.chunks_exact(queries) {
+                most.iter_mut().zip(row).for_each(|(most, &s)| *most = if s > *most { s } else { *most });
+            }
+            for rows in scores.chunks_mut(SUMMED * queries) {
+                partial.fill(T::ZERO);
+                for row in rows.chunks_exact_mut(queries) {
+                    for ((p, &most), sum) in row.iter_mut().zip(&*most).zip(&mut partial) {
+                        *p = (*p - most).exp();
+                        *sum += *p;
+                    }
+                }
+                sums.iter_mut().zip(&partial).for_each(|(sum, &partial)| *sum += partial);
+            }
+        },
+    );
+    sums
 }

@@ -86,19 +86,3 @@ pub fn sum2_f64<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> f64) -> f64 {
     }
     lanes.iter().sum()
 }
-
-/// The largest element; NaN is passed over. Minus infinity for none.
-#[inline(always)]
-pub fn largest<T: Real>(a: &[T]) -> T {
-    let (chunks, rest) = a.as_chunks::<LANES>();
-    let mut lanes = [-T::INFINITY; LANES];
-    for chunk in chunks {
-        for (lane, &a) in lanes.iter_mut().zip(chunk) {
-            *lane = if a > *lane { a } else { *lane };
-        }
-    }
-    for (lane, &a) in lanes.iter_mut().zip(rest) {
-        *lane = if a > *lane { a } else { *lane };
-    }
-    lanes.into_iter().fold(-T::INFINITY, |most, a| if a > most { a } else { most })
-}

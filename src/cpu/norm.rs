@@ -11,6 +11,9 @@ use crate::tensor::Real;
 /// Elements of an image that one task of a group norm's statistics sums.
 const PART: usize = 1 << 16;
 
+/// Channels whose gradients are held at once.
+const STRIP: usize = 256;
+
 /// Extents and constants of a group norm over `[n, pixels, c]`.
 #[derive(Clone, Copy)]
 pub struct Groups {
@@ -221,20 +224,24 @@ fn write_group_norm_bwd<T: Real>(
     slope: impl Fn(T) -> T + Sync,
 ) {
     let Groups { pixels, c, .. } = groups;
-    // xhat and the gradient with respect to it.
-    let pull = |norm: &RowNorm<T>, x: T, gamma: T, beta: T, dy: T| {
-        let xhat = norm.apply(x);
-        (xhat, slope(xhat * gamma + beta) * dy * gamma)
-    };
+    // The gradient with respect to xhat.
+    let pull = |xhat: T, gamma: T, beta: T, dy: T| slope(xhat * gamma + beta) * dy * gamma;
     let [sums, along] = channel_sums(groups, x.len(), |image, i, [sums, along]: [&mut [f64]; 2]| {
-        let constants = norms[image * c..].iter().zip(gamma.iter().zip(beta));
-        let elements = x[i..].iter().zip(&dy[i..]).zip(constants);
-        for ((sum, along), ((&x, &dy), (norm, (&gamma, &beta)))) in
-            sums.iter_mut().zip(along.iter_mut()).zip(elements)
-        {
-            let (xhat, d) = pull(norm, x, gamma, beta, dy);
-            *sum += d.to_f64();
-            *along += d.to_f64() * xhat.to_f64();
+        // One loop a result: the compiler gives up on loops over more arrays.
+        let (x, dy, norms) = (&x[i..][..c], &dy[i..][..c], &norms[image * c..][..c]);
+        let mut d = [T::ZERO; STRIP];
+        for first in (0..c).step_by(STRIP) {
+            let strip = first..c.min(first + STRIP);
+            let (x, norms) = (&x[strip.clone()], &norms[strip.clone()]);
+            let constants = gamma[strip.clone()].iter().zip(&beta[strip.clone()]);
+            let elements = x.iter().zip(norms).zip(dy[strip.clone()].iter().zip(constants));
+            for (d, ((&x, norm), (&dy, (&gamma, &beta)))) in d.iter_mut().zip(elements) {
+                *d = pull(norm.apply(x), gamma, beta, dy);
+            }
+            sums[strip.clone()].iter_mut().zip(&d).for_each(|(sum, d)| *sum += d.to_f64());
+            for (sum, (d, (&x, norm))) in along[strip].iter_mut().zip(d.iter().zip(x.iter().zip(norms))) {
+                *sum += d.to_f64() * norm.apply(x).to_f64();
+            }
         }
     });
     let count = (pixels * c / groups.groups) as f64;
@@ -253,8 +260,8 @@ fn write_group_norm_bwd<T: Real>(
                     for ((out, ((&x, &dy), norm)), (&(mean, along), (&gamma, &beta))) in
                         out.iter_mut().zip(elements).zip(constants)
                     {
-                        let (xhat, d) = pull(norm, x, gamma, beta, dy);
-                        *out = norm.factor * (d - mean - xhat * along);
+                        let xhat = norm.apply(x);
+                        *out = norm.factor * (pull(xhat, gamma, beta, dy) - mean - xhat * along);
                     }
                 }
             },

@@ -108,38 +108,30 @@ real!(f64, f64::exp, libm::erf);
 /// results are rounded once.
 #[inline(always)]
 fn exp_f32(x: f32) -> f32 {
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Beyond these the result is 0 or infinite; NaN stays NaN (both comparisons are false).
-    let clamped = if x < -104.0 {
-        -104.0
-    } else if x > 89.0 {
-        89.0
-    } else {
-        x
-    };
-    let n = round_to_even(clamped * std::f32::consts::LOG2_E);
+    // Beyond these the result is 0 or infinite; NaN stays NaN (clamp passes it on).
+    let clamped = x.clamp(-104.0, 89.0);
+    // Adding 1.5 * 2^23 pushes the fraction out of the mantissa and leaves n in its low bits; a cast to an
+    // integer would keep loops from becoming vector code.
+    const SHIFT: f32 = 12_582_912.0;
+    let shifted = clamped * std::f32::consts::LOG2_E + SHIFT;
+    let n = shifted - SHIFT;
     let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
     let mut p = 1.0 / 5040.0;
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = p * r + c;
     }
-    // A NaN becomes 0 in the cast and stays NaN in p.
-    let n = n as i32;
+    // A NaN makes some number of the bits and stays NaN in p.
+    let n = (shifted.to_bits() as i32).wrapping_sub(SHIFT.to_bits() as i32);
     let half = n >> 1;
-    p * power_of_two(half) * power_of_two(n - half)
+    p * power_of_two(half) * power_of_two(n.wrapping_sub(half))
 }
 
-/// Round to nearest for |x| < 2^22, by pushing the fraction out of the mantissa.
-#[inline(always)]
-fn round_to_even(x: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23
-    (x + SHIFT) - SHIFT
-}
-
+/// Wrapping, since a check for overflow would keep loops from becoming vector code.
 #[inline(always)]
 fn power_of_two(n: i32) -> f32 {
-    f32::from_bits(((n + 127) << 23) as u32)
+    f32::from_bits((n.wrapping_add(127) << 23) as u32)
 }
 
 /// erf in f32 within 4e-7 absolute: the Maclaurin series where |x| is small (so that the relative
@@ -150,7 +142,7 @@ fn erf_f32(x: f32) -> f32 {
     // |x| < 0.84375: odd series, nine terms.
     let y = x * x;
     let series = x
-        * (1.128_379_2
+        * (std::f32::consts::FRAC_2_SQRT_PI
             + y * (-0.376_126_4
                 + y * (0.112_837_92
                     + y * (-0.026_866_17
@@ -165,11 +157,13 @@ fn erf_f32(x: f32) -> f32 {
                 + t * (0.096_784_18
                     + t * (-0.186_288_06
                         + t * (0.278_868_07
-                            + t * (-1.135_203_98
-                                + t * (1.488_515_87 + t * (-0.822_152_23 + t * 0.170_872_77))))))));
-    let tail = 1.0 - t * exp_f32(-a * a - 1.265_512_23 + poly);
+                            + t * (-1.135_204
+                                + t * (1.488_515_9 + t * (-0.822_152_23 + t * 0.170_872_77))))))));
+    let tail = 1.0 - t * exp_f32(-a * a - 1.265_512_2 + poly);
     let tail = if x < 0.0 { -tail } else { tail };
-    if a < 0.84375 { series } else { tail }
+    // A choice of bits, not a branch: a branch would keep loops from becoming vector code.
+    let small = if a < 0.84375 { u32::MAX } else { 0 };
+    f32::from_bits((series.to_bits() & small) | (tail.to_bits() & !small))
 }
 
 #[cfg(test)]
