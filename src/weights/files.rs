@@ -75,7 +75,8 @@ impl ModelFiles {
             Root::Directory(_) => fs::symlink_metadata(self.path(relative)).is_ok(),
             Root::File(_) => relative.is_empty(),
             Root::Embedded { files, .. } => {
-                let below = |path: &str| path.strip_prefix(relative).is_some_and(|rest| rest.starts_with('/'));
+                let below =
+                    |path: &str| path.strip_prefix(relative).is_some_and(|rest| rest.starts_with('/'));
                 files.iter().any(|(path, _)| *path == relative || below(path))
             }
         }
