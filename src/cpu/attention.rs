@@ -13,7 +13,8 @@ use super::gemm::{Mat, MatMut, gemm};
 use super::loops::{blocks, sum2_f64, vectorised};
 use crate::tensor::Real;
 
-/// Scores that one task holds, about.
+/// Scores that one task of the forward pass holds, about; those of the backward pass hold four times as many,
+/// since the library packs an operand again for every block there.
 const SCORES: usize = 1 << 18;
 /// Keys whose exponentials are added up before the sum joins the others: rounding grows with the square
 /// root of the longer of the two chains.
@@ -123,7 +124,7 @@ pub fn attention_bwd<T: Real>(sizes: Sizes, saved: &Saved<T>, dq: &mut [T], dk: 
         }
     });
 
-    let block = block_rows(t, 2 * u);
+    let block = block_rows(t, u / 2);
     row_blocks(dq, t * c, block * c).into_par_iter().for_each_init(Vec::new, |scratch, (image, i, dq)| {
         let (first, count) = (i * block, dq.len() / c);
         let keys = if causal { u.min(first + count) } else { u };
@@ -156,7 +157,7 @@ pub fn attention_bwd<T: Real>(sizes: Sizes, saved: &Saved<T>, dq: &mut [T], dk: 
         }
     });
 
-    let block = block_rows(u, 2 * t);
+    let block = block_rows(u, t / 2);
     let tasks = row_blocks(dk, u * c, block * c)
         .into_iter()
         .zip(dv.chunks_mut(u * c).flat_map(|dv| dv.chunks_mut(block * c)));
