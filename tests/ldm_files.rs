@@ -50,7 +50,8 @@ fn every_tensor_arrives(model: &str, layout: Layout) {
 
     let wanted: Vec<_> = ours.iter().map(|(name, (shape, ..))| (name.clone(), shape.clone())).collect();
     weights.verify(&wanted).expect("all names and shapes");
-    let index: BTreeMap<&str, usize> = stored.keys().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
+    let index: BTreeMap<&str, usize> =
+        stored.keys().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
     for (name, (shape, origin, part)) in &ours {
         let all = values(index[origin.as_str()], stored[origin].iter().product());
         let count: usize = shape.iter().product();
