@@ -175,9 +175,10 @@ fn the_fused_gradient_of_the_density() {
         mixed[k].iter_mut().for_each(|v| *v = -*v);
     }
     let away: Vec<Vec<f64>> = concepts.iter().map(|c| c.iter().map(|v| -v).collect()).collect();
-    // What the gradient is that of, from the sorted scores.
+    // Scores, largest first, to what the gradient is that of.
     type LogP = fn(&[f64]) -> f64;
-    let cases: [(&str, &[Vec<f64>], Reduce, Option<usize>, f64, LogP); 8] = [
+    type Case<'c> = (&'c str, &'c [Vec<f64>], Reduce, Option<usize>, f64, LogP);
+    let cases: [Case; 8] = [
         ("log-mean", &concepts, Reduce::LogMean, None, 0.0, |s| (s.iter().sum::<f64>() / 5.0).ln()),
         ("log-mean of one", &concepts, Reduce::LogMean, Some(1), 0.0, |s| s[0].ln()),
         ("log-mean of three", &concepts, Reduce::LogMean, Some(3), 0.0, |s| {
