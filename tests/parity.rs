@@ -3,16 +3,20 @@
 //! The traces were written by `golden/make_models.py` and `golden/make_demo.py` with torch, diffusers and
 //! transformers in f32 from the same stored weights.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+#[path = "support/golden.rs"]
+mod golden;
 
+use std::collections::HashMap;
+use std::path::Path;
+
+use golden::{demo, golden, json, open, tensors, texts};
 use serde_json::Value;
 use unguide::backend::Stop;
 use unguide::cpu::Cpu;
-use unguide::pipeline::{Guidance, Method, Model, ModelSource, Request, Trace, generate};
+use unguide::pipeline::{Guidance, Method, Model, Request, Trace, generate};
 use unguide::safety::{GammaSchedule, SldConfig};
 use unguide::sampler::Rng;
-use unguide::tensor::{Tensor, compare};
+use unguide::tensor::compare;
 
 /// Relative L2 distance of latents after every step, and of gradients.
 const LATENTS: f64 = 3e-4;
@@ -37,8 +41,7 @@ fn an_odd_model_runs_as_in_torch() {
 fn the_demo_model_runs_as_in_torch() {
     let golden = golden("demo");
     let case = json(&golden.join("case.json"));
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/emoji-sd");
-    let model = open(&root);
+    let model = open(&demo());
     for (run, method) in [("plain", "none"), ("safe", "safe-sampling")] {
         let mut settings = case.clone();
         settings["method"] = method.into();
@@ -87,9 +90,6 @@ fn check(model: &Model, request: &Request, golden: &Path, run: &str) {
 }
 
 fn request(model: &Model, case: &Value, settings: &Value) -> Request {
-    let texts = |value: &Value| -> Vec<String> {
-        value.as_array().expect("texts").iter().map(|t| t.as_str().expect("a text").to_owned()).collect()
-    };
     let number = |key: &str| settings[key].as_f64().unwrap_or_else(|| panic!("a number `{key}`"));
     let seeds = case["seeds"].as_array().expect("seeds");
     let (width, height) = match case.get("image_size") {
@@ -150,36 +150,4 @@ fn request(model: &Model, case: &Value, settings: &Value) -> Request {
         latents: None,
         method,
     }
-}
-
-fn open(root: &Path) -> Model {
-    let source = ModelSource {
-        model: Some(root.to_owned()),
-        demo: &[],
-        clip: None,
-        vae: None,
-        taesd: None,
-        tokenizer: None,
-        prediction: None,
-        mmap: false,
-    };
-    Model::open(&source).unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
-
-fn json(path: &Path) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(path).expect("a case")).expect("JSON")
-}
-
-fn tensors(path: &Path) -> HashMap<String, Tensor<f32>> {
-    let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
-    let tensor = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
-        let data = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes")));
-        (name, Tensor::new(view.shape().to_vec(), data.collect()))
-    };
-    file.tensors().into_iter().map(tensor).collect()
 }

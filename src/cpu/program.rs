@@ -205,7 +205,7 @@ impl<T: Real> CpuProgram<T> {
             .collect();
         // What an operation forgets to write must not pass unseen.
         if cfg!(debug_assertions) {
-            let nan = T::ZERO / T::ZERO;
+            let nan = T::from_f64(f64::NAN);
             targets.iter_mut().for_each(|target| target.data.fill(nan));
         }
         eval(&node.op, &inputs, &mut targets, state);

@@ -12,6 +12,7 @@ use crate::ir::{Activation, Builder, Layout, Op, Padding, ValueId};
 pub const IMAGE_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 
 /// Their standard deviation.
+#[allow(clippy::excessive_precision, reason = "the digits that everybody publishes")]
 pub const IMAGE_STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 #[derive(Clone, Debug, PartialEq)]
