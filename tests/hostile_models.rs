@@ -150,10 +150,12 @@ fn broken_headers_are_refused_by_name() {
     }
 }
 
+type NamedShape<'a> = (&'a str, &'a [usize]);
+
 #[test]
 fn a_file_of_another_kind_is_named_as_what_it_is() {
     let unet: (&str, &[usize]) = ("model.diffusion_model.out.2.bias", &[4]);
-    let cases: &[(&[(&str, &[usize])], &[&str])] = &[
+    let cases: &[(&[NamedShape<'_>], &[&str])] = &[
         (&[unet], &["only a UNet", "Stable Diffusion 1.x"]),
         (&[unet, ("first_stage_model.decoder.conv_in.bias", &[1])], &["without its text encoder"]),
         (&[("lora_unet_mid_block.lora_down.weight", &[1, 1])], &["a LoRA"]),

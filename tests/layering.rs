@@ -19,6 +19,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("backend", &["plan", "tensor", "weights"]),
     // `safety` holds the one formula of the density; the fused operation calls it instead of repeating it.
     ("cpu", &["backend", "plan", "ir", "tensor", "safety"]),
+    // Asks a driver what it has; touches nothing else.
+    ("cuda", &[]),
     ("sampler", &["ir", "tensor"]),
     ("safety", &["ir", "tensor"]),
     // Tokenizers are files of a model: found, bounded and read like its weights.
@@ -35,8 +37,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "autodiff", "backend", "cpu", "image", "ir", "models", "passes", "pipeline", "plan", "safety",
-            "sampler", "tensor", "text", "weights",
+            "autodiff", "backend", "cpu", "cuda", "image", "ir", "models", "passes", "pipeline", "plan",
+            "safety", "sampler", "tensor", "text", "weights",
         ],
     ),
 ];
@@ -57,8 +59,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tokenizers", &["text"]),
 ];
 
-/// Files with `unsafe`: the memory map, and the call of the matrix product.
-const UNSAFE: &[&str] = &["src/weights/bytes.rs", "src/cpu/gemm.rs"];
+/// Files with `unsafe`: the memory map, the call of the matrix product, and the CUDA driver.
+const UNSAFE: &[&str] = &["src/weights/bytes.rs", "src/cpu/gemm.rs", "src/cuda/mod.rs"];
 
 /// The file with the demo model's bytes.
 const EMBEDS: &str = "src/main.rs";

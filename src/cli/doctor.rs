@@ -5,7 +5,7 @@ use serde_json::json;
 use super::args::DoctorArgs;
 use super::{print_line, settings};
 use crate::backend::Stop;
-use crate::cpu::Cpu;
+use crate::cpu::{self, Cpu};
 use crate::cuda;
 use crate::error::{Error, Result};
 use crate::pipeline::{Guidance, Method, Model, Request, Trace, generate};
@@ -32,12 +32,12 @@ pub fn run(args: &DoctorArgs, demo: EmbeddedFiles) -> Result<()> {
             .map(|gpu| json!({ "name": gpu.name, "memory_bytes": gpu.memory_bytes }))
             .collect();
         print_line(json!({
-            "version": env!("CARGO_PKG_VERSION"), "threads": threads, "simd": simd(), "gpus": gpus,
+            "version": env!("CARGO_PKG_VERSION"), "threads": threads, "simd": cpu::simd(), "gpus": gpus,
             "self_test": { "passed": right, "seconds": test.seconds, "mean": test.mean, "gate_opened": test.opened },
         }))?;
     } else {
         print_line(format!("version    {}", env!("CARGO_PKG_VERSION")))?;
-        print_line(format!("cpu        {threads} threads, {}", simd()))?;
+        print_line(format!("cpu        {threads} threads, {}", cpu::simd()))?;
         match &gpus {
             Err(problem) => print_line(format!("cuda       {problem}"))?,
             Ok(gpus) if gpus.is_empty() => print_line("cuda       a driver, but no GPU")?,
@@ -115,9 +115,4 @@ fn self_test(demo: EmbeddedFiles) -> Result<SelfTest> {
     let gates = (0..STEPS).filter_map(|step| trace.get(&format!("step.{step:03}.gate")));
     let opened = gates.filter(|gate| gate.data()[0] != 0.0).count();
     Ok(SelfTest { mean: [channel(0), channel(1), channel(2)], opened, seconds })
-}
-
-/// The widest vector instructions that the CPU backend will use.
-fn simd() -> String {
-    format!("{:?}", pulp::Arch::new()).split(['(', ' ', '{']).next().unwrap_or("scalar").to_lowercase()
 }

@@ -13,7 +13,7 @@ use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::image::{Metadata, OutputPattern, Parameters, Picture, Target, write_atomically};
 use crate::pipeline::{GeneratedImage, Method, Model, Observer, Request, StepReport, Trace, generate};
-use crate::weights::EmbeddedFiles;
+use crate::weights::{EmbeddedFiles, to_safetensors};
 
 pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> {
     // Everything that can be judged without the model, so that a typing error costs no time.
@@ -61,7 +61,7 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
     let result = pool.install(|| generate(&model, &backend, &request, &mut output, &stop));
     output.progress.finish();
     if let (Some(path), Some(trace), Ok(())) = (&args.trace, &output.trace, &result) {
-        write_trace(path, trace, args.overwrite)?;
+        write_atomically(path, args.overwrite, &to_safetensors(trace.tensors())?)?;
     }
     result
 }
@@ -209,17 +209,4 @@ fn check_writable(path: &Path, overwrite: bool) -> Result<()> {
     }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     tempfile::tempfile_in(parent).map(drop).map_err(|error| Error::io("write into", parent, error))
-}
-
-fn write_trace(path: &Path, trace: &Trace, overwrite: bool) -> Result<()> {
-    let view = |tensor| -> Result<_> {
-        let tensor: &crate::tensor::Tensor<f32> = tensor;
-        let bytes: &[u8] = bytemuck::cast_slice(tensor.data());
-        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, tensor.shape().to_vec(), bytes)
-            .map_err(|error| Error::Bug(error.to_string()))
-    };
-    let views: Vec<_> =
-        trace.tensors().map(|(name, tensor)| Ok((name, view(tensor)?))).collect::<Result<_>>()?;
-    let bytes = safetensors::serialize(views, None).map_err(|error| Error::Bug(error.to_string()))?;
-    write_atomically(path, overwrite, &bytes)
 }

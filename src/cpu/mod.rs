@@ -14,7 +14,6 @@ mod linear;
 mod loops;
 mod norm;
 mod pointwise;
-
 mod product;
 mod program;
 mod resample;
@@ -22,3 +21,13 @@ mod sampler_ops;
 
 pub use eval::{Operand, Target, eval};
 pub use program::{Cpu, CpuProgram};
+
+/// The vector instructions that point-wise loops use on this machine.
+pub fn simd() -> &'static str {
+    match format!("{:?}", pulp::Arch::new()) {
+        name if name.starts_with("V4") => "AVX-512",
+        name if name.starts_with("V3") => "AVX2",
+        name if name.starts_with("Neon") => "NEON",
+        _ => "baseline instructions",
+    }
+}

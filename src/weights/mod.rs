@@ -28,7 +28,7 @@ pub use component::Component;
 pub use detect::{Kind, recognise};
 pub use files::{EmbeddedFiles, ModelFiles, sha256};
 pub use json::{CONFIG_CAP, ModelIndex, read_json, read_model_index};
-pub use safetensors::{SafetensorsFile, TensorInfo};
+pub use safetensors::{SafetensorsFile, TensorInfo, to_safetensors};
 pub use store::{FileSummary, Layout, Weights};
 
 pub(crate) use json::parse_json;

@@ -11,11 +11,24 @@ use std::path::Path;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 
 use super::bytes::Blob;
 pub use super::header::TensorInfo;
 use super::header::{read_header, shown};
 use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+/// The bytes of a safetensors file with these tensors, in f32.
+pub fn to_safetensors<'a>(tensors: impl Iterator<Item = (&'a str, &'a Tensor<f32>)>) -> Result<Vec<u8>> {
+    let bug = |error: safetensors::SafeTensorError| Error::Bug(error.to_string());
+    let view = |(name, tensor): (&'a str, &'a Tensor<f32>)| {
+        let bytes = bytemuck::cast_slice(tensor.data());
+        Ok((name, TensorView::new(Dtype::F32, tensor.shape().to_vec(), bytes).map_err(bug)?))
+    };
+    let views = tensors.map(view).collect::<Result<Vec<_>>>()?;
+    safetensors::serialize(views, None).map_err(bug)
+}
 
 /// An open file whose header was checked.
 #[derive(Debug)]
