@@ -109,6 +109,10 @@ impl Model {
             clip,
             weights,
         };
+        if let Some(clip) = &model.clip {
+            let tokenizer = clip.tokenizer.as_ref().unwrap_or(&model.tokenizer);
+            fit_vocabulary(tokenizer, &clip.text, source.clip.as_deref().unwrap_or(&files.path("clip")))?;
+        }
         model.verify_weights()?;
         Ok(model)
     }
@@ -355,15 +359,18 @@ fn tokenizer(files: &ModelFiles, source: &ModelSource, text: &ClipTextConfig) ->
             return Err(Error::usage("--tokenizer", problem));
         }
     };
-    if tokenizer.vocabulary() > text.vocabulary {
-        let problem = format!(
-            "{} ids do not fit the text encoder's {} embeddings",
-            tokenizer.vocabulary(),
-            text.vocabulary
-        );
-        return Err(Error::input(path, problem));
-    }
+    fit_vocabulary(&tokenizer, text, &path)?;
     Ok(tokenizer)
+}
+
+/// Every id that the tokenizer may give needs an embedding.
+fn fit_vocabulary(tokenizer: &Tokenizer, text: &ClipTextConfig, path: &Path) -> Result<()> {
+    let (ids, embeddings) = (tokenizer.vocabulary(), text.vocabulary);
+    if ids <= embeddings {
+        return Ok(());
+    }
+    let problem = format!("the tokenizer's {ids} ids do not fit the text tower's {embeddings} embeddings");
+    Err(Error::input(path, problem))
 }
 
 /// Ids of a text, `limit` of them.
