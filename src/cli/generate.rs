@@ -53,6 +53,7 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
         progress: Progress::new(images, request.steps, quiet),
         trace: args.trace.is_some().then(Trace::default),
         scores: HashMap::new(),
+        seconds: HashMap::new(),
     };
     tracing::info!(seed = request.seed, images, "starting");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
@@ -78,6 +79,8 @@ struct Output<'a> {
     trace: Option<Trace>,
     /// What the guard saw, step by step, of every image that is not finished.
     scores: HashMap<usize, Vec<GuardedStep>>,
+    /// Wall time of every step, by image.
+    seconds: HashMap<usize, Vec<f64>>,
 }
 
 /// One guarded step of one image.
@@ -93,6 +96,9 @@ struct GuardedStep {
 impl Observer for Output<'_> {
     fn step(&mut self, report: &StepReport) -> Result<()> {
         self.progress.step(report);
+        for image in report.images.clone() {
+            self.seconds.entry(image).or_default().push(report.seconds);
+        }
         if let Some(guard) = &report.guard {
             for (sample, image) in report.images.clone().enumerate() {
                 self.scores.entry(image).or_default().push(GuardedStep {
@@ -110,6 +116,7 @@ impl Observer for Output<'_> {
 
     fn image(&mut self, image: &GeneratedImage) -> Result<()> {
         let steps = self.scores.remove(&image.index).unwrap_or_default();
+        let seconds = self.seconds.remove(&image.index).unwrap_or_default();
         let opened = steps.iter().filter(|step| step.gate).count();
         let fallbacks = steps.iter().filter(|step| step.gate && step.fallback).count();
         let shape = image.pixels.shape();
@@ -134,7 +141,7 @@ impl Observer for Output<'_> {
             line += &format!(" ({fallbacks} times by the largest score alone)");
         }
         self.progress.image(&line);
-        if self.json { print_line(self.json_line(image, &path, &steps)) } else { Ok(()) }
+        if self.json { print_line(self.json_line(image, &path, (&steps, &seconds))) } else { Ok(()) }
     }
 }
 
@@ -177,7 +184,12 @@ impl Output<'_> {
         Metadata { parameters: parameters.to_string(), record }
     }
 
-    fn json_line(&self, image: &GeneratedImage, path: &str, steps: &[GuardedStep]) -> Value {
+    fn json_line(
+        &self,
+        image: &GeneratedImage,
+        path: &str,
+        (steps, seconds): (&[GuardedStep], &[f64]),
+    ) -> Value {
         let opened = steps.iter().filter(|step| step.gate).count();
         let steps: Vec<Value> = steps
             .iter()
@@ -196,6 +208,7 @@ impl Output<'_> {
             "seed": image.seed,
             "gate_opened": opened,
             "steps": steps,
+            "step_seconds": seconds,
             "settings": self.record,
         })
     }

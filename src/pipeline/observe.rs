@@ -14,6 +14,8 @@ pub struct StepReport {
     pub step: usize,
     pub steps: usize,
     pub timestep: u32,
+    /// Wall time that the step took, for all of its images.
+    pub seconds: f64,
     pub latents: Tensor<f32>,
     /// After classifier-free guidance, converted to epsilon.
     pub eps: Tensor<f32>,

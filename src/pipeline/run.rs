@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::time::Instant;
 
 use super::model::Model;
 use super::observe::{GeneratedImage, GuardReport, Observer, StepReport};
@@ -120,8 +121,10 @@ impl Run<'_> {
                 program.write(names::NOISE, noise.draw().data())?;
             }
             let state = self.state(index, coefficients);
+            let start = Instant::now();
             program.run(&state, self.stop)?;
-            let report = self.report(program, images.clone(), (index, coefficients), z, &state)?;
+            let seconds = start.elapsed().as_secs_f64();
+            let report = self.report(program, images.clone(), coefficients, z, (&state, seconds))?;
             for (sample, fault) in faults.iter_mut().enumerate() {
                 let what = first_non_finite(&report, sample);
                 *fault = fault.or(what.map(|what| Fault { what, step: index }));
@@ -177,17 +180,18 @@ impl Run<'_> {
         &self,
         program: &dyn Program,
         images: Range<usize>,
-        (index, coefficients): (usize, &StepCoefficients),
+        coefficients: &StepCoefficients,
         z: Tensor<f32>,
-        state: &StepState,
+        (state, seconds): (&StepState, f64),
     ) -> Result<StepReport> {
         let guard = self.request.method.guidance().filter(|_| state.window);
         let guard = guard.map(|guidance| guard_report(program, guidance)).transpose()?;
         Ok(StepReport {
             images,
-            step: index,
+            step: state.step as usize,
             steps: self.schedule.steps.len(),
             timestep: coefficients.timestep,
+            seconds,
             latents: z,
             eps: latents(program, names::EPS)?,
             x0: latents(program, names::X0)?,
