@@ -200,7 +200,7 @@ pub fn write_atomically(path: &Path, overwrite: bool, bytes: &[u8]) -> Result<()
         file.persist(path).map_err(|e| failed(e.error))?;
     } else {
         file.persist_noclobber(path).map_err(|e| match e.error.kind() {
-            io::ErrorKind::AlreadyExists => exists_already(path),
+            io::ErrorKind::AlreadyExists => exists_already(FLAG, path),
             _ => failed(e.error),
         })?;
     }
@@ -288,7 +288,7 @@ impl OutputPattern {
                 .collect(),
         };
         for path in &paths {
-            check_target(path, overwrite)?;
+            check_target(FLAG, path, overwrite)?;
         }
         if let Some(path) = paths.first() {
             probe(parent_of(path))?;
@@ -342,13 +342,20 @@ fn next_number(directory: &Path) -> Result<u64> {
     Ok(next)
 }
 
-fn check_target(path: &Path, overwrite: bool) -> Result<()> {
+/// Complains before hours of work rather than after: whether [`write_atomically`] will be able to write the
+/// file that `flag` names.
+pub fn check_writable(flag: &str, path: &Path, overwrite: bool) -> Result<()> {
+    check_target(flag, path, overwrite)?;
+    probe(parent_of(path))
+}
+
+fn check_target(flag: &str, path: &Path, overwrite: bool) -> Result<()> {
     match fs::symlink_metadata(path) {
         Ok(_) if is_special(path) => {
             Err(Error::io("write", path, io::Error::other("it is not a regular file")))
         }
-        Ok(_) if path.is_dir() => Err(Error::usage(FLAG, format!("`{}` is a directory", path.display()))),
-        Ok(_) if !overwrite => Err(exists_already(path)),
+        Ok(_) if path.is_dir() => Err(Error::usage(flag, format!("`{}` is a directory", path.display()))),
+        Ok(_) if !overwrite => Err(exists_already(flag, path)),
         Ok(_) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(Error::io("write", path, source)),
@@ -360,8 +367,8 @@ fn is_special(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
 }
 
-fn exists_already(path: &Path) -> Error {
-    Error::usage(FLAG, format!("`{}` exists already; give --overwrite to replace it", path.display()))
+fn exists_already(flag: &str, path: &Path) -> Error {
+    Error::usage(flag, format!("`{}` exists already; give --overwrite to replace it", path.display()))
 }
 
 /// Makes sure that the directory takes files, by making one.

@@ -11,7 +11,7 @@ use super::progress::Progress;
 use super::{print_line, settings, signals};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
-use crate::image::{Metadata, OutputPattern, Parameters, Picture, Target, write_atomically};
+use crate::image::{Metadata, OutputPattern, Parameters, Picture, Target, check_writable, write_atomically};
 use crate::pipeline::{GeneratedImage, Method, Model, Observer, Request, StepReport, Trace, generate};
 use crate::weights::{EmbeddedFiles, to_safetensors};
 
@@ -34,7 +34,7 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
     }
     let targets = pattern.check(&seeds, args.overwrite)?;
     if let Some(path) = &args.trace {
-        check_writable(path, args.overwrite)?;
+        check_trace(path, &targets, args.overwrite)?;
     }
 
     let stop = signals::listen()?;
@@ -215,11 +215,12 @@ impl Output<'_> {
 }
 
 /// Complains before hours of work rather than after.
-fn check_writable(path: &Path, overwrite: bool) -> Result<()> {
-    if path.exists() && !overwrite {
-        let problem = format!("{} exists; --overwrite replaces it", path.display());
+fn check_trace(path: &Path, targets: &[Target], overwrite: bool) -> Result<()> {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let trace = absolute(path);
+    if targets.iter().any(|target| matches!(target, Target::File(path) if absolute(path) == trace)) {
+        let problem = format!("an image goes to `{}` too; give the trace a file of its own", path.display());
         return Err(Error::usage("--trace", problem));
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    tempfile::tempfile_in(parent).map(drop).map_err(|error| Error::io("write into", parent, error))
+    check_writable("--trace", path, overwrite)
 }

@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::ir::{Cost, Graph, Reduce};
 use crate::models::{ClipConfig, UnetConfig, presets};
 use crate::passes;
-use crate::pipeline::Model;
 use crate::pipeline::programs::{self, Decoder, Guard, Steering, StepSpec};
+use crate::pipeline::{MAX_BATCH, Model, check_side};
 use crate::plan::{Slot, StepProgram};
 use crate::safety;
 use crate::weights::EmbeddedFiles;
@@ -94,10 +94,11 @@ fn step(args: &InspectStepArgs, demo: EmbeddedFiles) -> Result<Graph> {
         .size
         .unwrap_or((args.size.width.unwrap_or(parts.size.0), args.size.height.unwrap_or(parts.size.1)));
     for (flag, side) in [("--width", width), ("--height", height)] {
-        if side == 0 || side % factor != 0 || side > 1 << 14 {
-            let problem = format!("expected a multiple of {factor} up to {}, found {side}", 1 << 14);
-            return Err(Error::usage(flag, problem));
-        }
+        check_side(flag, side, factor)?;
+    }
+    let batch = args.size.batch_size.unwrap_or(1);
+    if !(1..=MAX_BATCH).contains(&batch) {
+        return Err(Error::usage("--batch-size", format!("expected 1 to {MAX_BATCH}, found {batch}")));
     }
     let method: safety::Method = args.safety.parse()?;
     let guard = || {
@@ -124,7 +125,7 @@ fn step(args: &InspectStepArgs, demo: EmbeddedFiles) -> Result<Graph> {
         }
     };
     let spec = StepSpec {
-        batch: args.size.batch_size.unwrap_or(1).clamp(1, 256),
+        batch,
         height: height / factor,
         width: width / factor,
         tokens: parts.tokens,

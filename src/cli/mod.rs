@@ -20,10 +20,10 @@ use args::{Cli, Command};
 /// Runs the command of this process and returns its exit status. `demo` is the embedded model.
 pub fn main(demo: EmbeddedFiles) -> u8 {
     // Reports of panics are one line for the user, not a page.
-    std::panic::set_hook(Box::new(|info| eprintln!("error: internal error: {info}; please report this")));
+    std::panic::set_hook(Box::new(|info| say(format!("error: internal error: {info}; please report this"))));
     let arguments: Vec<_> = std::env::args_os().collect();
     if let Some(bad) = arguments.iter().find(|argument| argument.to_str().is_none()) {
-        eprintln!("error: argument {bad:?} is not UTF-8");
+        say(format!("error: argument {bad:?} is not UTF-8"));
         return 2;
     }
     let cli = match Cli::try_parse_from(arguments) {
@@ -47,11 +47,16 @@ pub fn main(demo: EmbeddedFiles) -> u8 {
         Ok(Ok(())) => 0,
         Ok(Err(Error::Io { source, .. })) if source.kind() == io::ErrorKind::BrokenPipe => 0,
         Ok(Err(error)) => {
-            eprintln!("error: {error}");
+            say(format!("error: {error}"));
             error.exit_code()
         }
         Err(_) => 1,
     }
+}
+
+/// One line of words on stderr. Where nobody listens (a closed pipe, a full disk) the run goes on.
+fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
 /// One line of data on stdout.
@@ -72,5 +77,5 @@ fn start_logs(cli: &Cli) {
     let filter = EnvFilter::try_from_env("UNGUIDE_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let ansi = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    logs.with_ansi(ansi).with_target(false).without_time().init();
+    logs.with_ansi(ansi).with_target(false).without_time().log_internal_errors(false).init();
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::say;
 use crate::pipeline::StepReport;
 
 /// Time between two lines where there is no terminal.
@@ -61,15 +62,15 @@ impl Progress {
             self.last_line = Some(Instant::now());
             let (all, seconds) = (self.images * self.steps, self.start.elapsed().as_secs_f64());
             let speed = self.done as f64 / seconds.max(1e-9);
-            eprintln!("step {}/{all}, {speed:.2} a second{}", self.done, self.gate());
+            say(format!("step {}/{all}, {speed:.2} a second{}", self.done, self.gate()));
         }
     }
 
     /// Says where an image went.
     pub fn image(&self, line: &str) {
         match self.style {
-            Style::Bar => self.bar.suspend(|| eprintln!("{line}")),
-            Style::Lines => eprintln!("{line}"),
+            Style::Bar => self.bar.suspend(|| say(line)),
+            Style::Lines => say(line),
             Style::Silent => {}
         }
     }

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 use super::args::{DTypeArg, GenerateArgs, ModelArgs, PredictionArg, RngArg, SafetyArgs, SizeArgs};
 use crate::error::{Error, Result};
+use crate::ir::Reduce;
 use crate::pipeline::{Guidance, Method, Model, ModelSource, Request};
 use crate::safety::methods::SAFETY_CONCEPT;
-use crate::safety::{self, Concepts, GammaSchedule, SafetyProfile};
+use crate::safety::{self, Concepts, GammaSchedule, GuideWindow, SafetyProfile};
 use crate::sampler::{Prediction, Rng};
 use crate::tensor::Tensor;
 use crate::text::MAX_PROMPT_BYTES;
@@ -47,6 +48,9 @@ pub struct Early {
     method: safety::Method,
     concepts: Option<Vec<String>>,
     profile: Option<SafetyProfile>,
+    gamma_schedule: Option<GammaSchedule>,
+    window: Option<GuideWindow>,
+    reduce: Option<Reduce>,
     latents: Option<Tensor<f32>>,
 }
 
@@ -63,6 +67,9 @@ impl Early {
             method,
             concepts: concepts(safety)?,
             profile: safety.safety_profile.as_deref().map(SafetyProfile::resolve).transpose()?,
+            gamma_schedule: safety.gamma_schedule.as_deref().map(GammaSchedule::resolve).transpose()?,
+            window: safety.guide_steps.as_deref().map(str::parse).transpose()?,
+            reduce: safety.reduce.as_deref().map(str::parse).transpose()?,
             latents: args.latents.as_deref().map(read_latents).transpose()?,
         };
         if !(1..=100_000).contains(&args.steps) {
@@ -77,7 +84,13 @@ impl Early {
         let images =
             self.prompts.len().checked_mul(args.batch_count).filter(|&n| n > 0 && n <= MAX_PROMPTS * 10);
         images.ok_or_else(|| {
-            Error::usage("--batch-count", format!("expected 1 or more images, found {}", args.batch_count))
+            let problem = format!(
+                "{} prompts with {} images each; a run makes 1 to {} images",
+                self.prompts.len(),
+                args.batch_count,
+                MAX_PROMPTS * 10
+            );
+            Error::usage("--batch-count", problem)
         })
     }
 
@@ -162,18 +175,9 @@ impl Early {
             concepts: self.concepts.clone().unwrap_or(profile.concepts),
             threshold: args.threshold.unwrap_or(profile.threshold),
             gamma: args.gamma.unwrap_or(profile.gamma),
-            gamma_schedule: match &args.gamma_schedule {
-                Some(word) => GammaSchedule::resolve(word)?,
-                None => profile.gamma_schedule,
-            },
-            window: match &args.guide_steps {
-                Some(range) => Some(range.parse()?),
-                None => profile.window,
-            },
-            reduce: match &args.reduce {
-                Some(word) => word.parse()?,
-                None => profile.reduce,
-            },
+            gamma_schedule: self.gamma_schedule.clone().unwrap_or(profile.gamma_schedule),
+            window: self.window.clone().or(profile.window),
+            reduce: self.reduce.unwrap_or(profile.reduce),
             top_k: args.top_k.or(profile.top_k.filter(|_| self.concepts.is_none())),
             mean,
             std,
@@ -227,7 +231,11 @@ fn check_safety_flags(args: &SafetyArgs, method: safety::Method) -> Result<()> {
     }
     let concepts = !args.concept.is_empty() || args.concepts.is_some();
     if concepts && method == safety::Method::None {
-        return Err(Error::usage("--concept", "does nothing with --safety none"));
+        let flag = if args.concepts.is_some() { "--concepts" } else { "--concept" };
+        return Err(Error::usage(flag, "does nothing with --safety none"));
+    }
+    for concept in &args.concept {
+        check_length("--concept", concept)?;
     }
     if let Some(gamma) = args.gamma.filter(|gamma| !(gamma.is_finite() && *gamma >= 0.0)) {
         return Err(Error::usage("--gamma", format!("expected a finite number, 0 or more, found {gamma}")));
@@ -249,6 +257,9 @@ fn concepts(args: &SafetyArgs) -> Result<Option<Vec<String>>> {
 
 fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
     let given = if args.prompt.is_empty() { &args.positional } else { &args.prompt };
+    if given.iter().filter(|text| *text == "-").count() > 1 {
+        return Err(Error::usage("--prompt", "stdin (`-`) holds one prompt and can be named only once"));
+    }
     let prompts = match &args.prompt_file {
         Some(path) => prompt_file(path)?,
         None => given.iter().map(|text| stdin_or(text)).collect::<Result<_>>()?,
@@ -256,25 +267,34 @@ fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
     if prompts.is_empty() {
         return Err(Error::usage("--prompt", "nothing to draw: give a prompt, such as -p \"a cat\""));
     }
-    let long = prompts.iter().chain([&args.negative_prompt]).find(|text| text.len() > MAX_PROMPT_BYTES);
-    if let Some(text) = long {
-        let problem = format!("{} bytes; at most {MAX_PROMPT_BYTES} are taken", text.len());
-        return Err(Error::usage("--prompt", problem));
+    for text in &prompts {
+        check_length("--prompt", text)?;
     }
+    check_length("--negative-prompt", &args.negative_prompt)?;
     Ok(prompts)
+}
+
+fn check_length(flag: &str, text: &str) -> Result<()> {
+    if text.len() <= MAX_PROMPT_BYTES {
+        return Ok(());
+    }
+    Err(Error::usage(flag, format!("{} bytes of text; at most {MAX_PROMPT_BYTES} are taken", text.len())))
 }
 
 fn stdin_or(text: &str) -> Result<String> {
     if text != "-" {
         return Ok(text.to_owned());
     }
-    let mut prompt = String::new();
-    let limit = MAX_PROMPT_BYTES as u64 + 1;
-    let read = std::io::stdin().lock().take(limit).read_to_string(&mut prompt);
-    read.map_err(|error| match error.kind() {
-        std::io::ErrorKind::InvalidData => Error::input("(stdin)", "the prompt is not UTF-8"),
-        _ => Error::io("read", "(stdin)", error),
-    })?;
+    // Two bytes more than a prompt may have: room for the end of its line.
+    let mut bytes = Vec::new();
+    let limit = MAX_PROMPT_BYTES as u64 + 2;
+    let read = std::io::stdin().lock().take(limit + 1).read_to_end(&mut bytes);
+    read.map_err(|error| Error::io("read", "(stdin)", error))?;
+    if bytes.len() as u64 > limit {
+        let problem = format!("more than {MAX_PROMPT_BYTES} bytes on stdin; that many are taken");
+        return Err(Error::usage("--prompt", problem));
+    }
+    let prompt = String::from_utf8(bytes).map_err(|_| Error::input("(stdin)", "the prompt is not UTF-8"))?;
     Ok(prompt.trim_end_matches(['\r', '\n']).to_owned())
 }
 
@@ -330,6 +350,14 @@ fn read_latents(path: &Path) -> Result<Tensor<f32>> {
             found: format!("no such tensor, but {}", keys.join(", ")),
         });
     };
+    if info.dtype != safetensors::Dtype::F32 {
+        return Err(Error::Tensor {
+            path: path.to_owned(),
+            tensor: KEY.into(),
+            expected: "values in f32".into(),
+            found: format!("{} values", info.dtype),
+        });
+    }
     Ok(Tensor::new(info.shape.clone(), file.read_f32(KEY)?))
 }
 

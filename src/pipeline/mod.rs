@@ -8,5 +8,5 @@ mod run;
 
 pub use model::{Model, ModelSource};
 pub use observe::{GeneratedImage, Observer, StepReport, Trace};
-pub use request::{Guidance, Method, Request};
+pub use request::{Guidance, MAX_BATCH, Method, Request, check_side};
 pub use run::generate;

@@ -8,10 +8,12 @@ use crate::tensor::Tensor;
 
 /// Most images of one run, so that a slip of the finger is an error and not a week of work.
 const MAX_IMAGES: usize = 1_000_000;
+/// Longest side of an image in pixels.
+const MAX_SIDE: usize = 1 << 14;
 /// Most pixels of one image: 4096 x 4096.
 const MAX_PIXELS: usize = 1 << 24;
 /// Most images a step. Their latents and the UNet's activations are all in memory at once.
-const MAX_BATCH: usize = 256;
+pub const MAX_BATCH: usize = 256;
 
 /// How an image is steered, with all of the method's settings.
 #[derive(Clone, Debug)]
@@ -162,14 +164,21 @@ impl Request {
     }
 }
 
-fn check_side(flag: &str, side: usize, factor: usize) -> Result<()> {
-    if side > 0 && side.is_multiple_of(factor) {
+/// Whether an image may be `side` pixels wide or high; if not, what is nearest.
+pub fn check_side(flag: &str, side: usize, factor: usize) -> Result<()> {
+    if (1..=MAX_SIDE).contains(&side) && side.is_multiple_of(factor) {
         return Ok(());
     }
-    let below = side / factor * factor;
+    let below = side.min(MAX_SIDE) / factor * factor;
     let above = below + factor;
-    let nearest = if below > 0 { format!("{below} or {above}") } else { above.to_string() };
-    Err(Error::usage(flag, format!("{side} is not a positive multiple of {factor}; nearest: {nearest}")))
+    let nearest = match (below, side) {
+        (0, _) => above.to_string(),
+        (_, MAX_SIDE..) => below.to_string(),
+        _ => format!("{below} or {above}"),
+    };
+    let problem =
+        format!("expected a multiple of {factor} up to {MAX_SIDE}, found {side}; nearest: {nearest}");
+    Err(Error::usage(flag, problem))
 }
 
 fn finite(flag: &str, value: f64) -> Result<()> {
