@@ -26,7 +26,7 @@ pub enum Command {
     /// Make images from prompts.
     Generate(Box<GenerateArgs>),
     /// Show what a model is, and what would run, without running it.
-    Inspect(InspectArgs),
+    Inspect(Box<InspectArgs>),
     /// Look at this machine: what was found, what was not, and whether a picture comes out right.
     Doctor(DoctorArgs),
 }
