@@ -13,11 +13,11 @@ pub struct Cli {
     pub command: Command,
 
     /// More words on stderr; twice for every decision.
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 900)]
     pub verbose: u8,
 
-    /// Errors only on stderr.
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    /// Nothing but errors on stderr.
+    #[arg(short, long, global = true, conflicts_with = "verbose", display_order = 901)]
     pub quiet: bool,
 }
 
@@ -67,11 +67,11 @@ pub struct ModelArgs {
 /// How large.
 #[derive(Args, Clone, Debug, Default)]
 pub struct SizeArgs {
-    /// Pixels [default: the model's]
+    /// Width in pixels [default: the model's]
     #[arg(short = 'W', long, value_name = "PIXELS")]
     pub width: Option<usize>,
 
-    /// Pixels [default: the model's]
+    /// Height in pixels [default: the model's]
     #[arg(short = 'H', long, value_name = "PIXELS")]
     pub height: Option<usize>,
 
@@ -108,7 +108,7 @@ pub struct SafetyArgs {
     #[arg(long, value_name = "COSINE", allow_negative_numbers = true)]
     pub threshold: Option<f64>,
 
-    /// How far [default: the profile's]
+    /// How far an image is steered [default: the profile's]
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     pub gamma: Option<f64>,
 
@@ -139,7 +139,7 @@ pub struct GenerateArgs {
     #[arg(short, long, value_name = "TEXT")]
     pub prompt: Vec<String>,
 
-    /// The same, without the flag.
+    /// What to draw, as with --prompt.
     #[arg(value_name = "PROMPT", conflicts_with = "prompt")]
     pub positional: Vec<String>,
 

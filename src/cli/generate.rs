@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -28,10 +28,7 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
         ));
     }
     let pattern = OutputPattern::parse(OsStr::new(&args.output))?;
-    if args.output.ends_with('/') {
-        let directory = Path::new(&args.output);
-        std::fs::create_dir_all(directory).map_err(|error| Error::io("create", directory, error))?;
-    }
+    let _directory = NewDirectory::make(&args.output)?;
     let targets = pattern.check(&seeds, args.overwrite)?;
     if let Some(path) = &args.trace {
         check_trace(path, &targets, args.overwrite)?;
@@ -65,6 +62,28 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
         write_atomically(path, args.overwrite, &to_safetensors(trace.tensors())?)?;
     }
     result
+}
+
+/// A directory that was made for the images, and that goes again if none came.
+struct NewDirectory(Option<PathBuf>);
+
+impl NewDirectory {
+    /// Makes `output` where it ends with a slash and is not there.
+    fn make(output: &str) -> Result<Self> {
+        let directory = Path::new(output);
+        if !output.ends_with('/') || directory.is_dir() {
+            return Ok(Self(None));
+        }
+        std::fs::create_dir_all(directory).map_err(|error| Error::io("create", directory, error))?;
+        Ok(Self(Some(directory.to_owned())))
+    }
+}
+
+impl Drop for NewDirectory {
+    fn drop(&mut self) {
+        // Refused by the system unless the directory is empty, which is the point.
+        let _ = self.0.as_ref().map(std::fs::remove_dir);
+    }
 }
 
 /// Writes what a run makes.

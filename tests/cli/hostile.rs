@@ -1,0 +1,348 @@
+//! What nobody should type and somebody will: values out of range, outputs that cannot be, readers that
+//! leave, broken models.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+use safetensors::tensor::Dtype;
+
+use crate::process::{self, Place, Ran, filled, golden, read_tensors, write_tensors};
+
+// --- Hostile values.
+
+#[test]
+fn texts_of_any_length_and_kind_are_drawn_or_refused() {
+    let place = Place::new();
+    let long = "weapon ".repeat(40);
+    place
+        .draw_with(&["-p", &format!("{long}tail of it"), "-o", "a.png"])
+        .says(0, &["left out", "tail of it"]);
+    let huge = "ä".repeat(500_000);
+    place.draw_from(huge.as_bytes(), "-p - -o b.png").says(2, &["--prompt", "65536 bytes"]);
+    let odd = format!("x{}", "ä".repeat(32_768));
+    place.draw_from(odd.as_bytes(), "-p - -o b.png").says(2, &["--prompt", "65536"]);
+    place.draw_from(b"\xff\xfe", "-p - -o b.png").says(3, &["stdin", "not UTF-8"]);
+    place.draw_from(b"x", "-p - -p - -o b/").says(2, &["--prompt", "only once"]);
+    place.write("huge.txt", &huge);
+    place.draw("--prompt-file huge.txt -o b.png").says(2, &["--prompt", "bytes"]);
+    place.write("bad.txt", b"\xff\n");
+    place.draw("--prompt-file bad.txt -o b.png").says(3, &["bad.txt", "UTF-8"]);
+    place.write("none.txt", "\n\n");
+    place.draw("--prompt-file none.txt -o b.png").says(3, &["none.txt", "found 0"]);
+    place.write("many.txt", "a cat\n".repeat(10_000));
+    place.draw("--prompt-file many.txt -o b.png").says(2, &["--output", "10000 pictures"]);
+    place.draw("--prompt-file /dev/zero -o b.png").says(3, &["/dev/zero"]);
+    place.draw("--prompt-file gone.txt -o b.png").says(3, &["gone.txt"]);
+    let long = "x".repeat(100_000);
+    place.draw_with(&["-n", &long, "-o", "b.png"]).says(2, &["--negative-prompt"]);
+    place.draw_with(&["--concept", &long, "-o", "b.png"]).says(2, &["--concept"]);
+    place.run(&["generate"]).says(2, &["--prompt"]);
+    place.run(&["generate", "-p", "a", "b"]).says(2, &["cannot be used with"]);
+    assert!(!place.path("b.png").exists() && !place.path("b").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn arguments_that_are_not_utf8_are_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    let mut command = place.command(["generate", "-p"]);
+    command.arg(std::ffi::OsStr::from_bytes(b"a\xff"));
+    Ran::new(command.output().expect("started")).says(2, &["UTF-8", "a\\xFF"]);
+}
+
+#[test]
+fn sizes_that_cannot_be_are_refused_with_the_nearest_that_can() {
+    let place = Place::new();
+    for (line, parts) in [
+        ("-W 0", &["--width", "found 0", "nearest: 4"][..]),
+        ("-W 1", &["nearest: 4"]),
+        ("-H 7", &["--height", "nearest: 4 or 8"]),
+        ("-W 513", &["nearest: 512 or 516"]),
+        ("-W 100000", &["--width", "nearest: 16384"]),
+        ("-W 4294967296", &["nearest: 16384"]),
+        ("-W 18446744073709551615", &["nearest: 16384"]),
+        ("-W 18446744073709551616", &["--width"]),
+        ("-W 16384 -H 16384", &["pixels"]),
+        ("--width=-8", &["--width"]),
+        ("-W -8", &["-8"]),
+        ("--size 512x", &["WIDTHxHEIGHT", "512x"]),
+        ("--size 512×512", &["WIDTHxHEIGHT"]),
+        ("--size 48x48 -W 48", &["cannot be used with"]),
+    ] {
+        place.draw(line).says(2, parts);
+    }
+    assert!(place.list("").is_empty());
+    place.draw("--size 4x20").says(0, &[]);
+    assert_eq!(place.pixels("out.png").2.len(), 4 * 20 * 3);
+}
+
+#[test]
+fn numbers_out_of_range_are_refused() {
+    let place = Place::new();
+    for line in [
+        "--steps 0",
+        "--steps=-1",
+        "--steps 1001",
+        "--steps 1000000000",
+        "--steps 1.5",
+        "--guidance-scale nan",
+        "--guidance-scale inf",
+        "--guidance-scale ١٢",
+        "--ddim-eta nan",
+        "--ddim-eta 1.1",
+        "--ddim-eta -0.1",
+        "--seed 18446744073709551616",
+        "--seed 0x1f",
+        "--seed 1e18",
+        "-b 0",
+        "-b 1000000000",
+        "-b 18446744073709551615",
+        "--batch-size 0",
+        "--batch-size 1000000000",
+        "-t 0",
+        "-t 1000000",
+    ] {
+        let flag = line.split([' ', '=']).next().expect("a flag");
+        let flag = match flag {
+            "-b" => "--batch-count",
+            "-t" => "--threads",
+            flag => flag,
+        };
+        place.draw(line).says(2, &[flag]);
+    }
+    assert!(place.list("").is_empty());
+}
+
+#[test]
+fn large_but_finite_numbers_end_in_an_image_or_in_an_error_but_not_in_noise_from_nan() {
+    let place = Place::new();
+    place.draw("--guidance-scale 1e30 -o a.png").says(0, &[]);
+    place.draw("--guidance-scale 1e300 -o b.png").says(8, &["non-finite", "image 0"]);
+    place.draw("--threshold -1 --gamma 1e300 -o b.png").says(8, &["non-finite", "step 0"]);
+    place.draw("--guidance-scale -1 -o c.png").says(0, &[]);
+    place.draw("--seed 9223372036854775808 -o d.png").says(0, &["seed 9223372036854775808"]);
+    place
+        .draw("--seed 18446744073709551615 -b 2 -o e%d.png")
+        .says(0, &["seed 18446744073709551615", "seed 0"]);
+    place.draw("--seed -1 -o f.png").says(0, &["f.png: seed "]);
+    assert_eq!(place.list(""), ["a.png", "c.png", "d.png", "e0.png", "e1.png", "f.png"]);
+}
+
+// --- Where images go.
+
+#[test]
+fn an_output_that_cannot_be_is_refused_before_the_model_is_read() {
+    let place = Place::new();
+    place.write("there.png", "mine");
+    place.write("file", "mine");
+    fs::create_dir(place.path("folder.png")).expect("made");
+    fs::create_dir(place.path("i-0.png")).expect("made");
+    for (line, code, parts) in [
+        ("-o there.png", 2, &["there.png", "--overwrite"][..]),
+        ("-b 2 -o there.png --overwrite", 2, &["2 pictures"]),
+        ("-b 2 -o -", 2, &["2 pictures"]),
+        ("-o no/where/x.png", 6, &["no/where"]),
+        ("-o file/x.png", 6, &["file"]),
+        ("-o file/", 6, &["file"]),
+        ("-o /proc/x.png", 6, &["/proc"]),
+        ("-o /dev/full", 6, &["/dev/full", "regular file"]),
+        ("-o i-%d.png --overwrite", 2, &["i-0.png", "is a directory"]),
+        ("-o x.jpg", 2, &[".png", "x.jpg"]),
+        ("-o x", 2, &[".png"]),
+        ("-o %d-%d.png", 2, &["exactly one"]),
+        ("-o %s.png", 2, &["exactly one"]),
+        ("-o=", 2, &["--output"]),
+        ("-o - --json", 2, &["--json", "stdout"]),
+    ] {
+        place.draw(&format!("{line} -m no-such-model")).says(code, parts);
+    }
+    let name = format!("{}.png", "x".repeat(300));
+    place.draw_with(&["-o", &name, "-m", "no-such-model"]).says(6, &["xxx"]);
+    place.draw("-m no-such-model").says(3, &["no-such-model"]);
+    place.draw("-m no-such-model -o new/").says(3, &["no-such-model"]);
+    assert_eq!(fs::read(place.path("there.png")).expect("there"), b"mine");
+    assert_eq!(place.list(""), ["file", "folder.png", "i-0.png", "there.png"]);
+    place.draw("-o there.png --overwrite").says(0, &[]);
+    place.pixels("there.png");
+    place.draw("-o folder.png").says(0, &["folder.png/00000-"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_leaves_nothing_behind() {
+    let place = Place::new();
+    place.shell("ulimit -f 1; \"$@\"", "-o a/").says(6, &["write", "a/00000-"]);
+    assert!(!place.path("a").exists());
+    place.shell("ulimit -f 32; \"$@\"", "-o b.png --trace t").says(6, &["write t"]);
+    assert!(!place.path("t").exists());
+    place.shell("\"$@\" > /dev/full", "-o -").says(6, &["stdout"]);
+    place.shell("\"$@\" > /dev/full", "--json -o c.png").says(6, &["stdout"]);
+    assert_eq!(place.list(""), ["b.png", "c.png"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn readers_that_leave_are_no_error() {
+    let place = Place::new();
+    let rc = "{ \"$@\"; echo status $? >&2; } | head -n 1";
+    let ran = place.shell(rc, "--json -b 3 -q -o a/");
+    ran.says(0, &["status 0"]);
+    assert_eq!(ran.json().len(), 1);
+    place.shell("{ \"$@\"; echo status $? >&2; } | true", "-o -").says(0, &["status 0"]);
+    // Nobody reads stderr: the images are made all the same.
+    let script = "{ sleep 0.2; \"$@\" 2>&1 >/dev/null; echo $? > status; } | true";
+    let words = "x ".repeat(100);
+    for (i, line) in ["-b 2 -o b/", "-b 2 -vv -o b/", "-m nothing"].iter().enumerate() {
+        place.shell(script, line).says(0, &[]);
+        let status = fs::read_to_string(place.path("status")).expect("a status");
+        assert_eq!(status.trim(), ["0", "0", "3"][i], "{line}");
+    }
+    assert_eq!(place.list("b").len(), 4);
+    let mut command = place.command(["generate", "-p", &words, "--steps", "1", "-o", "full.png"]);
+    command.stderr(fs::OpenOptions::new().write(true).open("/dev/full").expect("a device"));
+    assert_eq!(command.stdout(Stdio::null()).status().expect("started").code(), Some(0));
+    place.pixels("full.png");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_leaves_whole_images_only() {
+    let place = Place::new();
+    place.interrupt("--steps 900 -o a.png", "step 1/", &["-INT"]).says(130, &["interrupted"]);
+    place.interrupt("--steps 900 -o a.png --trace t", "step 1/", &["-TERM"]).says(143, &["interrupted"]);
+    place.interrupt("--steps 900 -o a.png", "step 1/", &["-INT", "-INT"]).says(130, &[]);
+    assert!(place.list("").is_empty());
+    place.interrupt("--steps 2 -b 1000 --seed 0 -o many/", "00000-0.png: seed", &["-INT"]).says(130, &[]);
+    let names = place.list("many");
+    assert!((1..1000).contains(&names.len()), "{names:?}");
+    for name in names {
+        assert_eq!(place.pixels(&format!("many/{name}")).0, 48);
+    }
+}
+
+// --- Broken models.
+
+#[test]
+fn a_broken_model_is_named_with_file_and_field() {
+    const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
+    let change = |path: &Path, from: &str, to: &str| {
+        let text = fs::read_to_string(path).expect("readable");
+        assert!(text.contains(from), "{text}");
+        fs::write(path, text.replace(from, to)).expect("written");
+    };
+    let weight = |path: &Path, name: &str, change: &dyn Fn(&mut process::Tensors)| {
+        let mut tensors = read_tensors(path);
+        assert!(tensors.contains_key(name), "{name}");
+        change(&mut tensors);
+        write_tensors(path, &tensors);
+    };
+    let broken = |parts: &[&str], code: i32, breaking: &dyn Fn(&Path)| {
+        let place = Place::new();
+        breaking(&place.copy_model("tiny-sd1", "m"));
+        place.draw("-m m --safety none").says(code, parts);
+        assert_eq!(place.list(""), ["m"]);
+    };
+    broken(&["m"], 3, &|m| fs::remove_dir_all(m).and_then(|()| fs::create_dir(m)).expect("emptied"));
+    broken(&["unet/diffusion_pytorch_model.safetensors"], 3, &|m| {
+        let bytes = fs::read(m.join(UNET)).expect("readable");
+        fs::write(m.join(UNET), &bytes[..bytes.len() / 2]).expect("written");
+    });
+    broken(&["unet/diffusion_pytorch_model.safetensors"], 3, &|m| {
+        fs::write(m.join(UNET), "").expect("written")
+    });
+    broken(&["unet/config.json"], 3, &|m| fs::remove_file(m.join("unet/config.json")).expect("removed"));
+    broken(&["scheduler_config.json"], 3, &|m| {
+        fs::write(m.join("scheduler/scheduler_config.json"), "{").expect("written");
+    });
+    broken(&["unet/config.json", "down_block_types"], 3, &|m| {
+        change(&m.join("unet/config.json"), "\"DownBlock2D\"", "\"AttnDownBlock2D\"");
+    });
+    broken(&["unet/config.json", "cross_attention_dim"], 3, &|m| {
+        change(&m.join("unet/config.json"), "\"cross_attention_dim\": 24", "\"cross_attention_dim\": 32");
+    });
+    broken(&[UNET, "conv_out.weight"], 3, &|m| {
+        weight(&m.join(UNET), "conv_out.weight", &|tensors| drop(tensors.remove("conv_out.weight")));
+    });
+    broken(&[UNET, "conv_out.bias"], 3, &|m| {
+        weight(&m.join(UNET), "conv_out.bias", &|tensors| {
+            tensors.insert("conv_out.bias".to_owned(), (Dtype::F32, vec![5], filled(0.0, 5)));
+        });
+    });
+    broken(&[UNET, "conv_out.bias", "NaN"], 3, &|m| {
+        weight(&m.join(UNET), "conv_out.bias", &|tensors| {
+            tensors.insert("conv_out.bias".to_owned(), (Dtype::F32, vec![4], filled(f32::NAN, 4)));
+        });
+    });
+    // Numbers that are finite until they meet.
+    broken(&["non-finite", "step 0", "image 0"], 8, &|m| {
+        weight(&m.join(UNET), "conv_out.weight", &|tensors| {
+            let (dtype, shape, bytes) = tensors.get_mut("conv_out.weight").expect("there");
+            let count = shape.iter().product();
+            (*dtype, *bytes) = (Dtype::F32, filled(1e38, count));
+        });
+    });
+}
+
+// --- The other commands.
+
+#[test]
+fn inspect_shows_models_graphs_and_plans() {
+    let place = Place::new();
+    let ok = |args: &[&str]| {
+        let ran = place.run(&[&["inspect"], args].concat());
+        ran.says(0, &[]);
+        assert!(ran.stderr.is_empty() && !ran.stdout.is_empty(), "{}", ran.stderr);
+        ran
+    };
+    assert!(ok(&["model"]).text().contains("48 x 48 pixels, 4 to a latent pixel"));
+    let model = &ok(&["model", "--json"]).json()[0];
+    assert_eq!((&model["width"], &model["has_clip"]), (&48.into(), &true.into()));
+    assert_eq!(model["files"].as_array().map(Vec::len), Some(4));
+    ok(&["graph"]);
+    ok(&["graph", "--safety", "classifier-guidance", "--batch-size", "2"]);
+    assert!(ok(&["graph", "--preset", "sd15", "--json"]).json().len() > 500);
+    for preset in ["sd15", "sd21-base", "sd21"] {
+        ok(&["plan", "--preset", preset]);
+    }
+    let plan = &ok(&["plan", "--json", "-W", "64"]).json()[0];
+    assert!(plan["arena_bytes"].as_u64() >= plan["live_bytes"].as_u64());
+    let tiny = golden("tiny-sd1").display().to_string();
+    ok(&["model", "-m", &tiny]);
+    for (args, parts) in [
+        (&["graph", "--preset", "sd9"][..], &["--preset", "sd21-base"][..]),
+        (&["plan", "--batch-size", "0"], &["--batch-size"]),
+        (&["plan", "--width", "18446744073709551615"], &["--width"]),
+        (&["plan", "--safety", "magic"], &["--safety"]),
+        (&["kernels"], &["kernels"]),
+    ] {
+        place.run(&[&["inspect"], args].concat()).says(2, parts);
+    }
+    place.run(&["inspect", "model", "-m", "gone"]).says(3, &["gone"]);
+}
+
+#[test]
+fn doctor_makes_a_picture_and_judges_it() {
+    let place = Place::new();
+    assert!(place.run(&["doctor"]).says(0, &[]).text().contains("self-test  right"));
+    assert_eq!(place.run(&["doctor", "--json"]).says(0, &[]).json()[0]["self_test"]["passed"], true);
+    assert!(place.list("").is_empty());
+}
+
+#[test]
+fn help_and_version_are_data_and_unknown_words_are_errors() {
+    let place = Place::new();
+    let help = place.run(&["generate", "--help"]).says(0, &[]).text();
+    for word in ["--prompt", "--safety <METHOD>", "[default: 50]", "--cfg-scale", "embedded demo model"] {
+        assert!(help.contains(word), "{word}");
+    }
+    assert!(place.run(&["--help"]).says(0, &[]).text().contains("generate"));
+    assert_eq!(
+        place.run(&["--version"]).says(0, &[]).text(),
+        concat!("unguide ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+    place.run(&["paint"]).says(2, &["paint"]);
+    place.run(&[]).says(2, &["Usage"]);
+    place.draw("--stepps 3").says(2, &["--stepps", "--steps"]);
+}
