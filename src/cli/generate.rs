@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
 
@@ -36,12 +38,12 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
 
     let stop = signals::listen()?;
     let threads = early.threads;
-    let model = Model::open(&settings::model_source(&args.model, demo))?;
+    let model = Arc::new(Model::open(&settings::model_source(&args.model, demo))?);
     let request = early.request(args, &model)?;
-    let files = if args.no_metadata { Vec::new() } else { model.files().digests()? };
-    let record = settings::record(&request, &model, &files);
     let mut output = Output {
-        record,
+        record: settings::record(&request, &model),
+        digests: (!args.no_metadata).then(|| Digests::start(&model)),
+        pattern,
         targets,
         overwrite: args.overwrite,
         metadata: !args.no_metadata,
@@ -86,9 +88,29 @@ impl Drop for NewDirectory {
     }
 }
 
+/// SHA-256 of the model's files, computed beside the first image: gigabytes take a while to read.
+struct Digests(JoinHandle<Result<Vec<(PathBuf, String)>>>);
+
+impl Digests {
+    fn start(model: &Arc<Model>) -> Self {
+        let model = Arc::clone(model);
+        Self(std::thread::spawn(move || model.files().digests()))
+    }
+
+    fn finish(self) -> Result<Value> {
+        let digests =
+            self.0.join().map_err(|_| Error::Bug("hashing the model's files panicked".into()))??;
+        let file = |(path, sha256): &(PathBuf, String)| json!({ "path": path, "sha256": sha256 });
+        Ok(digests.iter().map(file).collect())
+    }
+}
+
 /// Writes what a run makes.
 struct Output<'a> {
     record: Value,
+    /// Under way until the first image needs them.
+    digests: Option<Digests>,
+    pattern: OutputPattern,
     targets: Vec<Target>,
     overwrite: bool,
     metadata: bool,
@@ -141,14 +163,16 @@ impl Observer for Output<'_> {
         let shape = image.pixels.shape();
         let picture = Picture::from_unit(shape[2] as u32, shape[1] as u32, image.pixels.data());
         let picture = picture.ok_or_else(|| Error::Bug("an image that is not finite".to_owned()))?;
+        if let Some(digests) = self.digests.take() {
+            self.record["files"] = digests.finish()?;
+        }
         let metadata = self.metadata.then(|| self.metadata(image, opened));
-        let target = &self.targets[image.index];
-        target.write(self.overwrite, &picture.to_png(metadata.as_ref())?)?;
+        let target = self.write(image, &picture.to_png(metadata.as_ref())?)?;
         if let Some(trace) = &mut self.trace {
             trace.image(image)?;
         }
 
-        let path = match target {
+        let path = match &target {
             Target::File(path) => path.display().to_string(),
             Target::Stdout => "-".to_owned(),
         };
@@ -165,6 +189,20 @@ impl Observer for Output<'_> {
 }
 
 impl Output<'_> {
+    /// Writes one picture and says where it went.
+    fn write(&self, image: &GeneratedImage, png: &[u8]) -> Result<Target> {
+        let mut target = self.targets[image.index].clone();
+        loop {
+            match target.write(self.overwrite, png) {
+                // Another process took the number in the same directory meanwhile: the next one will do.
+                Err(Error::Usage { .. }) if matches!(self.pattern, OutputPattern::Directory(_)) => {
+                    target = self.pattern.check(&[image.seed], false)?.remove(0);
+                }
+                written => return written.map(|()| target),
+            }
+        }
+    }
+
     fn metadata(&self, image: &GeneratedImage, opened: usize) -> Metadata {
         let request = self.request;
         let prompt = request.image_prompt(image.index);

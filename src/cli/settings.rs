@@ -1,7 +1,7 @@
 //! From flags to a checked request: profiles, defaults, files.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ use crate::safety::{self, Concepts, GammaSchedule, GuideWindow, SafetyProfile};
 use crate::sampler::{Prediction, Rng};
 use crate::tensor::Tensor;
 use crate::text::MAX_PROMPT_BYTES;
-use crate::weights::{EmbeddedFiles, ModelFiles, SafetensorsFile};
+use crate::weights::{Dtype, EmbeddedFiles, ModelFiles, SafetensorsFile};
 
 const DEFAULT_GUIDANCE: f64 = 7.5;
 /// What the demo model was tuned with.
@@ -350,7 +350,7 @@ fn read_latents(path: &Path) -> Result<Tensor<f32>> {
             found: format!("no such tensor, but {}", keys.join(", ")),
         });
     };
-    if info.dtype != safetensors::Dtype::F32 {
+    if info.dtype != Dtype::F32 {
         return Err(Error::Tensor {
             path: path.to_owned(),
             tensor: KEY.into(),
@@ -362,7 +362,7 @@ fn read_latents(path: &Path) -> Result<Tensor<f32>> {
 }
 
 /// Everything that is needed to repeat a run, for metadata and `--json`.
-pub fn record(request: &Request, model: &Model, files: &[(PathBuf, String)]) -> Value {
+pub fn record(request: &Request, model: &Model) -> Value {
     let safety = match &request.method {
         Method::None => json!({ "method": "none" }),
         Method::NegativePrompt { concept } => json!({ "method": "negative-prompt", "concept": concept }),
@@ -379,8 +379,6 @@ pub fn record(request: &Request, model: &Model, files: &[(PathBuf, String)]) -> 
             record
         }
     };
-    let files: Vec<_> =
-        files.iter().map(|(path, sha256)| json!({ "path": path, "sha256": sha256 })).collect();
     json!({
         "schema": 1,
         "program": "unguide",
@@ -388,7 +386,7 @@ pub fn record(request: &Request, model: &Model, files: &[(PathBuf, String)]) -> 
         "device": "cpu",
         "dtype": "f32",
         "model": model.name,
-        "files": files,
+        "files": [],
         "negative_prompt": request.negative_prompt,
         "sampler": "ddim",
         "steps": request.steps,

@@ -29,11 +29,21 @@ impl<T: Real> Cpu<T> {
             let problem = format!("a plan for elements of {} bytes", step.element_bytes);
             return Err(Error::Bug(problem));
         }
+        self.check_room(&step)?;
         let params = step.params.iter().map(|param| self.param(param, weights)).collect::<Result<_>>()?;
         let buffers = step.graph.buffers.iter().map(|buffer| Storage::new(buffer.dtype, &buffer.shape));
-        let buffers = buffers.collect();
-        let arena = vec![T::ZERO; step.arena_bytes / size_of::<T>()];
+        let buffers = buffers.collect::<Result<_>>()?;
+        let arena = filled(step.arena_bytes / size_of::<T>(), T::ZERO, "the activations of a step")?;
         Ok(CpuProgram { step, params, buffers, arena })
+    }
+
+    /// Asks for the room of all weights that are to be loaded, before reading the first.
+    fn check_room(&self, step: &StepProgram) -> Result<()> {
+        let shared = self.shared.lock().expect("no holder of the lock panics");
+        let held = |param: &&Param| shared.get(&param.name).is_some_and(|data| data.strong_count() > 0);
+        let missing = step.params.iter().filter(|param| !held(param));
+        let count: usize = missing.map(|param| param.shape.count()).sum();
+        reserve::<T>(count, "the weights").map(drop)
     }
 
     fn param(&self, param: &Param, weights: &dyn WeightSource) -> Result<Arc<Vec<T>>> {
@@ -81,12 +91,29 @@ enum Storage<T> {
 }
 
 impl<T: Real> Storage<T> {
-    fn new(dtype: DType, shape: &Shape) -> Self {
-        match dtype {
-            DType::I32 => Self::Index(vec![0; shape.count()]),
-            _ => Self::Real(vec![T::ZERO; shape.count()]),
-        }
+    fn new(dtype: DType, shape: &Shape) -> Result<Self> {
+        Ok(match dtype {
+            DType::I32 => Self::Index(filled(shape.count(), 0, "a buffer")?),
+            _ => Self::Real(filled(shape.count(), T::ZERO, "a buffer")?),
+        })
     }
+}
+
+fn filled<E: Copy>(count: usize, value: E, what: &str) -> Result<Vec<E>> {
+    let mut data = reserve(count, what)?;
+    data.resize(count, value);
+    Ok(data)
+}
+
+/// Memory that the system may refuse.
+fn reserve<E>(count: usize, what: &str) -> Result<Vec<E>> {
+    let mut data = Vec::new();
+    data.try_reserve_exact(count).map_err(|_| Error::OutOfMemory {
+        what: what.to_owned(),
+        needed_bytes: (count * size_of::<E>()) as u64,
+        hint: "; a smaller model, image or batch needs less".to_owned(),
+    })?;
+    Ok(data)
 }
 
 /// A program with its weights, buffers and arena.

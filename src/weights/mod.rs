@@ -23,6 +23,7 @@ mod report;
 mod safetensors;
 mod store;
 
+pub use ::safetensors::Dtype;
 pub use bytes::Blob;
 pub use component::Component;
 pub use detect::{Kind, recognise};

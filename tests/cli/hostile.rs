@@ -182,6 +182,24 @@ fn a_full_disk_leaves_nothing_behind() {
     assert_eq!(place.list(""), ["b.png", "c.png"]);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_that_cannot_be_had_is_an_error_before_the_work() {
+    let place = Place::new();
+    let small = "ulimit -v 3000000; \"$@\"";
+    place.shell(small, "-W 4096 -H 4096 -o a/").says(5, &["out of memory", "bytes"]);
+    assert_eq!(place.list(""), [""; 0]);
+}
+
+#[cfg(unix)]
+#[test]
+fn two_runs_into_one_directory_at_once_both_keep_their_images() {
+    let place = Place::new();
+    let script = "\"$@\" & \"$@\" & wait";
+    place.shell(script, "-b 3 --seed 5 --steps 8 -o a/").says(0, &[]);
+    assert_eq!(place.list("a").len(), 6);
+}
+
 #[cfg(unix)]
 #[test]
 fn readers_that_leave_are_no_error() {
