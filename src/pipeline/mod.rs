@@ -1,5 +1,6 @@
 //! Prompt in, image out: the one place that knows every stage, in the order of the data.
 
+mod contexts;
 mod model;
 mod observe;
 pub mod programs;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::programs::{self, Decoder, Steering, StepSpec};
-use crate::backend::WeightSource;
+use crate::backend::{Backend, Program, WeightSource};
 use crate::error::{Error, Result};
 use crate::ir::{Graph, Op};
 use crate::models::{
@@ -13,7 +13,7 @@ use crate::models::{
     VaeConfig, pool_position, presets,
 };
 use crate::passes;
-use crate::plan::Param;
+use crate::plan::{Param, StepProgram};
 use crate::safety::ClipIdentity;
 use crate::sampler::{Prediction, SchedulerConfig};
 use crate::text::Tokenizer;
@@ -138,6 +138,12 @@ impl Model {
         let problem = "the guard needs a CLIP model with both towers and this model brings none: give a \
                        transformers CLIPModel directory with --clip, or --safety none to go without a guard";
         self.clip.as_ref().ok_or_else(|| Error::usage("--clip", problem))
+    }
+
+    /// Plans a graph of this model and hands it to a backend, with the weights that it reads.
+    pub fn load(&self, backend: &dyn Backend, graph: Graph) -> Result<Box<dyn Program>> {
+        let program = StepProgram::new(passes::run_all(graph)?, size_of::<f32>())?;
+        backend.load(program, &self.weights)
     }
 
     pub fn weights(&self) -> &dyn WeightSource {

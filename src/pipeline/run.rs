@@ -1,18 +1,16 @@
 //! The run itself, top to bottom.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::time::Instant;
 
+use super::contexts::{Contexts, embed};
 use super::model::Model;
 use super::observe::{GeneratedImage, GuardReport, Observer, StepReport};
 use super::programs::{self, Guard, Steering, StepSpec, names};
 use super::request::{Guidance, Method, Request};
 use crate::backend::{Backend, Program, Stop};
 use crate::error::{Error, Result};
-use crate::ir::Graph;
-use crate::passes;
-use crate::plan::{SldState, StepProgram, StepState};
+use crate::plan::{SldState, StepState};
 use crate::sampler::{NoiseStream, Schedule, StepCoefficients};
 use crate::tensor::Tensor;
 
@@ -50,7 +48,7 @@ pub fn generate(
             None => {
                 let spec = StepSpec { batch: images.len(), ..spec.clone() };
                 let graph = programs::step(&model.unet, &spec)?;
-                step.insert((images.len(), load(model, backend, graph)?))
+                step.insert((images.len(), model.load(backend, graph)?))
             }
         };
         if let Some(concepts) = &concepts {
@@ -252,77 +250,6 @@ fn first_non_finite(report: &StepReport, sample: usize) -> Option<&'static str> 
     checks.iter().find(|(finite, _)| !finite).map(|&(_, what)| what)
 }
 
-/// Text states of the UNet's rows, by text.
-struct Contexts {
-    states: HashMap<String, Vec<f32>>,
-    negative: String,
-    safety: Option<String>,
-    tokens: usize,
-    width: usize,
-}
-
-impl Contexts {
-    fn encode(model: &Model, backend: &dyn Backend, request: &Request, stop: &Stop) -> Result<Self> {
-        let negative = match &request.method {
-            Method::NegativePrompt { concept } if request.negative_prompt.is_empty() => concept.clone(),
-            Method::NegativePrompt { concept } => format!("{}, {concept}", request.negative_prompt),
-            _ => request.negative_prompt.clone(),
-        };
-        let safety = match &request.method {
-            Method::Sld { concept, .. } => Some(concept.clone()),
-            _ => None,
-        };
-        let tokens = model.text.positions;
-        let mut program = load(model, backend, programs::encode_text(&model.text, tokens)?)?;
-        let mut states = HashMap::new();
-        let mut texts: Vec<&String> = request.prompts.iter().chain(&safety).collect();
-        if request.guidance_scale > 1.0 {
-            texts.push(&negative);
-        }
-        for text in texts {
-            if !states.contains_key(text) {
-                program.write_indices(names::TOKENS, &model.tokenize(text)?)?;
-                program.run(&StepState::default(), stop)?;
-                states.insert(text.clone(), program.read(names::STATES)?);
-            }
-        }
-        Ok(Self { states, negative, safety, tokens, width: model.text.encoder.width })
-    }
-
-    /// The context buffer of a batch: see [`StepSpec`].
-    fn rows(&self, request: &Request, spec: &StepSpec, images: Range<usize>) -> Vec<f32> {
-        let text = |row: usize, image: usize| match (spec.rows, row) {
-            (1, _) | (_, 1) => request.image_prompt(image),
-            (_, 0) => &self.negative,
-            _ => self.safety.as_deref().expect("three rows have a safety text"),
-        };
-        let state = |row, image| self.states[text(row, image)].iter().copied();
-        if spec.by_sample() {
-            images.flat_map(|image| (0..spec.rows).flat_map(move |row| state(row, image))).collect()
-        } else {
-            (0..spec.rows).flat_map(|row| images.clone().flat_map(move |image| state(row, image))).collect()
-        }
-    }
-}
-
-/// Unit embeddings of the concepts, `[k, d]`.
-fn embed(model: &Model, backend: &dyn Backend, guidance: &Guidance, stop: &Stop) -> Result<Vec<f32>> {
-    let mut program = load(model, backend, programs::embed_text(&model.clip()?.text)?)?;
-    let mut features = Vec::new();
-    for concept in &guidance.concepts {
-        let (ids, end) = model.tokenize_concept(concept)?;
-        program.write_indices(names::POOL, &[end as i32])?;
-        program.write_indices(names::TOKENS, &ids)?;
-        program.run(&StepState::default(), stop)?;
-        let feature = program.read(names::FEATURES)?;
-        if !feature.iter().all(|value| value.is_finite()) {
-            return Err(Error::NonFinite { what: "a concept's embedding", step: 0, image: 0 });
-        }
-        features.extend(feature);
-    }
-    Ok(features)
-}
-
 /// One step of this request, for a batch of one.
 fn step_spec(model: &Model, request: &Request, contexts: &Contexts) -> Result<StepSpec> {
     let guard = |guidance: &Guidance| -> Result<Guard> {
@@ -358,11 +285,6 @@ fn step_spec(model: &Model, request: &Request, contexts: &Contexts) -> Result<St
         },
         steering,
     })
-}
-
-fn load(model: &Model, backend: &dyn Backend, graph: Graph) -> Result<Box<dyn Program>> {
-    let program = StepProgram::new(passes::run_all(graph)?, size_of::<f32>())?;
-    backend.load(program, model.weights())
 }
 
 /// The latents in a buffer of a step program.
@@ -423,7 +345,7 @@ struct Decoder {
 impl Decoder {
     fn load(model: &Model, backend: &dyn Backend, request: &Request) -> Result<Self> {
         let (height, width) = (request.height / model.factor(), request.width / model.factor());
-        let program = load(model, backend, programs::decode(&model.decoder, height, width)?)?;
+        let program = model.load(backend, programs::decode(&model.decoder, height, width)?)?;
         Ok(Self { program, shape: [1, request.height, request.width, 3] })
     }
 
