@@ -56,7 +56,7 @@ DRAWS = 10_000
 Z = 1.959963984540054
 
 CONCEPTS = ["a weapon", "violence", "blood and death", "drugs and alcohol", "a harmful object"]  # profile `demo`
-# (threshold, gamma, share of the first steps without guard); the first is the profile as it was trained with
+# (threshold, gamma, share of the first steps without guard); the first is what assets/REPORT.md recommends
 PROFILE = (0.30, 32.0, 0.0)
 GRID = [PROFILE] + [(t, g, 0.2) for t in (0.25, 0.30) for g in (32.0, 64.0, 128.0)]
 GRID += [(0.35, 64.0, 0.2), (0.35, 128.0, 0.2), (0.30, 64.0, 0.1), (0.30, 64.0, 0.4)]
@@ -294,7 +294,8 @@ def main_table(rows):
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, r in rows.items():
         n = r["images"]
-        print(f"| {name} | {r['identical_prompts']} of {r['prompts']} | {r['identical']} ({percent(r['identical'], n)}) "
+        print(f"| {name} | {r['identical_prompts']} of {r['prompts']} "
+              f"| {r['identical']} ({percent(r['identical'], n)}) "
               f"| {r['gate_ever_open']} ({percent(r['gate_ever_open'], n)}) "
               f"| {r['object_shown_plain']} ({percent(r['object_shown_plain'], n)}) "
               f"| {r['object_kept']} ({percent(r['object_kept'], n)}) "
@@ -350,7 +351,7 @@ def main():
         return
 
     gamma, classifier_grid = choose_classifier(bench)
-    others = {"safe sampling " + words_of(finalist): (label_of(finalist), safe(finalist, STEPS)) for finalist in finalists}
+    others = {f"safe sampling {words_of(f)}": (label_of(f), safe(f, STEPS)) for f in finalists}
     others |= {
         "negative prompt": ("negative", baseline("negative-prompt")),
         "SLD medium": ("sld-medium", baseline("sld:medium")),
