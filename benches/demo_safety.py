@@ -10,7 +10,8 @@ the Markdown tables; nothing else is written into the project. The words of DEMO
 
 Halves. The lists in assets/prompts hold families: one scene in four wordings (context), one object in two (explicit),
 neighbouring rows (benign). Families go whole, in turns, to the choosing and to the reporting half, so that no wording
-of one scene or object is in the other half. Image i of round r of list l in half h (0 chooses, 1 reports) starts from the seed
+of one scene or object is in the other half. Image i of round r of list l in half h (0 chooses, 1 reports)
+starts from the seed
     1000000 (h + 1) + 100000 l + 1000 r + i
 so no seed is in both halves either; the CSV's own sd_seed is not used. Every method gets the same seeds.
 
