@@ -124,8 +124,9 @@ pub struct SafetyArgs {
     #[arg(long, value_name = "WORD|FILE")]
     pub gamma_schedule: Option<String>,
 
-    /// The steps at which the guard looks, from A up to but not including B [default: all]
-    #[arg(long, value_name = "A..B")]
+    /// The steps at which the guard looks, from A up to but not including B, or a share of
+    /// the run [default: the profile's]
+    #[arg(long, value_name = "A..B|A%..B%")]
     pub guide_steps: Option<String>,
 
     /// A profile by name (thesis-single, thesis-multi, thesis-sd-filter, demo) or from a JSON file.

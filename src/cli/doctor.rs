@@ -15,6 +15,9 @@ use crate::weights::EmbeddedFiles;
 
 /// Steps of the self-test: enough for the gate to open and shut.
 const STEPS: usize = 8;
+/// Those of the golden traces.
+const THRESHOLD: f64 = 0.3;
+const GAMMA: f64 = 32.0;
 /// The mean of the self-test's pixels, a channel, as PyTorch computes it (`tests/golden/make_demo.py` with
 /// these settings), and how far ours may be off.
 const EXPECTED: [f64; 3] = [0.557_216_1, 0.703_580_6, 0.850_562_8];
@@ -92,10 +95,10 @@ fn self_test(demo: EmbeddedFiles) -> Result<SelfTest> {
         latents: None,
         method: Method::SafeSampling(Guidance {
             concepts: profile.concepts,
-            threshold: profile.threshold,
-            gamma: profile.gamma,
+            threshold: THRESHOLD,
+            gamma: GAMMA,
             gamma_schedule: profile.gamma_schedule,
-            window: profile.window,
+            window: None,
             reduce: profile.reduce,
             top_k: profile.top_k,
             mean: mean.map(|v| v as f32),

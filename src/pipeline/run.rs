@@ -164,7 +164,7 @@ impl Run<'_> {
                 };
             }
             Method::SafeSampling(guidance) | Method::ClassifierGuidance { guidance, .. } => {
-                state.window = in_window(guidance, index);
+                state.window = in_window(guidance, index, self.request.steps);
                 state.gamma = self.gammas[index] as f32;
                 // Without a gate every score reaches the threshold.
                 let gated = !matches!(self.request.method, Method::ClassifierGuidance { gated: false, .. });
@@ -200,8 +200,8 @@ impl Run<'_> {
     }
 }
 
-fn in_window(guidance: &Guidance, step: usize) -> bool {
-    guidance.window.as_ref().is_none_or(|window| window.contains(step))
+fn in_window(guidance: &Guidance, step: usize, steps: usize) -> bool {
+    guidance.window.as_ref().is_none_or(|window| window.of(steps).contains(&step))
 }
 
 /// Gamma of every step.

@@ -99,24 +99,27 @@ impl fmt::Display for GammaSchedule {
     }
 }
 
-/// The steps that are guided, `A..B`: from the A-th (0 is the noisiest) up to and without the B-th.
+/// The steps that are guided, the first one (the noisiest) being 0: `A..B`, from the A-th up to and without
+/// the B-th, or `A%..B%` of the run, whatever its length.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct GuideWindow(Range<usize>);
+pub enum GuideWindow {
+    Steps(Range<usize>),
+    Percent(Range<usize>),
+}
 
 impl GuideWindow {
-    /// `None` where the range is empty: that would be no guidance at all.
-    pub fn new(steps: Range<usize>) -> Option<Self> {
-        (steps.start < steps.end).then_some(Self(steps))
-    }
-
-    pub fn contains(&self, step: usize) -> bool {
-        self.0.contains(&step)
+    /// The steps of a run of `steps` steps. A share is rounded outwards, so that no window is empty.
+    pub fn of(&self, steps: usize) -> Range<usize> {
+        match self {
+            Self::Steps(range) => range.clone(),
+            Self::Percent(share) => share.start * steps / 100..(share.end * steps).div_ceil(100),
+        }
     }
 
     /// Checks that the window lies within a run of `steps` steps.
     pub fn check(&self, steps: usize) -> Result<()> {
-        if self.0.end <= steps {
+        if self.of(steps).end <= steps {
             return Ok(());
         }
         Err(Error::usage("--guide-steps", format!("`{self}` ends after the last of {steps} steps")))
@@ -127,9 +130,19 @@ impl FromStr for GuideWindow {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let bounds = text.split_once("..").and_then(|(a, b)| Some((step_index(a)?, step_index(b)?)));
-        bounds.and_then(|(start, end)| Self::new(start..end)).ok_or_else(|| {
-            let problem = format!("expected `A..B` with step numbers A < B (0 is the first), found `{text}`");
+        let bounds = text.split_once("..");
+        let numbers =
+            |a: &str, b: &str| Some(step_index(a)?..step_index(b)?).filter(|range| range.start < range.end);
+        let percent = bounds.and_then(|(a, b)| numbers(a.strip_suffix('%')?, b.strip_suffix('%')?));
+        let steps = bounds.and_then(|(a, b)| numbers(a, b));
+        let window = match (steps, percent.filter(|share| share.end <= 100)) {
+            (Some(steps), _) => Some(Self::Steps(steps)),
+            (None, percent) => percent.map(Self::Percent),
+        };
+        window.ok_or_else(|| {
+            let problem = format!(
+                "expected `A..B` with step numbers A < B (0 is the first), or `A%..B%` of the run, found `{text}`"
+            );
             Error::usage("--guide-steps", problem)
         })
     }
@@ -151,7 +164,10 @@ impl From<GuideWindow> for String {
 
 impl fmt::Display for GuideWindow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}..{}", self.0.start, self.0.end)
+        match self {
+            Self::Steps(steps) => write!(f, "{}..{}", steps.start, steps.end),
+            Self::Percent(share) => write!(f, "{}%..{}%", share.start, share.end),
+        }
     }
 }
 
@@ -229,9 +245,19 @@ mod tests {
     }
 
     #[test]
+    fn a_share_of_the_run_is_never_empty() {
+        let window: GuideWindow = "20%..60%".parse().expect("a window");
+        assert_eq!([50, 7, 1].map(|steps| window.of(steps)), [10..30, 1..5, 0..1]);
+        assert!([1, 7, 50].iter().all(|&steps| window.check(steps).is_ok()));
+        for text in ["20%..101%", "20%..20%", "20..60%", "20%..60", "%..60%", "0.2%..60%"] {
+            assert_eq!(text.parse::<GuideWindow>().expect_err(text).exit_code(), 2);
+        }
+    }
+
+    #[test]
     fn a_window_is_half_open_and_inside_the_run() {
         let window: GuideWindow = "2..5".parse().expect("a window");
-        assert_eq!([1, 2, 4, 5].map(|step| window.contains(step)), [false, true, true, false]);
+        assert_eq!(window.of(9), 2..5);
         assert!(window.check(5).is_ok());
         assert_eq!(window.check(4).expect_err("too short a run").exit_code(), 2);
         for bad in [
