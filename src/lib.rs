@@ -18,7 +18,7 @@
 //!
 //! Modules, each using only those before it (`tests/layering.rs` holds the table): [`error`]; [`tensor`];
 //! [`ir`]; [`autodiff`], [`passes`], [`plan`]; [`weights`], [`models`]; [`backend`]; [`sampler`], [`safety`];
-//! [`cpu`], [`cuda`]; [`text`], [`image`]; [`pipeline`]; [`cli`].
+//! [`cpu`], [`cuda`]; [`manifest`], [`launch`]; [`text`], [`image`]; [`pipeline`]; [`cli`].
 
 pub mod autodiff;
 pub mod backend;
@@ -28,6 +28,8 @@ pub mod cuda;
 pub mod error;
 pub mod image;
 pub mod ir;
+pub mod launch;
+pub mod manifest;
 pub mod models;
 pub mod passes;
 pub mod pipeline;
