@@ -14,6 +14,9 @@ mod manifest;
 #[path = "build/nvrtc.rs"]
 mod nvrtc;
 #[cfg(feature = "simt")]
+#[path = "kernels/simt/mutations.rs"]
+mod mutations;
+#[cfg(feature = "simt")]
 #[path = "build/simt.rs"]
 mod simt;
 #[path = "build/sources.rs"]
