@@ -11,11 +11,11 @@ mod cubins;
 #[allow(dead_code)] // what the build does not need, the library does
 #[path = "src/manifest.rs"]
 mod manifest;
-#[path = "build/nvrtc.rs"]
-mod nvrtc;
 #[cfg(feature = "simt")]
 #[path = "kernels/simt/mutations.rs"]
 mod mutations;
+#[path = "build/nvrtc.rs"]
+mod nvrtc;
 #[cfg(feature = "simt")]
 #[path = "build/simt.rs"]
 mod simt;
@@ -37,7 +37,8 @@ fn main() {
 }
 
 fn run() -> Result<(), String> {
-    let folder = |name: &str| env::var_os(name).map(PathBuf::from).ok_or(format!("{name} is not set: run cargo"));
+    let folder =
+        |name: &str| env::var_os(name).map(PathBuf::from).ok_or(format!("{name} is not set: run cargo"));
     let (root, out) = (folder("CARGO_MANIFEST_DIR")?, folder("OUT_DIR")?);
     // A path that is not there would make cargo run this script every time.
     for path in ["build.rs", "build", "kernels", "src/manifest.rs", "target/nvrtc/12.9.86"] {

@@ -42,13 +42,17 @@ pub fn build(nvrtc: &Nvrtc, sources: &Sources, cache: &Cache) -> Result<String, 
                     .expect("a String takes everything");
                 }
             }
-            Err(error) => writeln!(errors, "{file} for {target}: {error}").expect("a String takes everything"),
+            Err(error) => {
+                writeln!(errors, "{file} for {target}: {error}").expect("a String takes everything")
+            }
         }
     }
     if !errors.is_empty() {
         return Err(errors);
     }
-    Ok(format!("pub static MODULES: &[Module] = &[\n{modules}];\npub static RESOURCES: &[Resources] = &[\n{resources}];\n"))
+    Ok(format!(
+        "pub static MODULES: &[Module] = &[\n{modules}];\npub static RESOURCES: &[Resources] = &[\n{resources}];\n"
+    ))
 }
 
 fn compile(
@@ -96,7 +100,8 @@ fn resources(log: &str) -> Vec<Resources> {
         }
         let Some(last) = found.last_mut() else { continue };
         if line.contains("spill stores") {
-            last.spill_bytes = number_before(line, " bytes spill stores") + number_before(line, " bytes spill loads");
+            last.spill_bytes =
+                number_before(line, " bytes spill stores") + number_before(line, " bytes spill loads");
         }
         if line.contains("Used ") {
             last.registers = number_before(line, " registers");

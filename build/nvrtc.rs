@@ -53,7 +53,8 @@ impl Nvrtc {
         for variable in EXPLICIT {
             if let Some(value) = env::var_os(variable).filter(|value| !value.is_empty()) {
                 let path = PathBuf::from(value);
-                let path = if path.is_dir() { libraries(&path).into_iter().next().unwrap_or(path) } else { path };
+                let path =
+                    if path.is_dir() { libraries(&path).into_iter().next().unwrap_or(path) } else { path };
                 let found = Self::open(&path);
                 return found.map(Some).map_err(|e| format!("{variable}={}: {e}", path.display()));
             }

@@ -25,7 +25,8 @@ const FLAGS: [&str; 8] = [
     "-Ikernels/simt",
     "-Ikernels/include",
 ];
-const CHECKED: [&str; 2] = ["-g1", "-fsanitize=thread"];
+/// Lines for reports, in the older format: of the newer one some `addr2line` take the wrong file.
+const CHECKED: [&str; 3] = ["-g1", "-gdwarf-4", "-fsanitize=thread"];
 
 pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Result<(), String> {
     let compiler = Compiler { root, cache, includes: includes(root, sources)? };
@@ -45,7 +46,7 @@ pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Resul
     let objects = in_parallel(&units, |(name, variant, text)| {
         let flags: &[&str] = match *variant {
             "checked" => &CHECKED,
-            "runtime" => &["-g1", "-Wno-free-nonheap-object"],
+            "runtime" => &["-g1", "-gdwarf-4"],
             _ => &[],
         };
         compiler.object(text, flags).map_err(|e| format!("{name} for the SIMT layer: {e}"))
@@ -81,7 +82,8 @@ fn mutant(compiler: &Compiler, sources: &Sources, mutation: &Mutation) -> Result
     }
     let changed = whole.replace(mutation.find, mutation.replace);
     let variant = |kind: &str| format!("{kind}-{}", mutation.name);
-    let assembly = |text: &str| compiler.run(&unit(&variant("fast"), text), &["-S"], "s").and_then(|path| read(&path));
+    let assembly =
+        |text: &str| compiler.run(&unit(&variant("fast"), text), &["-S"], "s").and_then(|path| read(&path));
     if assembly(&whole)? == assembly(&changed)? {
         return Err(wrong("it does not change the object code"));
     }
@@ -142,19 +144,25 @@ impl Compiler<'_> {
         let tool = tool.map_err(|e| format!("the feature `simt` needs a C++ compiler: {e}"))?;
         let all = [&FLAGS[..], flags].concat();
         let (name, options) = (format!("{tool:?}"), all.join(" "));
-        let path = self.cache.get(&["simt", &name, &options, text, &self.includes], &[extension], |path| {
-            let source = path.with_extension("cpp");
-            fs::write(&source, text).map_err(|e| format!("{}: {e}", source.display()))?;
-            let mut command: Command = tool.to_command();
-            command.current_dir(self.root).args(&all).arg("-o").arg(path.with_extension(extension)).arg(&source);
-            let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
-            // The text stays only while it is of use.
-            let _ = fs::remove_file(&source);
-            if output.status.success() {
-                return Ok(());
-            }
-            Err(String::from_utf8_lossy(&output.stderr).into_owned())
-        })?;
+        let path =
+            self.cache.get(&["simt", &name, &options, text, &self.includes], &[extension], |path| {
+                let source = path.with_extension("cpp");
+                fs::write(&source, text).map_err(|e| format!("{}: {e}", source.display()))?;
+                let mut command: Command = tool.to_command();
+                command
+                    .current_dir(self.root)
+                    .args(&all)
+                    .arg("-o")
+                    .arg(path.with_extension(extension))
+                    .arg(&source);
+                let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
+                // The text stays only while it is of use.
+                let _ = fs::remove_file(&source);
+                if output.status.success() {
+                    return Ok(());
+                }
+                Err(String::from_utf8_lossy(&output.stderr).into_owned())
+            })?;
         Ok(path.with_extension(extension))
     }
 }

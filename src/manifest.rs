@@ -55,7 +55,8 @@ impl Kernel {
     /// The line that makes it an entry point, for CUDA and for the CPU alike.
     pub fn entry(&self) -> String {
         let (name, threads, params, space) = (self.name, self.threads, self.params, self.namespace());
-        let arguments = if self.arguments.is_empty() { String::new() } else { format!("<{}>", self.arguments) };
+        let arguments =
+            if self.arguments.is_empty() { String::new() } else { format!("<{}>", self.arguments) };
         format!(
             "static_assert({space}::THREADS == {threads}, \"threads of {name} in the manifest\");\n\
              KERNEL_ENTRY({name}, {threads}, {params}, {space}::{}{arguments})\n",

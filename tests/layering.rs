@@ -64,7 +64,8 @@ const HOMES: &[(&str, &[&str])] = &[
 ];
 
 /// Files with `unsafe`: the memory map, the call of the matrix product, the CUDA driver, and the SIMT runtime.
-const UNSAFE: &[&str] = &["src/weights/bytes.rs", "src/cpu/gemm.rs", "src/cuda/mod.rs", "src/simt/runtime.rs"];
+const UNSAFE: &[&str] =
+    &["src/weights/bytes.rs", "src/cpu/gemm.rs", "src/cuda/mod.rs", "src/simt/runtime.rs"];
 
 /// The file with the demo model's bytes.
 const EMBEDS: &str = "src/main.rs";

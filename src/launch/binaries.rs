@@ -65,7 +65,10 @@ mod tests {
         }
         for used in RESOURCES {
             let row = manifest::find(used.kernel).expect("resources are those of a row");
-            assert!(used.registers > 0 && used.registers <= row.registers && used.spill_bytes == 0, "{used:?}");
+            assert!(
+                used.registers > 0 && used.registers <= row.registers && used.spill_bytes == 0,
+                "{used:?}"
+            );
         }
     }
 }

@@ -52,8 +52,12 @@ impl Mode {
     /// Every schedule with every time of copies, unchecked.
     pub fn all() -> impl Iterator<Item = Self> {
         [Schedule::Fifo, Schedule::Lifo, Schedule::Priorities].into_iter().flat_map(|schedule| {
-            [Copies::Eager, Copies::Lazy, Copies::Random]
-                .map(|copies| Self { schedule, copies, checked: false, seed: 1 })
+            [Copies::Eager, Copies::Lazy, Copies::Random].map(|copies| Self {
+                schedule,
+                copies,
+                checked: false,
+                seed: 1,
+            })
         })
     }
 }

@@ -142,7 +142,10 @@ impl Simt {
         let known = unsafe { simt_kernel(name.as_ptr(), &mut threads, &mut bytes) };
         let blocks = grid.iter().map(|&n| u64::from(n)).product::<u64>();
         if !known || bytes != params.len() as u64 || blocks > u64::from(u32::MAX) {
-            return Err(SimtError::new(kernel, "LAUNCH: no such variant, or wrong params, or too large a grid"));
+            return Err(SimtError::new(
+                kernel,
+                "LAUNCH: no such variant, or wrong params, or too large a grid",
+            ));
         }
         let mode = RawMode {
             schedule: match mode.schedule {
