@@ -4,9 +4,9 @@
 mod support;
 
 use bytemuck::{bytes_of, cast_slice};
-use half::f16;
+use half::{bf16, f16};
 use support::device::{Launch, Storage, Trial, Wanted};
-use unguide::launch::params::{DevicePtr, PointwiseParams};
+use unguide::launch::params::{DevicePtr, LayoutParams, PointwiseParams};
 use unguide::manifest::KERNELS;
 use unguide::simt::{Copies, Counts, Mode, Simt, SimtError};
 
@@ -155,4 +155,53 @@ fn launch_probe(probe: &str, c: i32, mode: Mode) -> Result<Counts, SimtError> {
     let params = PointwiseParams { x, out, c, ..Default::default() };
     let blocks = if probe.starts_with("blocks") { 2 } else { 1 };
     simt.launch(&format!("probe_{probe}"), [blocks, 1, 1], 64, 4096, bytes_of(&params), mode)
+}
+
+#[test]
+fn casts_round_to_nearest_and_layouts_only_move_elements() {
+    // Ties, subnormals, the ends of the range and beyond.
+    let mut x =
+        vec![0.0f32, -0.0, 1.0, 1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, 65504.0, 65520.0, -7e4, 6e-8, 3e-8];
+    x.extend([2.9e-8, f32::INFINITY, f32::NAN, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, f32::MAX, 1e-40]);
+    x.extend((0..700).map(|i| (i as f32 - 350.5) * 1.37));
+    let count = x.len();
+    for mode in [Mode::FAST, Mode::CHECKED] {
+        let mut simt = Simt::new();
+        let from = simt.put(cast_slice(&x));
+        for storage in Storage::BOTH {
+            let (name, stored, back) = (storage.name(), simt.alloc(2 * count), simt.alloc(4 * count));
+            for (kernel, x, out) in
+                [(format!("cast_f32_{name}"), from, stored), (format!("cast_{name}_f32"), stored, back)]
+            {
+                let params = PointwiseParams { x, out, count: count as i64, ..Default::default() };
+                simt.launch(&kernel, [2, 1, 1], 256, 0, bytes_of(&params), mode).expect("a cast is right");
+            }
+            for (&x, &got) in x.iter().zip(cast_slice::<u8, f32>(&simt.get(back))) {
+                let want = storage.round(x);
+                assert!(
+                    got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()),
+                    "{name} {x}: {got}"
+                );
+            }
+            let (n, c, pixels) = (3, 7, 33);
+            let planes: Vec<f32> = (0..n * c * pixels).map(|i| (i % 251) as f32).collect();
+            let planes_at = simt.put(cast_slice(&planes));
+            let (rows, again) = (simt.alloc(2 * planes.len()), simt.alloc(4 * planes.len()));
+            let there =
+                LayoutParams { x: planes_at, out: rows, pixels: pixels as i64, n: n as i32, c: c as i32 };
+            let back = LayoutParams { x: rows, out: again, ..there };
+            for (kernel, params) in
+                [(format!("to_nhwc_f32_{name}"), there), (format!("to_nchw_{name}_f32"), back)]
+            {
+                simt.launch(&kernel, [2, 1, 1], 256, 0, bytes_of(&params), mode).expect("a layout is right");
+            }
+            assert_eq!(cast_slice::<u8, f32>(&simt.get(again)), planes);
+            let bits =
+                |x: f32| if name == "f16" { f16::from_f32(x).to_bits() } else { bf16::from_f32(x).to_bits() };
+            for (i, &got) in cast_slice::<u8, u16>(&simt.get(rows)).iter().enumerate() {
+                let (image, pixel, channel) = (i / (c * pixels), i / c % pixels, i % c);
+                assert_eq!(got, bits(planes[(image * c + channel) * pixels + pixel]), "{name} {i}");
+            }
+        }
+    }
 }

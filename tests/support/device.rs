@@ -271,7 +271,9 @@ impl Wanted {
             };
             let difference = (f64::from(got) - f64::from(want)).abs();
             let rounding = if bound == 0.0 { (f64::from(wanted) - f64::from(want)).abs() } else { 0.0 };
-            if !(difference <= bound + rounding) {
+            // False for NaN.
+            let near = difference <= bound + rounding;
+            if !near {
                 let name = &case.name;
                 return Err(format!("{name} output {i} at {at}: {got}, wanted {want} within {bound:e}"));
             }
