@@ -56,7 +56,8 @@ impl Nvrtc {
                 let path =
                     if path.is_dir() { libraries(&path).into_iter().next().unwrap_or(path) } else { path };
                 let found = Self::open(&path);
-                return found.map(Some).map_err(|e| format!("{variable}={}: {e}", path.display()));
+                let wrong = |e| format!("{variable}={} is no usable NVRTC: {e}", path.display());
+                return found.map(Some).map_err(wrong);
             }
         }
         Ok(candidates(root).iter().find_map(|path| Self::open(path).ok()))

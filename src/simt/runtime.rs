@@ -34,6 +34,8 @@ struct RawMode {
     seed: u64,
 }
 
+// SAFETY: these are the signatures of kernels/simt/launch.cpp and memory.cpp, and `Counts` and `RawMode` are laid out
+// as `Counts` and `Mode` of runtime.h.
 unsafe extern "C" {
     fn simt_create() -> *mut c_void;
     fn simt_destroy(context: *mut c_void);
