@@ -18,7 +18,7 @@
 //!
 //! Modules, each using only those before it (`tests/layering.rs` holds the table): [`error`]; [`tensor`];
 //! [`ir`]; [`autodiff`], [`passes`], [`plan`]; [`weights`], [`models`]; [`backend`]; [`sampler`], [`safety`];
-//! [`cpu`], [`cuda`]; [`text`], [`image`]; [`pipeline`]; [`cli`].
+//! [`cpu`], [`cuda`]; [`manifest`], [`launch`], `simt`; [`text`], [`image`]; [`pipeline`]; [`cli`].
 
 pub mod autodiff;
 pub mod backend;
@@ -28,12 +28,16 @@ pub mod cuda;
 pub mod error;
 pub mod image;
 pub mod ir;
+pub mod launch;
+pub mod manifest;
 pub mod models;
 pub mod passes;
 pub mod pipeline;
 pub mod plan;
 pub mod safety;
 pub mod sampler;
+#[cfg(feature = "simt")]
+pub mod simt;
 pub mod tensor;
 pub mod text;
 pub mod weights;

@@ -2,6 +2,8 @@
 #![allow(dead_code)] // every test file uses its part
 
 pub mod cases;
+#[cfg(feature = "simt")]
+pub mod device;
 pub mod naive;
 
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -1,0 +1,148 @@
+//! Every file of kernels, compiled for every target, checked, and listed for embedding.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+
+use super::cache::{Cache, in_parallel};
+use super::manifest::{KERNELS, Kernel, TARGETS};
+use super::nvrtc::Nvrtc;
+use super::sources::Sources;
+
+/// What the compiler says about one entry point on one target.
+struct Resources {
+    entry: String,
+    registers: u32,
+    shared_bytes: u32,
+    spill_bytes: u32,
+}
+
+/// Compiles all and returns the body of the generated table; errors name kernel, file and line.
+pub fn build(nvrtc: &Nvrtc, sources: &Sources, cache: &Cache) -> Result<String, String> {
+    let mut jobs: Vec<(&str, &str)> = Vec::new();
+    for (file, _) in &sources.files {
+        let rows = |target| KERNELS.iter().any(|k| k.file == file && k.arch.runs_on(target));
+        jobs.extend(TARGETS.iter().filter(|target| rows(target)).map(|&target| (file.as_str(), target)));
+    }
+    let results = in_parallel(&jobs, |&(file, target)| compile(nvrtc, sources, cache, file, target));
+
+    let (mut modules, mut resources, mut errors) = (String::new(), String::new(), String::new());
+    for ((file, target), result) in jobs.iter().zip(results) {
+        match result {
+            Ok((path, found)) => {
+                let bytes = format!("include_bytes!({path:?})");
+                writeln!(modules, "    Module {{ file: {file:?}, target: {target:?}, binary: {bytes} }},")
+                    .expect("a String takes everything");
+                for Resources { entry, registers, shared_bytes, spill_bytes } in found {
+                    writeln!(
+                        resources,
+                        "    Resources {{ kernel: {entry:?}, target: {target:?}, registers: {registers}, \
+                         shared_bytes: {shared_bytes}, spill_bytes: {spill_bytes} }},"
+                    )
+                    .expect("a String takes everything");
+                }
+            }
+            Err(error) => {
+                writeln!(errors, "{file} for {target}: {error}").expect("a String takes everything")
+            }
+        }
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    Ok(format!(
+        "pub static MODULES: &[Module] = &[\n{modules}];\npub static RESOURCES: &[Resources] = &[\n{resources}];\n"
+    ))
+}
+
+fn compile(
+    nvrtc: &Nvrtc,
+    sources: &Sources,
+    cache: &Cache,
+    file: &str,
+    target: &str,
+) -> Result<(PathBuf, Vec<Resources>), String> {
+    let ptx = target.starts_with("compute");
+    let source = sources.unit(file, |kernel| kernel.arch.runs_on(target));
+    let mut options = vec![format!("--gpu-architecture={target}"), "--std=c++17".to_owned()];
+    if !ptx {
+        options.push("--ptxas-options=-v".to_owned());
+    }
+    let version = format!("{:?}", nvrtc.version);
+    let (flags, headers) = (options.join(" "), sources.headers_text());
+    let parts = ["cubin", &version, file, &source, &headers, &flags];
+    let name = format!("kernels/{file}");
+    let extension = if ptx { "ptx" } else { "cubin" };
+    let path = cache.get(&parts, &[extension, "log"], |path| {
+        let compiled = nvrtc.compile((&name, &source), &sources.headers, &options, ptx)?;
+        let write = |extension: &str, bytes: &[u8]| {
+            fs::write(path.with_extension(extension), bytes).map_err(|e| format!("{}: {e}", path.display()))
+        };
+        write("log", compiled.log.as_bytes())?;
+        write(extension, &compiled.binary)
+    })?;
+    if ptx {
+        return Ok((path.with_extension(extension), Vec::new()));
+    }
+    let log = fs::read_to_string(path.with_extension("log")).map_err(|e| e.to_string())?;
+    let found = resources(&log);
+    check(file, target, &log, &found)?;
+    Ok((path.with_extension(extension), found))
+}
+
+/// Reads `ptxas -v`.
+fn resources(log: &str) -> Vec<Resources> {
+    let mut found: Vec<Resources> = Vec::new();
+    for line in log.lines() {
+        if let Some(rest) = line.split("Compiling entry function '").nth(1) {
+            let entry = rest.split('\'').next().unwrap_or_default().to_owned();
+            found.push(Resources { entry, registers: 0, shared_bytes: 0, spill_bytes: 0 });
+        }
+        let Some(last) = found.last_mut() else { continue };
+        if line.contains("spill stores") {
+            last.spill_bytes =
+                number_before(line, " bytes spill stores") + number_before(line, " bytes spill loads");
+        }
+        if line.contains("Used ") {
+            last.registers = number_before(line, " registers");
+            last.shared_bytes = number_before(line, " bytes smem");
+        }
+    }
+    found
+}
+
+fn number_before(line: &str, words: &str) -> u32 {
+    let Some(end) = line.find(words) else { return 0 };
+    let digits = line[..end].rfind(|c: char| !c.is_ascii_digit()).map_or(0, |at| at + 1);
+    line[digits..end].parse().unwrap_or(0)
+}
+
+/// Refuses serialised matrix instructions, spills, and more registers than a row allows.
+fn check(file: &str, target: &str, log: &str, found: &[Resources]) -> Result<(), String> {
+    if let Some(line) = log.lines().find(|line| line.contains("C75")) {
+        return Err(format!("matrix instructions are serialised: {line}"));
+    }
+    for kernel in KERNELS.iter().filter(|k| k.file == file && k.arch.runs_on(target)) {
+        let place = || format!("kernel {} ({})", kernel.name, place_of(kernel));
+        let Some(used) = found.iter().find(|used| used.entry == kernel.name) else {
+            return Err(format!("{}: the compiler's log does not speak of it", place()));
+        };
+        if used.spill_bytes > 0 {
+            return Err(format!("{}: {} bytes of registers are spilled", place(), used.spill_bytes));
+        }
+        if used.registers > kernel.registers {
+            let (used, budget) = (used.registers, kernel.registers);
+            return Err(format!("{}: {used} registers, its row in the manifest allows {budget}", place()));
+        }
+    }
+    Ok(())
+}
+
+/// The file and line where the kernel's function stands.
+fn place_of(kernel: &Kernel) -> String {
+    let path = format!("kernels/{}", kernel.file);
+    let text = fs::read_to_string(&path).unwrap_or_default();
+    let is_definition = |line: &str| line.contains(&format!("void {}(", kernel.function));
+    let line = text.lines().position(is_definition).map_or(1, |i| i + 1);
+    format!("{path}:{line}")
+}

@@ -1,0 +1,181 @@
+//! The SIMT layer: the runtime, every kernel twice (as it is, and instrumented), and the mutants of the kernels.
+//!
+//! Objects are kept by content, like the cubins. Mutants go into an archive of their own, which only their test
+//! links.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::cache::{Cache, in_parallel};
+use super::manifest;
+use super::mutations::{MUTATIONS, Mutation};
+use super::sources::Sources;
+
+const RUNTIME: [&str; 4] = ["scheduler", "memory", "checks", "launch"];
+
+/// No contraction: sums are those of the CPU backend. Warnings are the business of NVRTC's build.
+const FLAGS: [&str; 8] = [
+    "-std=c++17",
+    "-O2",
+    "-w",
+    "-fno-exceptions",
+    "-ffp-contract=off",
+    "-U_FORTIFY_SOURCE",
+    "-Ikernels/simt",
+    "-Ikernels/include",
+];
+/// Lines for reports, in the older format: of the newer one some `addr2line` take the wrong file.
+const CHECKED: [&str; 3] = ["-g1", "-gdwarf-4", "-fsanitize=thread"];
+
+pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Result<(), String> {
+    let compiler = Compiler { root, cache, includes: includes(root, sources)? };
+    let probes = read(&root.join("kernels/simt/probes.cu"))?;
+    let mut units: Vec<(String, &str, String)> = Vec::new();
+    for name in RUNTIME {
+        let text = read(&root.join(format!("kernels/simt/{name}.cpp")))?;
+        units.push((name.to_owned(), "runtime", format!("#line 1 \"kernels/simt/{name}.cpp\"\n{text}")));
+    }
+    for variant in ["fast", "checked"] {
+        for (file, _) in &sources.files {
+            units.push((file.clone(), variant, unit(variant, &sources.unit(file, |_| true))));
+        }
+        let text = format!("#line 1 \"kernels/simt/probes.cu\"\n{probes}");
+        units.push(("probes.cu".to_owned(), variant, unit(variant, &text)));
+    }
+    let objects = in_parallel(&units, |(name, variant, text)| {
+        let flags: &[&str] = match *variant {
+            "checked" => &CHECKED,
+            "runtime" => &["-g1", "-gdwarf-4"],
+            _ => &[],
+        };
+        compiler.object(text, flags).map_err(|e| format!("{name} for the SIMT layer: {e}"))
+    });
+    archive(out, "unguide_simt", true, objects)?;
+
+    let mutants = in_parallel(MUTATIONS, |mutation| mutant(&compiler, sources, mutation));
+    let mut objects = Vec::new();
+    for pair in mutants {
+        objects.extend(pair?.map(Ok));
+    }
+    archive(out, "unguide_simt_mutants", false, objects)
+}
+
+/// Everything that an object depends on besides its own text.
+fn includes(root: &Path, sources: &Sources) -> Result<String, String> {
+    let folder = root.join("kernels/simt");
+    Ok(sources.headers_text() + &read(&folder.join("simt.h"))? + &read(&folder.join("runtime.h"))?)
+}
+
+/// All of a kernel has internal linkage, so that its variants live in one program.
+fn unit(variant: &str, text: &str) -> String {
+    format!("#include \"simt.h\"\n#define SIMT_VARIANT \"{variant}\"\nnamespace {{\n{text}\n}}\n")
+}
+
+/// The fast and the checked object of one mutant. A mutation that the compiler undoes is refused.
+fn mutant(compiler: &Compiler, sources: &Sources, mutation: &Mutation) -> Result<[PathBuf; 2], String> {
+    let wrong = |what: &str| format!("mutation `{}`: {what}", mutation.name);
+    let row = manifest::find(mutation.kernel).ok_or_else(|| wrong("there is no such kernel"))?;
+    let whole = inline(sources, &sources.unit(row.file, |kernel| kernel.name == mutation.kernel));
+    if whole.matches(mutation.find).count() != 1 {
+        return Err(wrong("the text to replace is not there exactly once"));
+    }
+    let changed = whole.replace(mutation.find, mutation.replace);
+    let variant = |kind: &str| format!("{kind}-{}", mutation.name);
+    let assembly =
+        |text: &str| compiler.run(&unit(&variant("fast"), text), &["-S"], "s").and_then(|path| read(&path));
+    if assembly(&whole)? == assembly(&changed)? {
+        return Err(wrong("it does not change the object code"));
+    }
+    let context = |e: String| wrong(&e);
+    Ok([
+        compiler.object(&unit(&variant("fast"), &changed), &[]).map_err(context)?,
+        compiler.object(&unit(&variant("checked"), &changed), &CHECKED).map_err(context)?,
+    ])
+}
+
+/// The unit with our headers in place of their includes, each once, so that a patch reaches them too.
+fn inline(sources: &Sources, unit: &str) -> String {
+    fn expand(sources: &Sources, text: &str, name: &str, seen: &mut Vec<String>, out: &mut String) {
+        for (i, line) in text.lines().enumerate() {
+            let included = line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"'));
+            let header = included.and_then(|name| sources.headers.iter().find(|(header, _)| header == name));
+            match header {
+                Some((header, text)) => {
+                    if !seen.contains(header) {
+                        seen.push(header.clone());
+                        let path = format!("kernels/include/{header}");
+                        out.push_str(&format!("#line 1 \"{path}\"\n"));
+                        expand(sources, text, &path, seen, out);
+                    }
+                    out.push_str(&format!("#line {} \"{name}\"\n", i + 2));
+                }
+                None if line == "#pragma once" => out.push('\n'),
+                None => {
+                    out.push_str(line);
+                    out.push('\n');
+                }
+            }
+        }
+    }
+    let mut out = String::new();
+    // The first line of a unit names its file.
+    let (first, rest) = unit.split_once('\n').unwrap_or((unit, ""));
+    let name = first.split('"').nth(1).unwrap_or_default();
+    out.push_str(&format!("{first}\n"));
+    expand(sources, rest, name, &mut Vec::new(), &mut out);
+    out
+}
+
+struct Compiler<'a> {
+    root: &'a Path,
+    cache: &'a Cache,
+    includes: String,
+}
+
+impl Compiler<'_> {
+    fn object(&self, text: &str, flags: &[&str]) -> Result<PathBuf, String> {
+        self.run(text, &[flags, &["-c"]].concat(), "o")
+    }
+
+    /// Compiles a text; paths in it and in messages are relative to the root of the repository.
+    fn run(&self, text: &str, flags: &[&str], extension: &str) -> Result<PathBuf, String> {
+        let tool = cc::Build::new().cpp(true).warnings(false).debug(false).opt_level(2).try_get_compiler();
+        let tool = tool.map_err(|e| format!("the feature `simt` needs a C++ compiler: {e}"))?;
+        let all = [&FLAGS[..], flags].concat();
+        let (name, options) = (format!("{tool:?}"), all.join(" "));
+        let path =
+            self.cache.get(&["simt", &name, &options, text, &self.includes], &[extension], |path| {
+                let source = path.with_extension("cpp");
+                fs::write(&source, text).map_err(|e| format!("{}: {e}", source.display()))?;
+                let mut command: Command = tool.to_command();
+                command
+                    .current_dir(self.root)
+                    .args(&all)
+                    .arg("-o")
+                    .arg(path.with_extension(extension))
+                    .arg(&source);
+                let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
+                // The text stays only while it is of use.
+                let _ = fs::remove_file(&source);
+                if output.status.success() {
+                    return Ok(());
+                }
+                Err(String::from_utf8_lossy(&output.stderr).into_owned())
+            })?;
+        Ok(path.with_extension(extension))
+    }
+}
+
+fn archive(out: &Path, name: &str, link: bool, objects: Vec<Result<PathBuf, String>>) -> Result<(), String> {
+    let mut build = cc::Build::new();
+    build.cpp(true).out_dir(out).cargo_metadata(link).link_lib_modifier("+whole-archive");
+    for object in objects {
+        build.object(object?);
+    }
+    build.try_compile(name).map_err(|e| format!("{name}: {e}"))
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
+}

@@ -1,0 +1,136 @@
+// pointwise - operations on one element at a time: activations, GEGLU, sums, casts, layout, time embedding.
+//
+//     activate          out = f(x)                        activate_bwd   out = f'(x) dy
+//     geglu             out = a gelu(b), x = [a, b] in halves of a row of 2 c
+//     geglu_bwd         out = [gelu(b) dy, a gelu'(b) dy]
+//     add               out = x + y                       affine         out = mul x + add
+//     add_channels      out = x + v, v one row of c for every image or for all
+//     cast              out = x, in another storage type
+//     timestep          out = [sin, cos] of t exp(-ln(10000) i / (half - shift)); [cos, sin] if flip
+//     to_nhwc, to_nchw  out = x, channels last or first
+//
+// Departures from the formulas: none. Every element is read once and written once; a grid-stride loop takes any
+// count, and no alignment beyond an element's own is asked for.
+//
+// Reference: src/cpu/pointwise.rs, src/cpu/embed.rs (timestep). Class: rounded; layout: exact.
+// Bound by: DRAM, the bytes of operands and result.
+#include "activation.cuh"
+#include "params.cuh"
+
+namespace pointwise {
+
+constexpr int THREADS = 256;
+
+template <typename T>
+__device__ void activate(const PointwiseParams& p) {
+    const T* x = p.x.as<T>();  // [count]
+    T* out = p.out.as<T>();    // [count]
+    for (int64_t i = grid_thread(); i < p.count; i += grid_threads())
+        out[i] = from_f32<T>(activation::value(p.activation, to_f32(x[i])));
+}
+
+template <typename T>
+__device__ void activate_bwd(const PointwiseParams& p) {
+    const T* x = p.x.as<T>();   // [count]
+    const T* dy = p.y.as<T>();  // [count]
+    T* dx = p.out.as<T>();      // [count]
+    for (int64_t i = grid_thread(); i < p.count; i += grid_threads())
+        dx[i] = from_f32<T>(activation::slope(p.activation, to_f32(x[i])) * to_f32(dy[i]));
+}
+
+template <typename T>
+__device__ void geglu(const PointwiseParams& p) {
+    const T* x = p.x.as<T>();  // [count / c, 2 c]
+    T* out = p.out.as<T>();    // [count / c, c]
+    for (int64_t i = grid_thread(); i < p.count; i += grid_threads()) {
+        const int64_t a_at = i + i / p.c * p.c;
+        const float a = to_f32(x[a_at]), b = to_f32(x[a_at + p.c]);
+        out[i] = from_f32<T>(a * activation::value(activation::GELU, b));
+    }
+}
+
+template <typename T>
+__device__ void geglu_bwd(const PointwiseParams& p) {
+    const T* x = p.x.as<T>();   // [count / c, 2 c]
+    const T* dy = p.y.as<T>();  // [count / c, c]
+    T* dx = p.out.as<T>();      // [count / c, 2 c]
+    for (int64_t i = grid_thread(); i < p.count; i += grid_threads()) {
+        const int64_t a_at = i + i / p.c * p.c;
+        const float a = to_f32(x[a_at]), b = to_f32(x[a_at + p.c]), d = to_f32(dy[i]);
+        dx[a_at] = from_f32<T>(activation::value(activation::GELU, b) * d);
+        dx[a_at + p.c] = from_f32<T>(a * activation::slope(activation::GELU, b) * d);
+    }
+}
+
+template <typename T>
+__device__ void add(const PointwiseParams& p) {
+    const T* x = p.x.as<T>();  // [count]
+    const T* y = p.y.as<T>();  // [count]
+    T* out = p.out.as<T>();    // [count]
+    for (int64_t i = grid_thread(); i < p.count; i += grid_threads())
+        out[i] = from_f32<T>(to_f32(x[i]) + to_f32(y[i]));
+}
+
+template <typename T>
+__device__ void add_channels(const PointwiseParams& p) {
+    const T* x = p.x.as<T>();  // [n, image / c, c]
+    const T* v = p.y.as<T>();  // [n or 1, c]
+    T* out = p.out.as<T>();    // [n, image / c, c]
+    for (int64_t i = grid_thread(); i < p.count; i += grid_threads()) {
+        const int64_t n = p.image > 0 ? i / p.image : 0;
+        out[i] = from_f32<T>(to_f32(x[i]) + to_f32(v[n * p.c + i % p.c]));
+    }
+}
+
+template <typename T>
+__device__ void affine(const PointwiseParams& p) {
+    const T* x = p.x.as<T>();  // [count]
+    T* out = p.out.as<T>();    // [count]
+    for (int64_t i = grid_thread(); i < p.count; i += grid_threads())
+        out[i] = from_f32<T>(p.mul * to_f32(x[i]) + p.add);
+}
+
+template <typename From, typename To>
+__device__ void cast(const PointwiseParams& p) {
+    const From* x = p.x.as<From>();  // [count]
+    To* out = p.out.as<To>();        // [count]
+    for (int64_t i = grid_thread(); i < p.count; i += grid_threads()) out[i] = from_f32<To>(to_f32(x[i]));
+}
+
+template <typename T>
+__device__ void timestep(const TimestepParams& p) {
+    const int half = p.channels / 2;
+    const float t = p.state.as<StepState>()->timestep;
+    T* out = p.out.as<T>();  // [1, channels]
+    for (int64_t i = grid_thread(); i < half; i += grid_threads()) {
+        // The first frequency is 1 also where the quotient is 0 / 0.
+        const float exponent = i == 0 ? 0.f : float(i) / (float(half) - p.shift);
+        const float angle = t * expf(-9.210340371976184f * exponent);
+        out[i] = from_f32<T>(p.flip ? cosf(angle) : sinf(angle));
+        out[half + i] = from_f32<T>(p.flip ? sinf(angle) : cosf(angle));
+    }
+}
+
+template <typename From, typename To>
+__device__ void to_nhwc(const LayoutParams& p) {
+    const From* x = p.x.as<From>();  // [n, c, pixels]
+    To* out = p.out.as<To>();        // [n, pixels, c]
+    const int64_t image = p.pixels * p.c;
+    for (int64_t i = grid_thread(); i < image * p.n; i += grid_threads()) {
+        const int64_t n = i / image, pixel = i % image / p.c, channel = i % p.c;
+        out[i] = from_f32<To>(to_f32(x[n * image + channel * p.pixels + pixel]));
+    }
+}
+
+template <typename From, typename To>
+__device__ void to_nchw(const LayoutParams& p) {
+    const From* x = p.x.as<From>();  // [n, pixels, c]
+    To* out = p.out.as<To>();        // [n, c, pixels]
+    const int64_t image = p.pixels * p.c;
+    for (int64_t i = grid_thread(); i < image * p.n; i += grid_threads()) {
+        const int64_t n = i / image, channel = i % image / p.pixels, pixel = i % p.pixels;
+        out[i] = from_f32<To>(to_f32(x[n * image + pixel * p.c + channel]));
+    }
+}
+
+}  // namespace pointwise

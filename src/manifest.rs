@@ -1,0 +1,192 @@
+//! Every instantiation of every kernel: one row is one entry point.
+//!
+//! The build script includes this very file, so it knows nothing but the standard library. From a row come
+//! the entry point's source line, the binary that has it, its launch bounds and its budget of registers; the
+//! loader, the tests and the benches read the same rows. A kernel's body is in `kernels/`, one file an
+//! operation, and says in its header what it computes.
+
+/// One entry point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// `<op>[_bwd]_<dtype>[_<variant>]`.
+    pub name: &'static str,
+    /// In `kernels/`; its stem is the namespace of everything in it.
+    pub file: &'static str,
+    /// The function template that the entry point calls.
+    pub function: &'static str,
+    /// Its template arguments.
+    pub arguments: &'static str,
+    /// The struct of `params.cuh` and `launch/params.rs` that it takes.
+    pub params: &'static str,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Registers of a thread, at most; more fails the build.
+    pub registers: u32,
+    pub arch: Arch,
+}
+
+/// Where a row runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    /// Everywhere from 8.0 on.
+    Sm80,
+    /// On 9.0 alone: wgmma and TMA.
+    Sm90a,
+}
+
+/// What binaries are made for; `compute_80` is PTX for devices that are not listed.
+pub const TARGETS: [&str; 5] = ["sm_80", "sm_90a", "sm_100", "sm_120", "compute_80"];
+
+impl Arch {
+    pub fn runs_on(self, target: &str) -> bool {
+        match self {
+            Self::Sm80 => true,
+            Self::Sm90a => target == "sm_90a",
+        }
+    }
+}
+
+impl Kernel {
+    /// `clip_cosine.cu` is `namespace clip_cosine`.
+    pub fn namespace(&self) -> &'static str {
+        self.file.strip_suffix(".cu").unwrap_or(self.file)
+    }
+
+    /// The line that makes it an entry point, for CUDA and for the CPU alike.
+    pub fn entry(&self) -> String {
+        let (name, threads, params, space) = (self.name, self.threads, self.params, self.namespace());
+        let arguments =
+            if self.arguments.is_empty() { String::new() } else { format!("<{}>", self.arguments) };
+        format!(
+            "static_assert({space}::THREADS == {threads}, \"threads of {name} in the manifest\");\n\
+             KERNEL_ENTRY({name}, {threads}, {params}, {space}::{}{arguments})\n",
+            self.function
+        )
+    }
+}
+
+/// The row of that name.
+pub fn find(name: &str) -> Option<&'static Kernel> {
+    KERNELS.iter().find(|kernel| kernel.name == name)
+}
+
+/// The files of all rows, each once, in the order of the table.
+pub fn files() -> Vec<&'static str> {
+    let mut files: Vec<&str> = Vec::new();
+    for kernel in KERNELS {
+        if !files.contains(&kernel.file) {
+            files.push(kernel.file);
+        }
+    }
+    files
+}
+
+/// A row of the general forms: name, file, function, template arguments, params, registers.
+const fn general(
+    name: &'static str,
+    file: &'static str,
+    function: &'static str,
+    arguments: &'static str,
+    params: &'static str,
+    registers: u32,
+) -> Kernel {
+    Kernel { name, file, function, arguments, params, threads: 256, registers, arch: Arch::Sm80 }
+}
+
+#[rustfmt::skip]
+pub const KERNELS: &[Kernel] = &[
+    general("activate_f16",         "pointwise.cu",      "activate",        "f16",       "PointwiseParams",      40),
+    general("activate_bf16",        "pointwise.cu",      "activate",        "bf16",      "PointwiseParams",      40),
+    general("activate_bwd_f16",     "pointwise.cu",      "activate_bwd",    "f16",       "PointwiseParams",      40),
+    general("activate_bwd_bf16",    "pointwise.cu",      "activate_bwd",    "bf16",      "PointwiseParams",      40),
+    general("geglu_f16",            "pointwise.cu",      "geglu",           "f16",       "PointwiseParams",      40),
+    general("geglu_bf16",           "pointwise.cu",      "geglu",           "bf16",      "PointwiseParams",      40),
+    general("geglu_bwd_f16",        "pointwise.cu",      "geglu_bwd",       "f16",       "PointwiseParams",      40),
+    general("geglu_bwd_bf16",       "pointwise.cu",      "geglu_bwd",       "bf16",      "PointwiseParams",      40),
+    general("add_f16",              "pointwise.cu",      "add",             "f16",       "PointwiseParams",      40),
+    general("add_bf16",             "pointwise.cu",      "add",             "bf16",      "PointwiseParams",      40),
+    general("add_channels_f16",     "pointwise.cu",      "add_channels",    "f16",       "PointwiseParams",      40),
+    general("add_channels_bf16",    "pointwise.cu",      "add_channels",    "bf16",      "PointwiseParams",      40),
+    general("affine_f16",           "pointwise.cu",      "affine",          "f16",       "PointwiseParams",      40),
+    general("affine_bf16",          "pointwise.cu",      "affine",          "bf16",      "PointwiseParams",      40),
+    general("cast_f32_f16",         "pointwise.cu",      "cast",            "f32, f16",  "PointwiseParams",      40),
+    general("cast_f16_f32",         "pointwise.cu",      "cast",            "f16, f32",  "PointwiseParams",      40),
+    general("cast_f32_bf16",        "pointwise.cu",      "cast",            "f32, bf16", "PointwiseParams",      40),
+    general("cast_bf16_f32",        "pointwise.cu",      "cast",            "bf16, f32", "PointwiseParams",      40),
+    general("timestep_f16",         "pointwise.cu",      "timestep",        "f16",       "TimestepParams",       48),
+    general("timestep_bf16",        "pointwise.cu",      "timestep",        "bf16",      "TimestepParams",       48),
+    general("to_nhwc_f32_f16",      "pointwise.cu",      "to_nhwc",         "f32, f16",  "LayoutParams",         48),
+    general("to_nchw_f16_f32",      "pointwise.cu",      "to_nchw",         "f16, f32",  "LayoutParams",         48),
+    general("to_nhwc_f32_bf16",     "pointwise.cu",      "to_nhwc",         "f32, bf16", "LayoutParams",         48),
+    general("to_nchw_bf16_f32",     "pointwise.cu",      "to_nchw",         "bf16, f32", "LayoutParams",         48),
+    general("cfg_x0_f16",           "ddim_unguide.cu",   "cfg_x0",          "f16",       "CfgX0Params",          64),
+    general("cfg_x0_bf16",          "ddim_unguide.cu",   "cfg_x0",          "bf16",      "CfgX0Params",          64),
+    general("cfg_x0_bwd_f16",       "ddim_unguide.cu",   "cfg_x0_bwd",      "f16",       "CfgX0BwdParams",       64),
+    general("cfg_x0_bwd_bf16",      "ddim_unguide.cu",   "cfg_x0_bwd",      "bf16",      "CfgX0BwdParams",       64),
+    general("sld_x0_f16",           "ddim_unguide.cu",   "sld_x0",          "f16",       "SldX0Params",          64),
+    general("sld_x0_bf16",          "ddim_unguide.cu",   "sld_x0",          "bf16",      "SldX0Params",          64),
+    general("ddim_unguide_f16",     "ddim_unguide.cu",   "ddim_unguide",    "f16",       "DdimUnguideParams",    64),
+    general("ddim_unguide_bf16",    "ddim_unguide.cu",   "ddim_unguide",    "bf16",      "DdimUnguideParams",    64),
+    general("guide_eps_f16",        "ddim_unguide.cu",   "guide_eps",       "f16",       "GuideEpsParams",       64),
+    general("guide_eps_bf16",       "ddim_unguide.cu",   "guide_eps",       "bf16",      "GuideEpsParams",       64),
+    general("frozen_pullback_f16",  "ddim_unguide.cu",   "frozen_pullback", "f16",       "FrozenPullbackParams", 64),
+    general("frozen_pullback_bf16", "ddim_unguide.cu",   "frozen_pullback", "bf16",      "FrozenPullbackParams", 64),
+    general("clip_cosine_f16",      "clip_cosine.cu",    "run",             "f16",       "ClipCosineParams",     64),
+    general("clip_cosine_bf16",     "clip_cosine.cu",    "run",             "bf16",      "ClipCosineParams",     64),
+    general("embed_text_f16",       "embed.cu",          "text",            "f16",       "EmbedTextParams",      64),
+    general("embed_text_bf16",      "embed.cu",          "text",            "bf16",      "EmbedTextParams",      64),
+    general("embed_patches_f16",    "embed.cu",          "patches",         "f16",       "EmbedPatchesParams",   64),
+    general("embed_patches_bf16",   "embed.cu",          "patches",         "bf16",      "EmbedPatchesParams",   64),
+    general("resample_f16",         "resample.cu",       "bicubic",         "f16",       "ResampleParams",       64),
+    general("resample_bf16",        "resample.cu",       "bicubic",         "bf16",      "ResampleParams",       64),
+    general("resample_bwd_f16",     "resample.cu",       "bicubic_bwd",     "f16",       "ResampleParams",       64),
+    general("resample_bwd_bf16",    "resample.cu",       "bicubic_bwd",     "bf16",      "ResampleParams",       64),
+    general("upsample_f16",         "resample.cu",       "nearest",         "f16",       "UpsampleParams",       64),
+    general("upsample_bf16",        "resample.cu",       "nearest",         "bf16",      "UpsampleParams",       64),
+    general("upsample_bwd_f16",     "resample.cu",       "nearest_bwd",     "f16",       "UpsampleParams",       64),
+    general("upsample_bwd_bf16",    "resample.cu",       "nearest_bwd",     "bf16",      "UpsampleParams",       64),
+    general("layer_norm_f16",       "layer_norm.cu",     "run",             "f16",       "LayerNormParams",      64),
+    general("layer_norm_bf16",      "layer_norm.cu",     "run",             "bf16",      "LayerNormParams",      64),
+    general("layer_norm_bwd_f16",   "layer_norm_bwd.cu", "run",             "f16",       "LayerNormBwdParams",   64),
+    general("layer_norm_bwd_bf16",  "layer_norm_bwd.cu", "run",             "bf16",      "LayerNormBwdParams",   64),
+    general("group_norm_f16",       "group_norm.cu",     "run",             "f16",       "GroupNormParams",      64),
+    general("group_norm_bf16",      "group_norm.cu",     "run",             "bf16",      "GroupNormParams",      64),
+    general("group_norm_bwd_f16",   "group_norm_bwd.cu", "run",             "f16",       "GroupNormBwdParams",   64),
+    general("group_norm_bwd_bf16",  "group_norm_bwd.cu", "run",             "bf16",      "GroupNormBwdParams",   64),
+    general("gemm_f16",             "gemm.cu",           "run",             "f16",       "GemmParams",           64),
+    general("gemm_bf16",            "gemm.cu",           "run",             "bf16",      "GemmParams",           64),
+    general("conv2d_f16",           "conv2d.cu",         "run",             "f16",       "Conv2dParams",         64),
+    general("conv2d_bf16",          "conv2d.cu",         "run",             "bf16",      "Conv2dParams",         64),
+    general("conv2d_bwd_f16",       "conv2d.cu",         "backward",        "f16",       "Conv2dParams",         64),
+    general("conv2d_bwd_bf16",      "conv2d.cu",         "backward",        "bf16",      "Conv2dParams",         64),
+    general("attention_f16",        "attention.cu",      "run",             "f16",       "AttentionParams",      64),
+    general("attention_bf16",       "attention.cu",      "run",             "bf16",      "AttentionParams",      64),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_follow_the_grammar() {
+        for (i, kernel) in KERNELS.iter().enumerate() {
+            assert!(KERNELS[..i].iter().all(|other| other.name != kernel.name), "{} twice", kernel.name);
+            let typed = ["_f16", "_bf16", "_f32"].iter().any(|dtype| kernel.name.contains(dtype));
+            assert!(typed, "{} does not say its type", kernel.name);
+            assert!(kernel.file.ends_with(".cu") && kernel.threads % 32 == 0 && kernel.registers <= 255);
+        }
+    }
+
+    #[test]
+    fn an_entry_names_the_function_its_arguments_and_its_params() {
+        let entry = find("activate_f16").expect("a row").entry();
+        let call = "KERNEL_ENTRY(activate_f16, 256, PointwiseParams, pointwise::activate<f16>)\n";
+        assert!(entry.ends_with(call), "{entry}");
+    }
+
+    #[test]
+    fn only_rows_for_hopper_are_left_out_of_other_targets() {
+        assert!(TARGETS.iter().all(|target| Arch::Sm80.runs_on(target)));
+        assert!(TARGETS.iter().filter(|target| Arch::Sm90a.runs_on(target)).eq(["sm_90a"].iter()));
+    }
+}

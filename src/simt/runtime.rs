@@ -1,0 +1,207 @@
+//! The runtime in `kernels/simt`, behind safe functions.
+
+use std::ffi::{CString, c_char, c_void};
+use std::ptr::{self, NonNull};
+
+use super::{Copies, Mode, Schedule, SimtError};
+use crate::launch::params::DevicePtr;
+
+/// What a launch did; the bytes are counted in the checked build alone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub threads: u64,
+    pub switches: u64,
+    pub barriers: u64,
+    pub collectives: u64,
+    pub ldmatrix: u64,
+    /// Cycles that ldmatrix takes beyond one for eight rows.
+    pub bank_conflicts: u64,
+    pub mma: u64,
+    pub async_bytes: u64,
+    pub global_read_bytes: u64,
+    pub global_written_bytes: u64,
+    pub shared_read_bytes: u64,
+    pub shared_written_bytes: u64,
+}
+
+#[repr(C)]
+struct RawMode {
+    schedule: i32,
+    copies: i32,
+    checked: i32,
+    pad: i32,
+    seed: u64,
+}
+
+// SAFETY: these are the signatures of kernels/simt/launch.cpp and memory.cpp, and `Counts` and `RawMode` are laid out
+// as `Counts` and `Mode` of runtime.h.
+unsafe extern "C" {
+    fn simt_create() -> *mut c_void;
+    fn simt_destroy(context: *mut c_void);
+    fn simt_alloc(context: *mut c_void, bytes: usize) -> *mut u8;
+    fn simt_kernel(name: *const c_char, threads: *mut u32, params_bytes: *mut u64) -> bool;
+    fn simt_launch(
+        context: *mut c_void,
+        name: *const c_char,
+        grid: *const u32,
+        dynamic_bytes: u32,
+        params: *const c_void,
+        mode: *const RawMode,
+        counts: *mut Counts,
+        report: *mut c_char,
+        capacity: u64,
+    ) -> bool;
+}
+
+/// A device made of one CPU thread. Its buffers live as long as it does.
+pub struct Simt {
+    context: NonNull<c_void>,
+    /// Address and length of every buffer.
+    buffers: Vec<(u64, usize)>,
+}
+
+impl Simt {
+    pub fn new() -> Self {
+        // SAFETY: makes a context of its own, or returns null.
+        let context = NonNull::new(unsafe { simt_create() });
+        Self { context: context.expect("256 KiB of memory can be had"), buffers: Vec::new() }
+    }
+
+    /// Threads of a block and bytes of params of a linked kernel.
+    pub fn kernel(name: &str) -> Option<(u32, usize)> {
+        let name = CString::new(format!("fast:{name}")).ok()?;
+        let (mut threads, mut bytes) = (0, 0);
+        // SAFETY: the name ends in NUL, and both results have a place.
+        let found = unsafe { simt_kernel(name.as_ptr(), &mut threads, &mut bytes) };
+        found.then_some((threads, bytes as usize))
+    }
+
+    /// A buffer of bytes that are all ones, NaN in every type; its end is exact, beyond it everything faults.
+    pub fn alloc(&mut self, bytes: usize) -> DevicePtr {
+        // SAFETY: the context lives as long as `self`.
+        let buffer = unsafe { simt_alloc(self.context.as_ptr(), bytes) };
+        assert!(!buffer.is_null(), "no memory for a buffer of {bytes} bytes");
+        self.buffers.push((buffer as u64, bytes));
+        DevicePtr(buffer as u64)
+    }
+
+    /// A buffer with these bytes.
+    pub fn put(&mut self, bytes: &[u8]) -> DevicePtr {
+        let at = self.alloc(bytes.len());
+        // SAFETY: the buffer was made for just as many bytes, and nobody else knows it yet.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), at.0 as *mut u8, bytes.len()) };
+        at
+    }
+
+    /// The bytes of a whole buffer.
+    pub fn get(&self, at: DevicePtr) -> Vec<u8> {
+        let found = self.buffers.iter().find(|(address, _)| *address == at.0);
+        let &(address, bytes) = found.expect("an address that `alloc` gave");
+        // SAFETY: the buffer is this context's, has that length, and no launch runs while `self` is borrowed.
+        unsafe { std::slice::from_raw_parts(address as *const u8, bytes) }.to_vec()
+    }
+
+    /// Runs a kernel to its end. `params` are the bytes of its params struct.
+    pub fn launch(
+        &mut self,
+        kernel: &str,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: u32,
+        params: &[u8],
+        mode: Mode,
+    ) -> Result<Counts, SimtError> {
+        let variant = if mode.checked { "checked" } else { "fast" };
+        let Some((its_threads, its_bytes)) = Self::kernel(kernel) else {
+            return Err(SimtError::new(kernel, "LAUNCH: there is no such kernel"));
+        };
+        if (threads, params.len()) != (its_threads, its_bytes) {
+            let report = format!(
+                "LAUNCH: {threads} threads and {} bytes of params, the kernel has {its_threads} and {its_bytes}",
+                params.len()
+            );
+            return Err(SimtError::new(kernel, &report));
+        }
+        self.launch_variant(variant, kernel, grid, shared_bytes, params, mode)
+    }
+
+    /// Runs a variant of a kernel that is linked under that name, with the kernel's own params.
+    pub fn launch_variant(
+        &mut self,
+        variant: &str,
+        kernel: &str,
+        grid: [u32; 3],
+        shared_bytes: u32,
+        params: &[u8],
+        mode: Mode,
+    ) -> Result<Counts, SimtError> {
+        let Ok(name) = CString::new(format!("{variant}:{kernel}")) else {
+            return Err(SimtError::new(kernel, "LAUNCH: a NUL byte in the name"));
+        };
+        let (mut threads, mut bytes) = (0, 0);
+        // SAFETY: the name ends in NUL, and both results have a place.
+        let known = unsafe { simt_kernel(name.as_ptr(), &mut threads, &mut bytes) };
+        let blocks = grid.iter().map(|&n| u64::from(n)).product::<u64>();
+        if !known || bytes != params.len() as u64 || blocks > u64::from(u32::MAX) {
+            return Err(SimtError::new(
+                kernel,
+                "LAUNCH: no such variant, or wrong params, or too large a grid",
+            ));
+        }
+        let mode = RawMode {
+            schedule: match mode.schedule {
+                Schedule::Fifo => 0,
+                Schedule::Lifo => 1,
+                Schedule::Priorities => 2,
+            },
+            copies: match mode.copies {
+                Copies::Eager => 0,
+                Copies::Lazy => 1,
+                Copies::Random => 2,
+            },
+            checked: i32::from(mode.checked),
+            pad: 0,
+            seed: mode.seed,
+        };
+        // Params hold 64-bit numbers; the bytes that we were given may lie anywhere.
+        let mut aligned = vec![0u64; params.len().div_ceil(8)];
+        bytemuck::cast_slice_mut::<u64, u8>(&mut aligned)[..params.len()].copy_from_slice(params);
+        let mut counts = Counts::default();
+        let mut report = vec![0u8; 1 << 15];
+        // SAFETY: all pointers are to live values of the types that launch.cpp names, the report has its
+        // capacity, and params are as long as the kernel's struct. A kernel that uses a wrong address faults
+        // inside of the runtime, which reports it.
+        let ok = unsafe {
+            simt_launch(
+                self.context.as_ptr(),
+                name.as_ptr(),
+                grid.as_ptr(),
+                shared_bytes,
+                aligned.as_ptr().cast(),
+                &mode,
+                &mut counts,
+                report.as_mut_ptr().cast(),
+                report.len() as u64,
+            )
+        };
+        if ok {
+            return Ok(counts);
+        }
+        let end = report.iter().position(|&byte| byte == 0).unwrap_or(report.len());
+        Err(SimtError::new(kernel, &String::from_utf8_lossy(&report[..end])))
+    }
+}
+
+impl Default for Simt {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Simt {
+    fn drop(&mut self) {
+        // SAFETY: made by `simt_create`, and destroyed once.
+        unsafe { simt_destroy(self.context.as_ptr()) }
+    }
+}
