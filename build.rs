@@ -4,9 +4,9 @@
 //! Without NVRTC the build works all the same, says so in one line, and embeds the sources alone. The feature
 //! `require-cubins` makes NVRTC mandatory. No CUDA installation takes part.
 
-#[path = "build/cache.rs"]
+#[path = "kernels/build/cache.rs"]
 mod cache;
-#[path = "build/cubins.rs"]
+#[path = "kernels/build/cubins.rs"]
 mod cubins;
 #[allow(dead_code)] // what the build does not need, the library does
 #[path = "src/manifest.rs"]
@@ -14,12 +14,12 @@ mod manifest;
 #[cfg(feature = "simt")]
 #[path = "kernels/simt/mutations.rs"]
 mod mutations;
-#[path = "build/nvrtc.rs"]
+#[path = "kernels/build/nvrtc.rs"]
 mod nvrtc;
 #[cfg(feature = "simt")]
-#[path = "build/simt.rs"]
+#[path = "kernels/build/simt.rs"]
 mod simt;
-#[path = "build/sources.rs"]
+#[path = "kernels/build/sources.rs"]
 mod sources;
 
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ fn run() -> Result<(), String> {
         |name: &str| env::var_os(name).map(PathBuf::from).ok_or(format!("{name} is not set: run cargo"));
     let (root, out) = (folder("CARGO_MANIFEST_DIR")?, folder("OUT_DIR")?);
     // A path that is not there would make cargo run this script every time.
-    for path in ["build.rs", "build", "kernels", "src/manifest.rs", "target/nvrtc/12.9.86"] {
+    for path in ["build.rs", "kernels", "src/manifest.rs", "target/nvrtc/12.9.86"] {
         if root.join(path).exists() {
             println!("cargo:rerun-if-changed={path}");
         }
