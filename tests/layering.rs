@@ -170,7 +170,7 @@ fn no_file_names_a_place_on_somebodys_machine() {
     for (path, text) in sources("src").into_iter().chain(sources("tests")) {
         for place in ["home", "root", "tmp", "Users", "work", "mnt"] {
             let place = format!("/{place}/");
-            // What a path starts with: `../work/` and `https://host/work/` are something else.
+            // What a path starts with: the same word in the middle of a path or an address is something else.
             let starts = |(at, _): (usize, &str)| {
                 !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '.' || c == '}')
             };
