@@ -174,8 +174,9 @@ pub enum Op {
     SldX0,
     /// Scores of the concepts, density, gate, and the gradient of the density, all at once:
     /// u = e / |e|; s_k = <u, c_k>; p_h by `reduce` over the `top_k` largest; gate = any !(s_k < threshold);
-    /// de = 2^scale_log2 d log p_h / d e. Where a logarithm has no meaning (an argument <= 1e-6)
-    /// the gradient is that of the largest score alone and `status` is 1; where a score is not finite, `status` is 2 and de is zero.
+    /// de = 2^scale_log2 d log p_h / d e. Where a logarithm has no meaning (an argument <= 1e-6) the gradient is
+    /// that of the largest score alone (of its logarithm, floored at 1e-6, where the score is positive) and
+    /// `status` is 1; where a score is not finite, `status` is 2 and de is zero.
     /// `(e [n, d], concepts [k, d] unit rows) -> scores [n, k], p_h [n], gate [n], de [n, d], status [n]`
     ClipCosine { reduce: Reduce, top_k: Option<usize>, scale_log2: i32 },
     /// The DDIM step with unguidance: x0' = gate ? x0 - gamma 2^-scale_log2 g : x0 (selected, never

@@ -425,18 +425,20 @@ fn clip_cosine(
         order.sort_by(|&a, &b| scores[b].partial_cmp(&scores[a]).expect("finite scores").then(a.cmp(&b)));
         order.truncate(top_k.unwrap_or(k));
         let sum: f64 = order.iter().map(|&k| scores[k]).sum();
-        let positive = order.iter().all(|&k| scores[k] > 0.0);
-        let p_h = match reduce {
-            Reduce::LogMean => sum / order.len() as f64,
-            Reduce::SumLog if positive => order.iter().map(|&k| scores[k]).product(),
-            Reduce::SumLog => 0.0,
+        let (p_h, small) = match reduce {
+            Reduce::LogMean => (sum / order.len() as f64, sum / order.len() as f64 <= 1e-6),
+            Reduce::SumLog => {
+                (order.iter().map(|&k| scores[k]).product(), order.iter().any(|&k| scores[k] <= 1e-6))
+            }
         };
-        let small = p_h <= 1e-6;
+        // The largest score alone: by its logarithm where it has one.
+        let largest = scores[order[0]];
+        let alone = if largest > 0.0 { 1.0 / largest.max(1e-6) } else { 1.0 };
         // The derivative of the score by the embedding: (c_k - s_k u) / |e|.
         let pull = |k: usize, c: usize| (concepts.row(k)[c] - scores[k] * u[c]) / length;
         for c in 0..d {
             let gradient: f64 = match reduce {
-                _ if small => pull(order[0], c),
+                _ if small => pull(order[0], c) * alone,
                 Reduce::LogMean => order.iter().map(|&k| pull(k, c) / sum).sum(),
                 Reduce::SumLog => order.iter().map(|&k| pull(k, c) / scores[k]).sum(),
             };
