@@ -150,11 +150,24 @@ fn the_power_of_two_of_gradients_changes_no_bit() {
     }
 }
 
+#[test]
+fn a_score_at_the_threshold_opens_the_gate_unless_it_has_to_lie_above() {
+    let mut looked = run(&request(Method::SafeSampling(guidance(2.0))));
+    let scores = looked.get("step.000.scores").expect("scores").row(0).to_vec();
+    let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for (above_threshold, open) in [(false, 1.0), (true, 0.0)] {
+        let at = Guidance { above_threshold, ..guidance(f64::from(highest)) };
+        looked = run(&request(Method::SafeSampling(at)));
+        assert_eq!(looked.get("step.000.gate").expect("a gate").data()[0], open);
+    }
+}
+
 fn guidance(threshold: f64) -> Guidance {
     let clip = MODEL.clip().expect("the demo model has a guard");
     Guidance {
         concepts: ["a weapon", "violence", "blood and death"].map(str::to_owned).into(),
         threshold,
+        above_threshold: false,
         gamma: 32.0,
         gamma_schedule: GammaSchedule::Constant,
         window: None,

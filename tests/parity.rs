@@ -102,6 +102,7 @@ fn request(model: &Model, case: &Value, settings: &Value) -> Request {
         Guidance {
             concepts: texts(&case["concepts"]),
             threshold: settings["threshold"].as_f64().unwrap_or(0.0),
+            above_threshold: false,
             gamma: number("gamma"),
             gamma_schedule: GammaSchedule::Constant,
             window: None,

@@ -108,6 +108,14 @@ pub struct SafetyArgs {
     #[arg(long, value_name = "COSINE", allow_negative_numbers = true)]
     pub threshold: Option<f64>,
 
+    /// Whether a score at the threshold opens the gate, or only one above it [default: at-least]
+    #[arg(long, value_enum, value_name = "WORD")]
+    pub gate: Option<GateArg>,
+
+    /// Mean and deviation of the guard's pixels [default: the profile's, else those of the CLIP's files]
+    #[arg(long, value_enum, value_name = "WORD")]
+    pub image_norm: Option<NormArg>,
+
     /// How far an image is steered [default: the profile's]
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     pub gamma: Option<f64>,
@@ -311,6 +319,18 @@ pub enum RngArg {
     Cpu,
     #[value(aliases = ["CUDA", "gpu", "nv"])]
     Cuda,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GateArg {
+    AtLeast,
+    Above,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NormArg {
+    Imagenet,
+    Clip,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

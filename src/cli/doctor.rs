@@ -96,6 +96,7 @@ fn self_test(demo: EmbeddedFiles) -> Result<SelfTest> {
         method: Method::SafeSampling(Guidance {
             concepts: profile.concepts,
             threshold: THRESHOLD,
+            above_threshold: false,
             gamma: GAMMA,
             gamma_schedule: profile.gamma_schedule,
             window: None,

@@ -5,12 +5,14 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::args::{DTypeArg, GenerateArgs, ModelArgs, PredictionArg, RngArg, SafetyArgs, SizeArgs};
+use super::args::{
+    DTypeArg, GateArg, GenerateArgs, ModelArgs, NormArg, PredictionArg, RngArg, SafetyArgs, SizeArgs,
+};
 use crate::error::{Error, Result};
 use crate::ir::Reduce;
 use crate::pipeline::{Guidance, Method, Model, ModelSource, Request};
 use crate::safety::methods::SAFETY_CONCEPT;
-use crate::safety::{self, Concepts, GammaSchedule, GuideWindow, SafetyProfile};
+use crate::safety::{self, Concepts, GammaSchedule, GuideWindow, Normalisation, SafetyProfile};
 use crate::sampler::{Prediction, Rng};
 use crate::tensor::Tensor;
 use crate::text::MAX_PROMPT_BYTES;
@@ -162,11 +164,13 @@ impl Early {
                 fit.is_ok().then_some(default)
             }
         };
-        let (mean, std) = match &profile {
-            Some(profile) => {
-                let (mean, std) = profile.normalisation.mean_std();
-                (mean.map(|v| v as f32), std.map(|v| v as f32))
-            }
+        let normalisation = match args.image_norm {
+            Some(NormArg::Imagenet) => Some(Normalisation::Imagenet),
+            Some(NormArg::Clip) => Some(Normalisation::Clip),
+            None => profile.as_ref().map(|profile| profile.normalisation),
+        };
+        let (mean, std) = match normalisation.map(|normalisation| normalisation.mean_std()) {
+            Some((mean, std)) => (mean.map(|v| v as f32), std.map(|v| v as f32)),
             None => (clip.mean, clip.std),
         };
         let fallback = || SafetyProfile::built_in("thesis-multi").expect("a built-in profile");
@@ -174,6 +178,7 @@ impl Early {
         Ok(Guidance {
             concepts: self.concepts.clone().unwrap_or(profile.concepts),
             threshold: args.threshold.unwrap_or(profile.threshold),
+            above_threshold: args.gate == Some(GateArg::Above),
             gamma: args.gamma.unwrap_or(profile.gamma),
             gamma_schedule: self.gamma_schedule.clone().unwrap_or(profile.gamma_schedule),
             window: self.window.clone().or(profile.window),
@@ -216,6 +221,8 @@ fn check_safety_flags(args: &SafetyArgs, method: safety::Method) -> Result<()> {
     let guard_flags = [
         ("--threshold", args.threshold.is_some()),
         ("--gamma", args.gamma.is_some()),
+        ("--gate", args.gate.is_some()),
+        ("--image-norm", args.image_norm.is_some()),
         ("--top-k", args.top_k.is_some()),
         ("--reduce", args.reduce.is_some()),
         ("--gamma-schedule", args.gamma_schedule.is_some()),
@@ -405,6 +412,7 @@ fn guidance_record(method: &str, guidance: &Guidance) -> Value {
         "method": method,
         "concepts": guidance.concepts,
         "threshold": guidance.threshold,
+        "gate": if guidance.above_threshold { "above" } else { "at-least" },
         "gamma": guidance.gamma,
         "gamma_schedule": guidance.gamma_schedule,
         "guide_steps": guidance.window,

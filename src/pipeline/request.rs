@@ -53,6 +53,8 @@ impl Method {
 pub struct Guidance {
     pub concepts: Vec<String>,
     pub threshold: f64,
+    /// A gate opens only above the threshold, not at it (as in the code of the thesis; its text says at).
+    pub above_threshold: bool,
     pub gamma: f64,
     pub gamma_schedule: GammaSchedule,
     /// All steps, if absent.

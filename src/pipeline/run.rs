@@ -168,7 +168,10 @@ impl Run<'_> {
                 state.gamma = self.gammas[index] as f32;
                 // Without a gate every score reaches the threshold.
                 let gated = !matches!(self.request.method, Method::ClassifierGuidance { gated: false, .. });
-                state.threshold = if gated { guidance.threshold as f32 } else { f32::NEG_INFINITY };
+                let threshold = guidance.threshold as f32;
+                // Above h means from the next number on.
+                let threshold = if guidance.above_threshold { threshold.next_up() } else { threshold };
+                state.threshold = if gated { threshold } else { f32::NEG_INFINITY };
             }
         }
         state
