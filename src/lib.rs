@@ -18,10 +18,11 @@
 //!
 //! Modules, each using only those before it (`tests/layering.rs` holds the table): [`error`]; [`tensor`];
 //! [`ir`]; [`autodiff`], [`passes`], [`plan`]; [`weights`], [`models`]; [`backend`]; [`sampler`], [`safety`];
-//! [`cpu`], [`cuda`]; [`manifest`], [`launch`], `simt`; [`text`], [`image`]; [`pipeline`]; [`cli`].
+//! [`cpu`], [`cuda`]; [`manifest`], [`launch`], `simt`; [`text`], [`image`]; [`pipeline`]; [`bench`]; [`cli`].
 
 pub mod autodiff;
 pub mod backend;
+pub mod bench;
 pub mod cli;
 pub mod cpu;
 pub mod cuda;

@@ -37,12 +37,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "text", "weights",
         ],
     ),
+    ("bench", &["ir", "launch", "manifest", "models", "passes", "pipeline", "plan", "simt", "tensor"]),
     // The command line knows everything, and nothing knows it.
     (
         "cli",
         &[
-            "autodiff", "backend", "cpu", "cuda", "image", "ir", "models", "passes", "pipeline", "plan",
-            "safety", "sampler", "tensor", "text", "weights",
+            "autodiff", "backend", "bench", "cpu", "cuda", "image", "ir", "models", "passes", "pipeline",
+            "plan", "safety", "sampler", "tensor", "text", "weights",
         ],
     ),
 ];

@@ -1,0 +1,5 @@
+//! Microbenchmarks: what kernels cost, predicted and measured.
+
+pub mod occupancy;
+pub mod opcodes;
+pub mod statistics;
