@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, Weak};
 use super::eval::{Operand, Target, eval};
 use crate::backend::{Backend, Program, Stop, WeightSource};
 use crate::error::{Error, Result};
-use crate::ir::{BufferId, Flag, Layout, NodeId, Op, Row, ValueId};
-use crate::plan::{Param, Slot, Stage, StepProgram, StepState};
+use crate::ir::{BufferId, Flag, Fusion, Layout, NodeId, Op, Row, ValueId};
+use crate::plan::{Fuse, Param, Slot, Stage, StepProgram, StepState, Storage};
 use crate::tensor::{DType, Real, Shape};
 
 /// The CPU backend: `f32` to run, `f64` to check gradients. It computes in the rayon pool it is called in.
@@ -31,7 +31,7 @@ impl<T: Real> Cpu<T> {
         }
         self.check_room(&step)?;
         let params = step.params.iter().map(|param| self.param(param, weights)).collect::<Result<_>>()?;
-        let buffers = step.graph.buffers.iter().map(|buffer| Storage::new(buffer.dtype, &buffer.shape));
+        let buffers = step.graph.buffers.iter().map(|buffer| Contents::new(buffer.dtype, &buffer.shape));
         let buffers = buffers.collect::<Result<_>>()?;
         let arena = filled(step.arena_bytes / size_of::<T>(), T::ZERO, "the activations of a step")?;
         Ok(CpuProgram { step, params, buffers, arena })
@@ -64,6 +64,14 @@ impl<T: Real> Backend for Cpu<T> {
         "cpu"
     }
 
+    fn storage(&self) -> (Storage, Fuse) {
+        (Storage::Uniform(size_of::<T>()), Fusion::none)
+    }
+
+    fn scratch_bytes(&self, step: &StepProgram) -> usize {
+        0
+    }
+
     fn load(&self, step: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>> {
         Ok(Box::new(self.load_program(step, weights)?))
     }
@@ -85,12 +93,12 @@ fn pack<T: Real>(param: &Param, stored: &[f32]) -> Vec<T> {
     }
 }
 
-enum Storage<T> {
+enum Contents<T> {
     Real(Vec<T>),
     Index(Vec<i32>),
 }
 
-impl<T: Real> Storage<T> {
+impl<T: Real> Contents<T> {
     fn new(dtype: DType, shape: &Shape) -> Result<Self> {
         Ok(match dtype {
             DType::I32 => Self::Index(filled(shape.count(), 0, "a buffer")?),
@@ -120,7 +128,7 @@ fn reserve<E>(count: usize, what: &str) -> Result<Vec<E>> {
 pub struct CpuProgram<T> {
     step: StepProgram,
     params: Vec<Arc<Vec<T>>>,
-    buffers: Vec<Storage<T>>,
+    buffers: Vec<Contents<T>>,
     arena: Vec<T>,
 }
 
@@ -129,7 +137,7 @@ impl<T: Real> CpuProgram<T> {
     pub fn set(&mut self, buffer: &str, data: &[T]) -> Result<()> {
         let id = self.id(buffer)?;
         match &mut self.buffers[id] {
-            Storage::Real(to) if to.len() == data.len() => to.copy_from_slice(data),
+            Contents::Real(to) if to.len() == data.len() => to.copy_from_slice(data),
             _ => return Err(Error::Bug(format!("buffer `{buffer}` does not take {} numbers", data.len()))),
         }
         Ok(())
@@ -138,8 +146,8 @@ impl<T: Real> CpuProgram<T> {
     /// The exact contents of a buffer.
     pub fn get(&self, buffer: &str) -> Result<&[T]> {
         match &self.buffers[self.id(buffer)?] {
-            Storage::Real(data) => Ok(data),
-            Storage::Index(_) => Err(Error::Bug(format!("buffer `{buffer}` holds indices"))),
+            Contents::Real(data) => Ok(data),
+            Contents::Index(_) => Err(Error::Bug(format!("buffer `{buffer}` holds indices"))),
         }
     }
 
@@ -205,8 +213,8 @@ impl<T: Real> CpuProgram<T> {
 
     fn flag(&self, buffer: BufferId, sample: u32) -> bool {
         match &self.buffers[buffer.0 as usize] {
-            Storage::Real(data) => data[sample as usize] != T::ZERO,
-            Storage::Index(data) => data[sample as usize] != 0,
+            Contents::Real(data) => data[sample as usize] != T::ZERO,
+            Contents::Index(data) => data[sample as usize] != 0,
         }
     }
 
@@ -252,7 +260,7 @@ impl<T: Real> Program for CpuProgram<T> {
     fn write_indices(&mut self, buffer: &str, data: &[i32]) -> Result<()> {
         let id = self.id(buffer)?;
         match &mut self.buffers[id] {
-            Storage::Index(to) if to.len() == data.len() => to.copy_from_slice(data),
+            Contents::Index(to) if to.len() == data.len() => to.copy_from_slice(data),
             _ => return Err(Error::Bug(format!("buffer `{buffer}` does not take {} indices", data.len()))),
         }
         Ok(())
@@ -302,7 +310,7 @@ fn split<'a, T>(arena: &'a mut [T], wanted: &[Range<usize>]) -> (Vec<&'a mut [T]
 fn operand<'a, T: Real>(
     step: &'a StepProgram,
     params: &'a [Arc<Vec<T>>],
-    buffers: &'a [Storage<T>],
+    buffers: &'a [Contents<T>],
     gaps: &Gaps<'a, T>,
     value: ValueId,
     sample: u32,
@@ -318,8 +326,8 @@ fn operand<'a, T: Real>(
     match step.slot(value) {
         Slot::Param { index } => Operand::Real { shape, data: &params[index] },
         Slot::Buffer { buffer, row } => match &buffers[buffer.0 as usize] {
-            Storage::Real(data) => Operand::Real { shape, data: &data[row_of(row)] },
-            Storage::Index(data) => Operand::Index { shape, data: &data[row_of(row)] },
+            Contents::Real(data) => Operand::Real { shape, data: &data[row_of(row)] },
+            Contents::Index(data) => Operand::Index { shape, data: &data[row_of(row)] },
         },
         Slot::Arena { .. } => {
             let range = arena_range(step, value);
@@ -327,13 +335,14 @@ fn operand<'a, T: Real>(
             let (start, data) = gaps[gap];
             Operand::Real { shape, data: &data[range.start - start..range.end - start] }
         }
+        Slot::Passing => unreachable!("this backend runs nodes one by one"),
     }
 }
 
 fn store<T: Real>(
     step: &StepProgram,
     params: &[Arc<Vec<T>>],
-    buffers: &mut [Storage<T>],
+    buffers: &mut [Contents<T>],
     arena: &[T],
     (value, buffer, row): (ValueId, BufferId, Row),
     sample: u32,
@@ -352,9 +361,10 @@ fn store<T: Real>(
             }
             &copied
         }
+        Slot::Passing => unreachable!("this backend runs nodes one by one"),
     };
     match &mut buffers[buffer.0 as usize] {
-        Storage::Real(data) => data[start..start + count].copy_from_slice(source),
-        Storage::Index(_) => unreachable!("indices are only written by the host"),
+        Contents::Real(data) => data[start..start + count].copy_from_slice(source),
+        Contents::Index(_) => unreachable!("indices are only written by the host"),
     }
 }
