@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::eval::{Operand, Target, eval};
+use super::scratch;
 use crate::backend::{Backend, Program, Stop, WeightSource};
 use crate::error::{Error, Result};
-use crate::ir::{BufferId, Flag, Fusion, Layout, NodeId, Op, Row, ValueId};
+use crate::ir::{BufferId, Flag, Fusion, Layout, Node, NodeId, Op, Row, ValueId};
 use crate::plan::{Fuse, Param, Slot, Stage, StepProgram, StepState, Storage};
 use crate::tensor::{DType, Real, Shape};
 
@@ -16,11 +17,34 @@ use crate::tensor::{DType, Real, Shape};
 pub struct Cpu<T> {
     /// Weights that some program holds at present.
     shared: Mutex<HashMap<String, Weak<Vec<T>>>>,
+    /// The arena of all programs: they run one after the other, and nothing in it outlives a run.
+    arena: Mutex<Weak<Mutex<Vec<T>>>>,
+    limit: Option<usize>,
+    /// What a new arena is filled with.
+    fill: T,
 }
 
 impl<T: Real> Cpu<T> {
     pub fn new() -> Self {
-        Self { shared: Mutex::default() }
+        Self::default()
+    }
+
+    /// The same, with programs that take `bytes` at most in all, weights included.
+    pub fn within(self, bytes: Option<usize>) -> Self {
+        Self { limit: bytes, ..self }
+    }
+
+    /// The same, with an arena that [`Cpu::touched_bytes`] can read.
+    pub fn poisoned(self) -> Self {
+        Self { fill: T::from_f64(POISON), ..self }
+    }
+
+    /// Bytes up to the last one of a poisoned arena that somebody wrote; none without a program.
+    pub fn touched_bytes(&self) -> usize {
+        let Some(arena) = self.arena.lock().unwrap_or_else(PoisonError::into_inner).upgrade() else { return 0 };
+        let arena = arena.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = arena.iter().rposition(|&value| value != self.fill);
+        last.map_or(0, |last| (last + 1) * size_of::<T>())
     }
 
     /// [`Backend::load`] with its own type, for reading and writing `T`.
@@ -30,10 +54,10 @@ impl<T: Real> Cpu<T> {
             return Err(Error::Bug(problem));
         }
         self.check_room(&step)?;
-        let params = step.params.iter().map(|param| self.param(param, weights)).collect::<Result<_>>()?;
+        let params = self.params(&step, weights)?;
         let buffers = step.graph.buffers.iter().map(|buffer| Contents::new(buffer.dtype, &buffer.shape));
         let buffers = buffers.collect::<Result<_>>()?;
-        let arena = filled(step.arena_bytes / size_of::<T>(), T::ZERO, "the activations of a step")?;
+        let arena = self.arena(step.arena_bytes / size_of::<T>())?;
         Ok(CpuProgram { step, params, buffers, arena })
     }
 
@@ -44,6 +68,33 @@ impl<T: Real> Cpu<T> {
         let missing = step.params.iter().filter(|param| !held(param));
         let count: usize = missing.map(|param| param.shape.count()).sum();
         reserve::<T>(count, "the weights").map(drop)
+    }
+
+    /// An arena of `count` elements at least, in place of the one that programs had if that was smaller.
+    fn arena(&self, count: usize) -> Result<Arc<Mutex<Vec<T>>>> {
+        let mut shared = self.arena.lock().unwrap_or_else(PoisonError::into_inner);
+        let arena = shared.upgrade().unwrap_or_default();
+        let mut data = arena.lock().unwrap_or_else(PoisonError::into_inner);
+        if data.len() < count {
+            // The old one goes first: both at once would be more than the plan.
+            *data = Vec::new();
+            *data = filled(count, self.fill, "the activations of a step")?;
+        }
+        drop(data);
+        *shared = Arc::downgrade(&arena);
+        Ok(arena)
+    }
+
+    /// All weights of a program, the largest first: the copy that reading one takes is then never on top of the
+    /// whole.
+    fn params(&self, step: &StepProgram, weights: &dyn WeightSource) -> Result<Vec<Arc<Vec<T>>>> {
+        let mut order: Vec<usize> = (0..step.params.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(step.params[i].shape.count()));
+        let mut params: Vec<Arc<Vec<T>>> = vec![Arc::default(); step.params.len()];
+        for i in order {
+            params[i] = self.param(&step.params[i], weights)?;
+        }
+        Ok(params)
     }
 
     fn param(&self, param: &Param, weights: &dyn WeightSource) -> Result<Arc<Vec<T>>> {
@@ -69,7 +120,13 @@ impl<T: Real> Backend for Cpu<T> {
     }
 
     fn scratch_bytes(&self, step: &StepProgram) -> usize {
-        0
+        let threads = rayon::current_num_threads();
+        let bytes = |node: &Node| scratch::bytes(&step.graph, node, size_of::<T>(), threads);
+        step.graph.nodes.iter().map(bytes).max().unwrap_or(0)
+    }
+
+    fn limit(&self) -> Option<usize> {
+        self.limit
     }
 
     fn load(&self, step: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>> {
@@ -129,8 +186,11 @@ pub struct CpuProgram<T> {
     step: StepProgram,
     params: Vec<Arc<Vec<T>>>,
     buffers: Vec<Contents<T>>,
-    arena: Vec<T>,
+    arena: Arc<Mutex<Vec<T>>>,
 }
+
+/// A number that no computation gives.
+const POISON: f64 = -1.234_567_890_123e-33;
 
 impl<T: Real> CpuProgram<T> {
     /// Fills a buffer with exact values.
@@ -156,29 +216,35 @@ impl<T: Real> CpuProgram<T> {
         id.map(|id| id.0 as usize).ok_or_else(|| Error::Bug(format!("no buffer `{buffer}`")))
     }
 
-    fn stages(&mut self, stages: &[Stage], state: &mut StepState, stop: &Stop) -> Result<()> {
+    fn stages(
+        &mut self,
+        stages: &[Stage],
+        arena: &mut [T],
+        state: &mut StepState,
+        stop: &Stop,
+    ) -> Result<()> {
         for stage in stages {
             match stage {
                 Stage::Run(nodes) => {
                     for &node in nodes {
                         stop.check()?;
-                        self.node(node, state);
+                        self.node(node, arena, state);
                     }
                 }
                 Stage::ForEachSample(body) => {
                     for sample in 0..self.samples(body) {
                         state.sample = sample as u32;
-                        self.stages(body, state, stop)?;
+                        self.stages(body, arena, state, stop)?;
                     }
                 }
                 Stage::If(Flag::Window, body) => {
                     if state.window {
-                        self.stages(body, state, stop)?;
+                        self.stages(body, arena, state, stop)?;
                     }
                 }
                 Stage::If(Flag::Sample(buffer), body) => {
                     if self.flag(*buffer, state.sample) {
-                        self.stages(body, state, stop)?;
+                        self.stages(body, arena, state, stop)?;
                     }
                 }
             }
@@ -218,8 +284,8 @@ impl<T: Real> CpuProgram<T> {
         }
     }
 
-    fn node(&mut self, id: NodeId, state: &StepState) {
-        let Self { step, params, buffers, arena } = self;
+    fn node(&mut self, id: NodeId, arena: &mut [T], state: &StepState) {
+        let Self { step, params, buffers, .. } = self;
         let node = step.graph.node(id);
         if let Op::Store { buffer, row } = node.op {
             store(step, params, buffers, arena, (node.inputs[0], buffer, row), state.sample);
@@ -272,7 +338,9 @@ impl<T: Real> Program for CpuProgram<T> {
 
     fn run(&mut self, state: &StepState, stop: &Stop) -> Result<()> {
         let stages = std::mem::take(&mut self.step.body);
-        let result = self.stages(&stages, &mut state.clone(), stop);
+        let arena = Arc::clone(&self.arena);
+        let mut arena = arena.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = self.stages(&stages, &mut arena, &mut state.clone(), stop);
         self.step.body = stages;
         result
     }

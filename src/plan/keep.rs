@@ -23,8 +23,6 @@ pub type Fuse = fn(&Graph) -> Fusion;
 
 /// How much smaller every next point of a frontier is meant to be, in parts of the point before.
 const STRIDE: usize = 24;
-/// Attempts at a budget: the arena may be a little larger than what is alive in it.
-const ATTEMPTS: usize = 6;
 
 /// Plans one graph, with and without a budget.
 pub struct Planner {
@@ -65,32 +63,29 @@ impl Planner {
         }
         let fusion = (self.fuse)(&self.graph);
         let schedule = Schedule::new(&self.graph, &fusion, self.storage);
-        let mut target = bytes;
-        for _ in 0..ATTEMPTS {
-            let mut search = Search::new(&schedule);
-            if !search.fit(target) {
-                break;
+        let (mut search, mut target) = (Search::new(&schedule), bytes);
+        loop {
+            // In small steps: what is cheap to drop first stays dropped.
+            let mut going = true;
+            while going && search.now().peak > target {
+                going = descend(&mut search, target);
             }
-            search.relax(target);
-            let program = self.with(&fusion, &schedule, &search)?;
+            let reached = search.now().peak;
+            let mut point = search.clone();
+            point.relax(target.max(reached));
+            let program = self.with(&fusion, &schedule, &point)?;
             if program.arena_bytes <= bytes {
                 return Ok(Fit::Fits(Box::new(program)));
             }
-            let over = program.arena_bytes - bytes;
-            target = target.saturating_sub(over.max(bytes / 400));
+            // The arena may be a little larger than what is alive in it.
+            target = target.saturating_sub((program.arena_bytes - bytes).max(bytes / 400));
             if program.arena_bytes < smallest.arena_bytes {
                 smallest = program;
             }
-        }
-        for program in self.frontier()? {
-            if program.arena_bytes <= bytes {
-                return Ok(Fit::Fits(Box::new(program)));
-            }
-            if program.arena_bytes < smallest.arena_bytes {
-                smallest = program;
+            if !going {
+                return Ok(Fit::Smallest(Box::new(smallest)));
             }
         }
-        Ok(Fit::Smallest(Box::new(smallest)))
     }
 
     /// Plans from the largest to the smallest arena, each with less memory and more work than the one before.
@@ -99,16 +94,9 @@ impl Planner {
         let schedule = Schedule::new(&self.graph, &fusion, self.storage);
         let mut points = vec![self.plan()?];
         let mut search = Search::new(&schedule);
-        loop {
-            let peak = search.now().peak;
-            let target = peak - peak / STRIDE;
-            let fits = search.fit(target);
-            let reached = search.now().peak;
-            if reached >= peak {
-                break;
-            }
+        while descend(&mut search, 0) {
             let mut point = search.clone();
-            point.relax(if fits { target } else { reached });
+            point.relax(search.now().peak);
             let program = self.with(&fusion, &schedule, &point)?;
             let beaten = |last: &StepProgram| {
                 last.extra_flops >= program.extra_flops && last.arena_bytes >= program.arena_bytes
@@ -118,9 +106,6 @@ impl Planner {
             }
             if points.last().is_none_or(|last| program.arena_bytes < last.arena_bytes) {
                 points.push(program);
-            }
-            if !fits {
-                break;
             }
         }
         Ok(points)
@@ -134,6 +119,12 @@ impl Planner {
         program.extra_flops = self.extra_flops + timeline.extra_flops;
         Ok(program)
     }
+}
+
+/// One step down, towards `target`; whether there was one.
+fn descend(search: &mut Search<'_>, target: usize) -> bool {
+    let peak = search.now().peak;
+    search.fit(target.max(peak - peak / STRIDE)) || search.now().peak < peak
 }
 
 /// Takes the decisions that no budget changes; see the top. Returns the graph and the work of its second runs.

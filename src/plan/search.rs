@@ -74,26 +74,17 @@ impl<'s> Search<'s> {
     pub fn fit(&mut self, target: usize) -> bool {
         let mut now = self.timeline(&self.dropped);
         while now.peak > target {
-            let mut moves = self.moves(&now, target);
-            let excess = now.excess(target);
-            let mut judged: Vec<(f64, Vec<usize>)> = Vec::new();
-            for units in moves.drain(..) {
-                let trial = self.with(&units);
-                let gain = excess.saturating_sub(trial.excess(target));
-                if gain > 0 {
-                    judged.push((gain as f64 / trial.cost_over(&now), units));
-                }
+            let mut judged = self.judge(&now, target, self.moves(&now, target));
+            if judged.is_empty() {
+                judged = self.judge(&now, target, self.swaps(&now, target));
+                judged.truncate(1);
             }
-            judged.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
             let Some(&(best, _)) = judged.first() else { return false };
-            for (_, units) in judged {
-                if units.iter().all(|&unit| self.dropped[unit]) {
-                    continue;
-                }
-                let trial = self.with(&units);
+            for (_, change) in judged {
+                let trial = self.with(&change);
                 let gain = now.excess(target).saturating_sub(trial.excess(target));
                 if gain > 0 && gain as f64 / trial.cost_over(&now) >= 0.5 * best {
-                    units.iter().for_each(|&unit| self.dropped[unit] = true);
+                    change.apply(&mut self.dropped);
                     now = trial;
                 }
                 if now.peak <= target {
@@ -102,6 +93,21 @@ impl<'s> Search<'s> {
             }
         }
         true
+    }
+
+    /// The changes that lower the excess, the most per FLOP first.
+    fn judge(&self, now: &Timeline, target: usize, changes: Vec<Change>) -> Vec<(f64, Change)> {
+        let excess = now.excess(target);
+        let mut judged: Vec<(f64, Change)> = Vec::new();
+        for change in changes {
+            let trial = self.with(&change);
+            let gain = excess.saturating_sub(trial.excess(target));
+            if gain > 0 {
+                judged.push((gain as f64 / trial.cost_over(now), change));
+            }
+        }
+        judged.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+        judged
     }
 
     /// Keeps again what need not be dropped for `target`, the most work first.
@@ -133,14 +139,32 @@ impl<'s> Search<'s> {
         self.timeline(&self.dropped)
     }
 
-    fn with(&self, units: &[usize]) -> Timeline {
+    fn with(&self, change: &Change) -> Timeline {
         let mut dropped = self.dropped.clone();
-        units.iter().for_each(|&unit| dropped[unit] = true);
+        change.apply(&mut dropped);
         self.timeline(&dropped)
     }
 
+    /// Moves that also keep one result again: where second runs are in each other's way.
+    fn swaps(&self, now: &Timeline, target: usize) -> Vec<Change> {
+        let values = self.footprints.len();
+        let over: Vec<usize> = (0..now.alive.len()).filter(|&step| now.alive[step] > target).collect();
+        let crowded = |&unit: &usize| {
+            self.dropped[unit]
+                && self.schedule.units[unit].writes.iter().any(|value| {
+                    let (start, end) = now.lives[values + value.0 as usize];
+                    over.iter().any(|&step| (start as usize..end as usize).contains(&step))
+                })
+        };
+        let crowded: Vec<usize> = (0..self.dropped.len()).filter(crowded).collect();
+        let nothing = Change { drop: Vec::new(), keep: None };
+        let moves = self.moves(now, target).into_iter().chain([nothing]);
+        let swap = |change: Change| crowded.iter().map(move |&unit| Change { keep: Some(unit), ..change.clone() });
+        moves.flat_map(swap).collect()
+    }
+
     /// Sets of units whose results are in the way, the most bytes first.
-    fn moves(&self, now: &Timeline, target: usize) -> Vec<Vec<usize>> {
+    fn moves(&self, now: &Timeline, target: usize) -> Vec<Change> {
         // Steps over the target before every step.
         let mut over = vec![0usize];
         for &alive in &now.alive {
@@ -164,7 +188,7 @@ impl<'s> Search<'s> {
         for (_, unit) in ranked.into_iter().take(CANDIDATES) {
             let mut units = vec![unit];
             for _ in 0..DEPTH {
-                moves.push(units.clone());
+                moves.push(Change { drop: units.clone(), keep: None });
                 let more = self.feeding(now, &units);
                 if more.is_empty() {
                     break;
@@ -210,6 +234,22 @@ impl<'s> Search<'s> {
             walk.run(unit, false);
         }
         walk.finish(gate)
+    }
+}
+
+/// A change of decisions.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Change {
+    drop: Vec<usize>,
+    keep: Option<usize>,
+}
+
+impl Change {
+    fn apply(&self, dropped: &mut [bool]) {
+        self.drop.iter().for_each(|&unit| dropped[unit] = true);
+        if let Some(unit) = self.keep {
+            dropped[unit] = false;
+        }
     }
 }
 
