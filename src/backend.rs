@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::error::{Error, Result};
-use crate::plan::{StepProgram, StepState};
+use crate::plan::{Fuse, StepProgram, StepState, Storage};
 use crate::tensor::Shape;
 use crate::weights::Weights;
 
@@ -26,8 +26,19 @@ pub trait Backend {
     /// A word for messages and metadata: `cpu`.
     fn name(&self) -> &'static str;
 
+    /// The types that it stores, and what it runs as one.
+    fn storage(&self) -> (Storage, Fuse);
+
+    /// Bytes that running a program takes at most besides its weights, buffers and arena.
+    fn scratch_bytes(&self, program: &StepProgram) -> usize;
+
+    /// Bytes that programs may take in all, if there is a limit.
+    fn limit(&self) -> Option<usize> {
+        None
+    }
+
     /// Takes the weights in and makes all memory that running will need. Programs of one backend share
-    /// the weights that they have in common.
+    /// the weights that they have in common, and one arena: they run one after the other.
     fn load(&self, program: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>>;
 }
 

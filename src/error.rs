@@ -22,6 +22,10 @@ pub enum Error {
     #[error("{}: tensor `{tensor}`: expected {expected}, found {found}", .path.display())]
     Tensor { path: PathBuf, tensor: String, expected: String, found: String },
 
+    /// A weight that is finite and too large for the type of the computation.
+    #[error("tensor `{tensor}` holds {value}, which {dtype} cannot; use another --dtype")]
+    Overflow { tensor: String, value: f32, dtype: &'static str },
+
     /// A field of a configuration file is missing, out of range or not supported.
     #[error("{}: `{field}`: expected {expected}, found {found}", .path.display())]
     Config { path: PathBuf, field: String, expected: String, found: String },
@@ -87,7 +91,11 @@ impl Error {
         match self {
             Self::Bug(_) | Self::Params { .. } | Self::NotDifferentiable { .. } => 1,
             Self::Usage { .. } => 2,
-            Self::Input { .. } | Self::Tensor { .. } | Self::Config { .. } | Self::Shape { .. } => 3,
+            Self::Input { .. }
+            | Self::Tensor { .. }
+            | Self::Overflow { .. }
+            | Self::Config { .. }
+            | Self::Shape { .. } => 3,
             Self::Device { .. } => 4,
             Self::OutOfMemory { .. } => 5,
             Self::Io { .. } => 6,

@@ -13,7 +13,7 @@ use unguide::backend::{Backend, Program, Stop, WeightSource};
 use unguide::cpu::Cpu;
 use unguide::pipeline::programs::names;
 use unguide::pipeline::{Guidance, Method, Model, Request, Trace, generate};
-use unguide::plan::{StepProgram, StepState};
+use unguide::plan::{Fuse, StepProgram, StepState, Storage};
 use unguide::safety::{GammaSchedule, Reduce, SldConfig};
 use unguide::sampler::Rng;
 
@@ -245,6 +245,14 @@ const POISON: f32 = 1e30;
 impl Backend for Poison {
     fn name(&self) -> &'static str {
         "poison"
+    }
+
+    fn storage(&self) -> (Storage, Fuse) {
+        self.0.storage()
+    }
+
+    fn scratch_bytes(&self, step: &StepProgram) -> usize {
+        self.0.scratch_bytes(step)
     }
 
     fn load(&self, program: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>> {

@@ -24,7 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The build script includes it.
     ("manifest", &[]),
     ("launch", &["plan", "ir", "tensor", "manifest"]),
-    ("simt", &["launch", "backend", "weights", "tensor"]),
+    ("simt", &["launch", "backend", "weights", "plan", "ir", "tensor"]),
     ("sampler", &["ir", "tensor"]),
     ("safety", &["ir", "tensor"]),
     // Tokenizers are files of a model: found, bounded and read like its weights.
@@ -42,8 +42,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "autodiff", "backend", "bench", "cpu", "cuda", "image", "ir", "models", "passes", "pipeline",
-            "plan", "safety", "sampler", "tensor", "text", "weights",
+            "autodiff", "backend", "bench", "cpu", "cuda", "image", "ir", "launch", "models", "passes",
+            "pipeline", "plan", "safety", "sampler", "simt", "tensor", "text", "weights",
         ],
     ),
 ];

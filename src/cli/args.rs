@@ -27,6 +27,8 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Show what a model is, and what would run, without running it.
     Inspect(Box<InspectArgs>),
+    /// Say what a generation takes in memory, by class, for every method; nothing runs and no weight is read.
+    Memory(Box<MemoryArgs>),
     /// Look at this machine: what was found, what was not, and whether a picture comes out right.
     Doctor(DoctorArgs),
 }
@@ -64,20 +66,11 @@ pub struct ModelArgs {
     pub mmap: bool,
 }
 
-/// How large.
+/// How large, and how many at a time.
 #[derive(Args, Clone, Debug, Default)]
 pub struct SizeArgs {
-    /// Width in pixels [default: the model's]
-    #[arg(short = 'W', long, value_name = "PIXELS")]
-    pub width: Option<usize>,
-
-    /// Height in pixels [default: the model's]
-    #[arg(short = 'H', long, value_name = "PIXELS")]
-    pub height: Option<usize>,
-
-    /// Both at once, as WIDTHxHEIGHT.
-    #[arg(long, value_name = "WxH", conflicts_with_all = ["width", "height"], value_parser = parse_size)]
-    pub size: Option<(usize, usize)>,
+    #[command(flatten)]
+    pub image: ImageArgs,
 
     /// Images that are denoised together; their pixels do not depend on it.
     #[arg(long, value_name = "N", visible_alias = "bsize")]
@@ -237,6 +230,10 @@ pub struct GenerateArgs {
     #[arg(long, value_enum, visible_alias = "type")]
     pub dtype: Option<DTypeArg>,
 
+    /// Bytes that the run may take, such as 300MB: activations are computed twice where that saves enough.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub max_vram: Option<usize>,
+
     /// Threads [default: one a core]
     #[arg(short, long, value_name = "N")]
     pub threads: Option<usize>,
@@ -302,6 +299,67 @@ pub struct InspectStepArgs {
 }
 
 #[derive(Args, Debug)]
+pub struct MemoryArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// Sizes of a published model, without its weights: sd15, sd21-base or sd21 (--model takes the names too).
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    pub preset: Option<String>,
+
+    /// Methods, one or several [default: all]
+    #[arg(long, value_enum, value_name = "WORD", value_delimiter = ',')]
+    pub method: Vec<MemoryMethod>,
+
+    /// Gradients with respect to what, one or several [default: all that the methods have]
+    #[arg(long, value_enum, value_name = "WORD", value_delimiter = ',')]
+    pub gradient: Vec<GradientArg>,
+
+    #[command(flatten)]
+    pub image: ImageArgs,
+
+    /// Images that are denoised together, one or several numbers [default: 1]
+    #[arg(long, value_name = "N", value_delimiter = ',', visible_alias = "bsize")]
+    pub batch_size: Vec<usize>,
+
+    /// f16 and bf16 are plans for a GPU, f32 those of the CPU backend; one or several [default: f16]
+    #[arg(long, value_enum, value_delimiter = ',', visible_alias = "type")]
+    pub dtype: Vec<DTypeArg>,
+
+    /// Bytes that everything is to fit into, such as 3200000000, 3.2GB or 3GiB.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub max_vram: Option<usize>,
+
+    /// Every plan that is worth having, from no extra work to the least memory.
+    #[arg(long, conflicts_with = "max_vram")]
+    pub frontier: bool,
+
+    /// Count the text encoder only while texts are encoded, as `generate` has it.
+    #[arg(long)]
+    pub release_text: bool,
+
+    /// One JSON line a row.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How large an image.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ImageArgs {
+    /// Width in pixels [default: the model's]
+    #[arg(short = 'W', long, value_name = "PIXELS")]
+    pub width: Option<usize>,
+
+    /// Height in pixels [default: the model's]
+    #[arg(short = 'H', long, value_name = "PIXELS")]
+    pub height: Option<usize>,
+
+    /// Both at once, as WIDTHxHEIGHT.
+    #[arg(long, value_name = "WxH", conflicts_with_all = ["width", "height"], value_parser = parse_size)]
+    pub size: Option<(usize, usize)>,
+}
+
+#[derive(Args, Debug)]
 pub struct DoctorArgs {
     /// One JSON object.
     #[arg(long)]
@@ -346,6 +404,70 @@ pub enum DTypeArg {
     F32,
     F16,
     Bf16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MemoryMethod {
+    Plain,
+    Sld,
+    Safe,
+    SafeTaesd,
+    Classifier,
+}
+
+impl MemoryMethod {
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Sld => "sld",
+            Self::Safe => "safe",
+            Self::SafeTaesd => "safe-taesd",
+            Self::Classifier => "classifier",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GradientArg {
+    None,
+    /// With respect to the predicted clean latents: through decoder and CLIP.
+    X0,
+    /// With respect to the noisy latents: through the UNet as well.
+    #[value(alias = "x_t")]
+    Xt,
+}
+
+impl GradientArg {
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::X0 => "x0",
+            Self::Xt => "xt",
+        }
+    }
+}
+
+/// A number of bytes, with the usual words for thousands and their binary relatives.
+fn parse_bytes(text: &str) -> Result<usize, String> {
+    let wrong = || format!("expected bytes, such as 3200000000, 3.2GB or 3GiB, found `{text}`");
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" => 1_000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    if factor == 1 {
+        return number.parse().map_err(|_| wrong());
+    }
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let bytes = number * factor as f64;
+    if bytes < 1e18 { Ok(bytes as usize) } else { Err(wrong()) }
 }
 
 fn parse_size(text: &str) -> Result<(usize, usize), String> {

@@ -57,7 +57,7 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
     tracing::info!(seed = request.seed, images, "starting");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| Error::usage("--threads", error.to_string()))?;
-    let backend = Cpu::<f32>::new();
+    let backend = Cpu::<f32>::new().within(args.max_vram);
     let result = pool.install(|| generate(&model, &backend, &request, &mut output, &stop));
     output.progress.finish();
     if let (Some(path), Some(trace), Ok(())) = (&args.trace, &output.trace, &result) {

@@ -4,12 +4,10 @@ use serde_json::json;
 
 use super::args::{InspectArgs, InspectModelArgs, InspectStepArgs, InspectWhat};
 use super::{print_line, settings};
-use crate::error::{Error, Result};
-use crate::ir::{Cost, Graph, Reduce};
-use crate::models::{ClipConfig, UnetConfig, presets};
-use crate::passes;
-use crate::pipeline::programs::{self, Decoder, Guard, Steering, StepSpec};
-use crate::pipeline::{MAX_BATCH, Model, check_side};
+use crate::error::Result;
+use crate::ir::{Cost, Graph};
+use crate::pipeline::Model;
+use crate::pipeline::programs::Steering;
 use crate::plan::{Slot, StepProgram};
 use crate::safety;
 use crate::weights::EmbeddedFiles;
@@ -84,98 +82,19 @@ fn model(args: &InspectModelArgs, demo: EmbeddedFiles) -> Result<()> {
 
 /// The graph of one denoising step, of a model or of the sizes of one.
 fn step(args: &InspectStepArgs, demo: EmbeddedFiles) -> Result<Graph> {
-    let parts = match &args.preset {
-        Some(name) => Parts::preset(name)?,
-        None => Parts::of(&Model::open(&settings::model_source(&args.model, demo))?),
-    };
-    let factor = parts.decoder.factor();
-    let (width, height) = args
-        .size
-        .size
-        .unwrap_or((args.size.width.unwrap_or(parts.size.0), args.size.height.unwrap_or(parts.size.1)));
-    for (flag, side) in [("--width", width), ("--height", height)] {
-        check_side(flag, side, factor)?;
-    }
+    let blueprint = settings::blueprint(&args.model, args.preset.as_deref(), demo)?;
     let batch = args.size.batch_size.unwrap_or(1);
-    if !(1..=MAX_BATCH).contains(&batch) {
-        return Err(Error::usage("--batch-size", format!("expected 1 to {MAX_BATCH}, found {batch}")));
-    }
+    let size = settings::checked_size(&args.size.image, batch, &blueprint)?;
     let method: safety::Method = args.safety.parse()?;
-    let guard = || {
-        let clip = parts.clip.as_ref().ok_or_else(|| {
-            Error::usage("--safety", "this model brings no CLIP for a guard: give --clip, or --safety none")
-        })?;
-        Ok::<_, Error>(Guard {
-            decoder: parts.decoder.clone(),
-            vision: clip.vision.clone(),
-            mean: [0.5; 3],
-            std: [0.5; 3],
-            concepts: 4,
-            reduce: Reduce::LogMean,
-            top_k: None,
-            scale_log2: 16,
-        })
-    };
     let steering = match method {
         safety::Method::None | safety::Method::NegativePrompt => Steering::None,
         safety::Method::Sld(_) => Steering::Sld,
-        safety::Method::SafeSampling => Steering::X0(guard()?),
+        safety::Method::SafeSampling => Steering::X0(blueprint.guard()?),
         safety::Method::ClassifierGuidance { frozen_unet } => {
-            Steering::Xt { guard: guard()?, frozen: frozen_unet }
+            Steering::Xt { guard: blueprint.guard()?, frozen: frozen_unet }
         }
     };
-    let spec = StepSpec {
-        batch,
-        height: height / factor,
-        width: width / factor,
-        tokens: parts.tokens,
-        context_width: parts.unet.context,
-        rows: if matches!(steering, Steering::Sld) { 3 } else { 2 },
-        steering,
-    };
-    passes::run_all(programs::step(&parts.unet, &spec)?)
-}
-
-/// What the graph of a step depends on.
-struct Parts {
-    unet: UnetConfig,
-    decoder: Decoder,
-    clip: Option<ClipConfig>,
-    tokens: usize,
-    /// Width and height in pixels.
-    size: (usize, usize),
-}
-
-impl Parts {
-    fn of(model: &Model) -> Self {
-        let clip = model.clip().ok();
-        Self {
-            unet: model.unet.clone(),
-            decoder: model.guard_decoder().clone(),
-            clip: clip.map(|clip| ClipConfig { text: clip.text.clone(), vision: clip.vision.clone() }),
-            tokens: model.text.positions,
-            size: model.default_size(),
-        }
-    }
-
-    fn preset(name: &str) -> Result<Self> {
-        let (preset, pixels) = match name {
-            "sd15" => (presets::sd15(), 512),
-            "sd21-base" => (presets::sd21_base(), 512),
-            "sd21" => (presets::sd21(), 768),
-            _ => {
-                let problem = format!("expected sd15, sd21-base or sd21, found `{name}`");
-                return Err(Error::usage("--preset", problem));
-            }
-        };
-        Ok(Self {
-            unet: preset.unet,
-            decoder: Decoder::Vae(preset.vae),
-            clip: Some(presets::clip_vit_l_14()),
-            tokens: preset.text.positions,
-            size: (pixels, pixels),
-        })
-    }
+    blueprint.step(&blueprint.step_spec(steering, size, batch))
 }
 
 fn graph_lines(graph: &Graph) -> Result<()> {

@@ -4,6 +4,7 @@ pub mod args;
 mod doctor;
 mod generate;
 mod inspect;
+mod memory;
 mod progress;
 mod settings;
 mod signals;
@@ -41,6 +42,7 @@ pub fn main(demo: EmbeddedFiles) -> u8 {
     let run = || match &cli.command {
         Command::Generate(args) => generate::run(args, cli.quiet, demo),
         Command::Inspect(args) => inspect::run(args, demo),
+        Command::Memory(args) => memory::run(args, demo),
         Command::Doctor(args) => doctor::run(args, demo),
     };
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {

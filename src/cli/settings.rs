@@ -6,11 +6,12 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::args::{
-    DTypeArg, GateArg, GenerateArgs, ModelArgs, NormArg, PredictionArg, RngArg, SafetyArgs, SizeArgs,
+    DTypeArg, GateArg, GenerateArgs, ImageArgs, ModelArgs, NormArg, PredictionArg, RngArg, SafetyArgs,
+    SizeArgs,
 };
 use crate::error::{Error, Result};
 use crate::ir::Reduce;
-use crate::pipeline::{Guidance, Method, Model, ModelSource, Request};
+use crate::pipeline::{Blueprint, Guidance, MAX_BATCH, Method, Model, ModelSource, Request, check_side};
 use crate::safety::methods::SAFETY_CONCEPT;
 use crate::safety::{self, Concepts, GammaSchedule, GuideWindow, Normalisation, SafetyProfile};
 use crate::sampler::{Prediction, Rng};
@@ -194,7 +195,34 @@ impl Early {
 /// Width and height in pixels.
 pub fn size(args: &SizeArgs, model: &Model) -> (usize, usize) {
     let (width, height) = model.default_size();
+    sides(&args.image, (width, height))
+}
+
+fn sides(args: &ImageArgs, (width, height): (usize, usize)) -> (usize, usize) {
     args.size.unwrap_or((args.width.unwrap_or(width), args.height.unwrap_or(height)))
+}
+
+/// The sizes of a model: of a published one by its name, or of the files that the flags name.
+pub fn blueprint(args: &ModelArgs, preset: Option<&str>, demo: EmbeddedFiles) -> Result<Blueprint> {
+    match preset {
+        None => Ok(Blueprint::of(&Model::open(&model_source(args, demo))?)),
+        Some(name) => Blueprint::preset(name).ok_or_else(|| {
+            let expected = Blueprint::PRESETS.join(", ");
+            Error::usage("--preset", format!("expected one of {expected}; found `{name}`"))
+        }),
+    }
+}
+
+/// Width and height in pixels, checked together with the batch.
+pub fn checked_size(args: &ImageArgs, batch: usize, blueprint: &Blueprint) -> Result<(usize, usize)> {
+    let (width, height) = sides(args, blueprint.size);
+    for (flag, side) in [("--width", width), ("--height", height)] {
+        check_side(flag, side, blueprint.decoder.factor())?;
+    }
+    if !(1..=MAX_BATCH).contains(&batch) {
+        return Err(Error::usage("--batch-size", format!("expected 1 to {MAX_BATCH}, found {batch}")));
+    }
+    Ok((width, height))
 }
 
 fn check_device(args: &GenerateArgs) -> Result<()> {

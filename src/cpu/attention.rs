@@ -207,6 +207,22 @@ pub fn attention_bwd<T: Real>(sizes: Sizes, saved: &Saved<T>, dq: &mut [T], dk: 
     });
 }
 
+/// Elements that [`attention`] of `n` images allocates at most.
+pub fn scratch(n: usize, sizes: Sizes, threads: usize) -> usize {
+    let Sizes { t, u, heads, .. } = sizes;
+    let block = block_rows(t, u);
+    let task = block.min(t) * (u + sizes.d() + 2);
+    threads.min(n * t.div_ceil(block)) * task + n * heads * t
+}
+
+/// Elements that [`attention_bwd`] of `n` images allocates at most.
+pub fn scratch_bwd(n: usize, sizes: Sizes, threads: usize) -> usize {
+    let Sizes { t, u, heads, .. } = sizes;
+    let queries = 2 * block_rows(t, u / 2).min(t) * u;
+    let keys = 2 * block_rows(u, t / 2).min(u) * t;
+    threads * queries.max(keys) + n * heads * t
+}
+
 /// Rows of a task whose scores have `width` columns.
 fn block_rows(rows: usize, width: usize) -> usize {
     // Four tasks an image at least, as long as a task keeps 32 rows.

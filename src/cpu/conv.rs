@@ -10,7 +10,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::gemm::{Mat, MatMut, gemm};
-use super::product::{Dense, Rows, product};
+use super::product::{self, Dense, Rows, product};
 use crate::ir::Padding;
 use crate::tensor::{Real, Shape};
 
@@ -59,6 +59,34 @@ pub fn conv2d_bwd<T: Real>(
     let shifted = Shifted { dy: dy.1, size: (dy.0[1], dy.0[2]), channels: o, columns: s, padding, out: size };
     let taps: Vec<_> = (0..r * s).map(tap).collect();
     product(out, rows, c, None, &shifted, &taps);
+}
+
+/// Elements that [`conv2d`] to `out` `[n, h, w, o]` allocates at most.
+pub fn scratch(w: &Shape, stride: usize, padding: Padding, out: &Shape, threads: usize) -> usize {
+    let (o, r, s, c) = filter(w);
+    let dense = (r, s, stride) == (1, 1, 1) && padding == Padding::NONE;
+    product::scratch((out[0], out[1] * out[2], o), 1, if dense { 0 } else { r * s * c }, threads)
+}
+
+/// Elements that [`conv2d_bwd`] from `dy` to `out` allocates at most.
+pub fn scratch_bwd(
+    dy: &Shape,
+    w: &Shape,
+    (stride, padding): (usize, Padding),
+    out: &Shape,
+    threads: usize,
+) -> usize {
+    let (o, r, s, c) = filter(w);
+    if stride > 1 {
+        let (window, wide) = (r * s * c, dy[2]);
+        let lines = (WINDOW_ELEMENTS / (wide * window).max(1)).max(1) * stride;
+        let tasks = out[0] * out[1].div_ceil(lines);
+        // Lines of dy whose windows touch a task's lines of dx.
+        let touched = (lines + r - 1).div_ceil(stride).min(dy[1]) + 1;
+        return threads.min(tasks) * touched * wide * window;
+    }
+    let dense = (r, s) == (1, 1) && padding == Padding::NONE;
+    product::scratch((out[0], out[1] * out[2], c), r * s, if dense { 0 } else { o }, threads)
 }
 
 /// Windows of the output pixels: row (i, j) is x[i stride + r - top, j stride + s - left, c] over (r, s, c).

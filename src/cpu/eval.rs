@@ -174,10 +174,15 @@ pub fn eval<T: Real>(op: &Op, inputs: &[Operand<T>], outputs: &mut [Target<T>], 
     }
 }
 
-fn attention_sizes(q: &Shape, k: &Shape, heads: usize, causal: bool) -> attention::Sizes {
+pub(super) fn attention_sizes(q: &Shape, k: &Shape, heads: usize, causal: bool) -> attention::Sizes {
     attention::Sizes { t: q[1], u: k[1], c: q[2], heads, causal }
 }
 
-fn group_sizes(x: &Shape, groups: usize, eps: f32, act: Option<crate::ir::Activation>) -> norm::Groups {
+pub(super) fn group_sizes(
+    x: &Shape,
+    groups: usize,
+    eps: f32,
+    act: Option<crate::ir::Activation>,
+) -> norm::Groups {
     norm::Groups { pixels: x[1..x.len() - 1].iter().product(), c: x.last(), groups, eps, act }
 }

@@ -18,6 +18,7 @@ mod product;
 mod program;
 mod resample;
 mod sampler_ops;
+mod scratch;
 
 pub use eval::{Operand, Target, eval};
 pub use program::{Cpu, CpuProgram};

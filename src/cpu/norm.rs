@@ -55,6 +55,14 @@ pub fn group_norm_bwd<T: Real>(
     }
 }
 
+/// f64 numbers that a group norm of `n` images allocates at most, in the `backward` direction or forwards.
+pub fn scratch(n: usize, groups: Groups, backward: bool) -> usize {
+    let parts = groups.pixels.div_ceil((PART / groups.c).max(1));
+    let sums = if backward { 2 } else { 1 };
+    // Partial sums and their headers; totals, means and constants of all channels.
+    n * parts * sums * (groups.c + 3) + 9 * n * groups.c
+}
+
 /// (x - mean) / sqrt(var + eps) gamma + beta over rows.
 pub fn layer_norm<T: Real>(x: &[T], gamma: &[T], beta: &[T], eps: f32, out: &mut [T]) {
     let c = gamma.len();

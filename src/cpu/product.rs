@@ -64,6 +64,21 @@ pub fn product<T: Real>(
     }
 }
 
+/// Elements that [`product`] allocates at most: `copied` is the number of elements of a row that
+/// [`Rows::rows`] copies together, none where rows lie in order.
+pub fn scratch(
+    (images, rows, cols): (usize, usize, usize),
+    terms: usize,
+    copied: usize,
+    threads: usize,
+) -> usize {
+    if rows >= 2 * TALL {
+        threads.min(images * rows.div_ceil(TALL)) * TALL * copied
+    } else {
+        images * rows * (terms * copied + cols.next_multiple_of(FLAT))
+    }
+}
+
 fn tall<T: Real>(
     out: &mut [T],
     rows: usize,

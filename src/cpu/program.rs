@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::eval::{Operand, Target, eval};
+use super::scratch;
 use crate::backend::{Backend, Program, Stop, WeightSource};
 use crate::error::{Error, Result};
-use crate::ir::{BufferId, Flag, Layout, NodeId, Op, Row, ValueId};
-use crate::plan::{Param, Slot, Stage, StepProgram, StepState};
+use crate::ir::{BufferId, Flag, Fusion, Layout, Node, NodeId, Op, Row, ValueId};
+use crate::plan::{Fuse, Param, Slot, Stage, StepProgram, StepState, Storage};
 use crate::tensor::{DType, Real, Shape};
 
 /// The CPU backend: `f32` to run, `f64` to check gradients. It computes in the rayon pool it is called in.
@@ -16,11 +17,36 @@ use crate::tensor::{DType, Real, Shape};
 pub struct Cpu<T> {
     /// Weights that some program holds at present.
     shared: Mutex<HashMap<String, Weak<Vec<T>>>>,
+    /// The arena of all programs: they run one after the other, and nothing in it outlives a run.
+    arena: Mutex<Weak<Mutex<Vec<T>>>>,
+    limit: Option<usize>,
+    /// What a new arena is filled with.
+    fill: T,
 }
 
 impl<T: Real> Cpu<T> {
     pub fn new() -> Self {
-        Self { shared: Mutex::default() }
+        Self::default()
+    }
+
+    /// The same, with programs that take `bytes` at most in all, weights included.
+    pub fn within(self, bytes: Option<usize>) -> Self {
+        Self { limit: bytes, ..self }
+    }
+
+    /// The same, with an arena that [`Cpu::touched_bytes`] can read.
+    pub fn poisoned(self) -> Self {
+        Self { fill: T::from_f64(POISON), ..self }
+    }
+
+    /// Bytes up to the last one of a poisoned arena that somebody wrote; none without a program.
+    pub fn touched_bytes(&self) -> usize {
+        let Some(arena) = self.arena.lock().unwrap_or_else(PoisonError::into_inner).upgrade() else {
+            return 0;
+        };
+        let arena = arena.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = arena.iter().rposition(|&value| value != self.fill);
+        last.map_or(0, |last| (last + 1) * size_of::<T>())
     }
 
     /// [`Backend::load`] with its own type, for reading and writing `T`.
@@ -30,10 +56,10 @@ impl<T: Real> Cpu<T> {
             return Err(Error::Bug(problem));
         }
         self.check_room(&step)?;
-        let params = step.params.iter().map(|param| self.param(param, weights)).collect::<Result<_>>()?;
-        let buffers = step.graph.buffers.iter().map(|buffer| Storage::new(buffer.dtype, &buffer.shape));
+        let params = self.params(&step, weights)?;
+        let buffers = step.graph.buffers.iter().map(|buffer| Contents::new(buffer.dtype, &buffer.shape));
         let buffers = buffers.collect::<Result<_>>()?;
-        let arena = filled(step.arena_bytes / size_of::<T>(), T::ZERO, "the activations of a step")?;
+        let arena = self.arena(step.arena_bytes / size_of::<T>())?;
         Ok(CpuProgram { step, params, buffers, arena })
     }
 
@@ -44,6 +70,33 @@ impl<T: Real> Cpu<T> {
         let missing = step.params.iter().filter(|param| !held(param));
         let count: usize = missing.map(|param| param.shape.count()).sum();
         reserve::<T>(count, "the weights").map(drop)
+    }
+
+    /// An arena of `count` elements at least, in place of the one that programs had if that was smaller.
+    fn arena(&self, count: usize) -> Result<Arc<Mutex<Vec<T>>>> {
+        let mut shared = self.arena.lock().unwrap_or_else(PoisonError::into_inner);
+        let arena = shared.upgrade().unwrap_or_default();
+        let mut data = arena.lock().unwrap_or_else(PoisonError::into_inner);
+        if data.len() < count {
+            // The old one goes first: both at once would be more than the plan.
+            *data = Vec::new();
+            *data = filled(count, self.fill, "the activations of a step")?;
+        }
+        drop(data);
+        *shared = Arc::downgrade(&arena);
+        Ok(arena)
+    }
+
+    /// All weights of a program, the largest first: the copy that reading one takes is then never on top of the
+    /// whole.
+    fn params(&self, step: &StepProgram, weights: &dyn WeightSource) -> Result<Vec<Arc<Vec<T>>>> {
+        let mut order: Vec<usize> = (0..step.params.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(step.params[i].shape.count()));
+        let mut params: Vec<Arc<Vec<T>>> = vec![Arc::default(); step.params.len()];
+        for i in order {
+            params[i] = self.param(&step.params[i], weights)?;
+        }
+        Ok(params)
     }
 
     fn param(&self, param: &Param, weights: &dyn WeightSource) -> Result<Arc<Vec<T>>> {
@@ -62,6 +115,20 @@ impl<T: Real> Cpu<T> {
 impl<T: Real> Backend for Cpu<T> {
     fn name(&self) -> &'static str {
         "cpu"
+    }
+
+    fn storage(&self) -> (Storage, Fuse) {
+        (Storage::Uniform(size_of::<T>()), Fusion::none)
+    }
+
+    fn scratch_bytes(&self, step: &StepProgram) -> usize {
+        let threads = rayon::current_num_threads();
+        let bytes = |node: &Node| scratch::bytes(&step.graph, node, size_of::<T>(), threads);
+        step.graph.nodes.iter().map(bytes).max().unwrap_or(0)
+    }
+
+    fn limit(&self) -> Option<usize> {
+        self.limit
     }
 
     fn load(&self, step: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>> {
@@ -85,12 +152,12 @@ fn pack<T: Real>(param: &Param, stored: &[f32]) -> Vec<T> {
     }
 }
 
-enum Storage<T> {
+enum Contents<T> {
     Real(Vec<T>),
     Index(Vec<i32>),
 }
 
-impl<T: Real> Storage<T> {
+impl<T: Real> Contents<T> {
     fn new(dtype: DType, shape: &Shape) -> Result<Self> {
         Ok(match dtype {
             DType::I32 => Self::Index(filled(shape.count(), 0, "a buffer")?),
@@ -120,16 +187,19 @@ fn reserve<E>(count: usize, what: &str) -> Result<Vec<E>> {
 pub struct CpuProgram<T> {
     step: StepProgram,
     params: Vec<Arc<Vec<T>>>,
-    buffers: Vec<Storage<T>>,
-    arena: Vec<T>,
+    buffers: Vec<Contents<T>>,
+    arena: Arc<Mutex<Vec<T>>>,
 }
+
+/// A number that no computation gives.
+const POISON: f64 = -1.234_567_890_123e-33;
 
 impl<T: Real> CpuProgram<T> {
     /// Fills a buffer with exact values.
     pub fn set(&mut self, buffer: &str, data: &[T]) -> Result<()> {
         let id = self.id(buffer)?;
         match &mut self.buffers[id] {
-            Storage::Real(to) if to.len() == data.len() => to.copy_from_slice(data),
+            Contents::Real(to) if to.len() == data.len() => to.copy_from_slice(data),
             _ => return Err(Error::Bug(format!("buffer `{buffer}` does not take {} numbers", data.len()))),
         }
         Ok(())
@@ -138,8 +208,8 @@ impl<T: Real> CpuProgram<T> {
     /// The exact contents of a buffer.
     pub fn get(&self, buffer: &str) -> Result<&[T]> {
         match &self.buffers[self.id(buffer)?] {
-            Storage::Real(data) => Ok(data),
-            Storage::Index(_) => Err(Error::Bug(format!("buffer `{buffer}` holds indices"))),
+            Contents::Real(data) => Ok(data),
+            Contents::Index(_) => Err(Error::Bug(format!("buffer `{buffer}` holds indices"))),
         }
     }
 
@@ -148,29 +218,35 @@ impl<T: Real> CpuProgram<T> {
         id.map(|id| id.0 as usize).ok_or_else(|| Error::Bug(format!("no buffer `{buffer}`")))
     }
 
-    fn stages(&mut self, stages: &[Stage], state: &mut StepState, stop: &Stop) -> Result<()> {
+    fn stages(
+        &mut self,
+        stages: &[Stage],
+        arena: &mut [T],
+        state: &mut StepState,
+        stop: &Stop,
+    ) -> Result<()> {
         for stage in stages {
             match stage {
                 Stage::Run(nodes) => {
                     for &node in nodes {
                         stop.check()?;
-                        self.node(node, state);
+                        self.node(node, arena, state);
                     }
                 }
                 Stage::ForEachSample(body) => {
                     for sample in 0..self.samples(body) {
                         state.sample = sample as u32;
-                        self.stages(body, state, stop)?;
+                        self.stages(body, arena, state, stop)?;
                     }
                 }
                 Stage::If(Flag::Window, body) => {
                     if state.window {
-                        self.stages(body, state, stop)?;
+                        self.stages(body, arena, state, stop)?;
                     }
                 }
                 Stage::If(Flag::Sample(buffer), body) => {
                     if self.flag(*buffer, state.sample) {
-                        self.stages(body, state, stop)?;
+                        self.stages(body, arena, state, stop)?;
                     }
                 }
             }
@@ -205,13 +281,13 @@ impl<T: Real> CpuProgram<T> {
 
     fn flag(&self, buffer: BufferId, sample: u32) -> bool {
         match &self.buffers[buffer.0 as usize] {
-            Storage::Real(data) => data[sample as usize] != T::ZERO,
-            Storage::Index(data) => data[sample as usize] != 0,
+            Contents::Real(data) => data[sample as usize] != T::ZERO,
+            Contents::Index(data) => data[sample as usize] != 0,
         }
     }
 
-    fn node(&mut self, id: NodeId, state: &StepState) {
-        let Self { step, params, buffers, arena } = self;
+    fn node(&mut self, id: NodeId, arena: &mut [T], state: &StepState) {
+        let Self { step, params, buffers, .. } = self;
         let node = step.graph.node(id);
         if let Op::Store { buffer, row } = node.op {
             store(step, params, buffers, arena, (node.inputs[0], buffer, row), state.sample);
@@ -252,7 +328,7 @@ impl<T: Real> Program for CpuProgram<T> {
     fn write_indices(&mut self, buffer: &str, data: &[i32]) -> Result<()> {
         let id = self.id(buffer)?;
         match &mut self.buffers[id] {
-            Storage::Index(to) if to.len() == data.len() => to.copy_from_slice(data),
+            Contents::Index(to) if to.len() == data.len() => to.copy_from_slice(data),
             _ => return Err(Error::Bug(format!("buffer `{buffer}` does not take {} indices", data.len()))),
         }
         Ok(())
@@ -264,7 +340,9 @@ impl<T: Real> Program for CpuProgram<T> {
 
     fn run(&mut self, state: &StepState, stop: &Stop) -> Result<()> {
         let stages = std::mem::take(&mut self.step.body);
-        let result = self.stages(&stages, &mut state.clone(), stop);
+        let arena = Arc::clone(&self.arena);
+        let mut arena = arena.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = self.stages(&stages, &mut arena, &mut state.clone(), stop);
         self.step.body = stages;
         result
     }
@@ -302,7 +380,7 @@ fn split<'a, T>(arena: &'a mut [T], wanted: &[Range<usize>]) -> (Vec<&'a mut [T]
 fn operand<'a, T: Real>(
     step: &'a StepProgram,
     params: &'a [Arc<Vec<T>>],
-    buffers: &'a [Storage<T>],
+    buffers: &'a [Contents<T>],
     gaps: &Gaps<'a, T>,
     value: ValueId,
     sample: u32,
@@ -318,8 +396,8 @@ fn operand<'a, T: Real>(
     match step.slot(value) {
         Slot::Param { index } => Operand::Real { shape, data: &params[index] },
         Slot::Buffer { buffer, row } => match &buffers[buffer.0 as usize] {
-            Storage::Real(data) => Operand::Real { shape, data: &data[row_of(row)] },
-            Storage::Index(data) => Operand::Index { shape, data: &data[row_of(row)] },
+            Contents::Real(data) => Operand::Real { shape, data: &data[row_of(row)] },
+            Contents::Index(data) => Operand::Index { shape, data: &data[row_of(row)] },
         },
         Slot::Arena { .. } => {
             let range = arena_range(step, value);
@@ -327,13 +405,14 @@ fn operand<'a, T: Real>(
             let (start, data) = gaps[gap];
             Operand::Real { shape, data: &data[range.start - start..range.end - start] }
         }
+        Slot::Passing => unreachable!("this backend runs nodes one by one"),
     }
 }
 
 fn store<T: Real>(
     step: &StepProgram,
     params: &[Arc<Vec<T>>],
-    buffers: &mut [Storage<T>],
+    buffers: &mut [Contents<T>],
     arena: &[T],
     (value, buffer, row): (ValueId, BufferId, Row),
     sample: u32,
@@ -352,9 +431,10 @@ fn store<T: Real>(
             }
             &copied
         }
+        Slot::Passing => unreachable!("this backend runs nodes one by one"),
     };
     match &mut buffers[buffer.0 as usize] {
-        Storage::Real(data) => data[start..start + count].copy_from_slice(source),
-        Storage::Index(_) => unreachable!("indices are only written by the host"),
+        Contents::Real(data) => data[start..start + count].copy_from_slice(source),
+        Contents::Index(_) => unreachable!("indices are only written by the host"),
     }
 }

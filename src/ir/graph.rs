@@ -91,6 +91,17 @@ impl Graph {
         self.node(self.value(id).node)
     }
 
+    /// For every value the one whose bytes it shows: itself, unless it is a reshaped view.
+    pub fn view_roots(&self) -> Vec<ValueId> {
+        let mut roots: Vec<ValueId> = (0..self.values.len() as u32).map(ValueId).collect();
+        for node in &self.nodes {
+            if matches!(node.op, Op::Reshape) {
+                roots[node.outputs[0].0 as usize] = roots[node.inputs[0].0 as usize];
+            }
+        }
+        roots
+    }
+
     /// Nodes of the body in running order, as if every loop ran once and every flag were set.
     pub fn order(&self) -> Vec<NodeId> {
         fn walk(items: &[Item], order: &mut Vec<NodeId>) {

@@ -7,6 +7,7 @@
 
 mod builder;
 mod cost;
+mod fusion;
 mod graph;
 mod op;
 mod print;
@@ -15,6 +16,7 @@ mod verify;
 
 pub use builder::Builder;
 pub use cost::Cost;
+pub use fusion::{Fusion, Group};
 pub use graph::{Buffer, BufferId, Flag, Graph, Item, Node, NodeId, Value, ValueId};
 pub use op::{Activation, Layout, Op, Padding, Reduce, Row};
 pub use verify::verify;

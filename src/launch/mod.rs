@@ -2,19 +2,33 @@
 //!
 //! A [`Launch`] says all that a device must know: which kernel, over which grid, with which params. Whoever
 //! makes one has its params checked against what the kernel relies on ([`params::Rules`]). [`general()`] turns any
-//! operation into launches of the general forms, which take any size and alignment.
+//! operation into launches of the general forms, which take any size and alignment. [`lower()`] turns a whole step
+//! into a [`LaunchProgram`]: launches in order, with places instead of addresses.
 
 pub mod binaries;
+mod cost;
+pub mod device;
 mod general;
+mod lower;
 pub mod params;
+mod place;
+mod program;
+mod types;
+mod weights;
 
 use bytemuck::bytes_of;
 
+pub use cost::Cost;
 pub use general::{Kinds, Operand, general, kinds};
+pub use lower::lower;
 use params::{Params, Rules};
+pub use place::{Place, Space, relocate};
+pub use program::{DeviceBuffer, LaunchProgram, LaunchStage, LaunchStep};
+pub use weights::{Weight, from_bytes, to_bytes};
 
 use crate::error::{Error, Result};
 use crate::manifest::{self, Kernel};
+use crate::tensor::DType;
 
 /// What activations and weights are stored in on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +45,13 @@ impl Storage {
         match self {
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+        }
+    }
+
+    pub const fn dtype(self) -> DType {
+        match self {
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
         }
     }
 }

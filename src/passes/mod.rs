@@ -1,8 +1,11 @@
-//! Graph to graph, one small rewriting a file, in the order of [`run_all`].
+//! Graph to graph, one small rewriting a file, in the order of [`run_all`]; and [`fuse`], which rewrites
+//! nothing but says what a device may run as one.
 
 mod dead;
+mod fuse;
 
 pub use dead::remove_dead;
+pub use fuse::fuse;
 
 use crate::error::Result;
 use crate::ir::{Graph, verify};

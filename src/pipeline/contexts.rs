@@ -4,23 +4,28 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::model::Model;
-use super::programs::{self, StepSpec, names};
+use super::programs::{StepSpec, names};
 use super::request::{Guidance, Method, Request};
 use crate::backend::{Backend, Stop};
 use crate::error::{Error, Result};
-use crate::plan::StepState;
+use crate::plan::{StepProgram, StepState};
 
 /// Text states of the UNet's rows, by text.
 pub(super) struct Contexts {
     states: HashMap<String, Vec<f32>>,
     negative: String,
     safety: Option<String>,
-    pub tokens: usize,
-    pub width: usize,
 }
 
 impl Contexts {
-    pub fn encode(model: &Model, backend: &dyn Backend, request: &Request, stop: &Stop) -> Result<Self> {
+    /// `plan` is that of [`super::programs::encode_text`].
+    pub fn encode(
+        model: &Model,
+        backend: &dyn Backend,
+        plan: &StepProgram,
+        request: &Request,
+        stop: &Stop,
+    ) -> Result<Self> {
         let negative = match &request.method {
             Method::NegativePrompt { concept } if request.negative_prompt.is_empty() => concept.clone(),
             Method::NegativePrompt { concept } => format!("{}, {concept}", request.negative_prompt),
@@ -30,8 +35,7 @@ impl Contexts {
             Method::Sld { concept, .. } => Some(concept.clone()),
             _ => None,
         };
-        let tokens = model.text.positions;
-        let mut program = model.load(backend, programs::encode_text(&model.text, tokens)?)?;
+        let mut program = model.load(backend, plan.clone())?;
         let mut states = HashMap::new();
         let mut texts: Vec<&String> = request.prompts.iter().chain(&safety).collect();
         if request.guidance_scale > 1.0 {
@@ -44,7 +48,7 @@ impl Contexts {
                 states.insert(text.clone(), program.read(names::STATES)?);
             }
         }
-        Ok(Self { states, negative, safety, tokens, width: model.text.encoder.width })
+        Ok(Self { states, negative, safety })
     }
 
     /// The context buffer of a batch: see [`StepSpec`].
@@ -63,14 +67,15 @@ impl Contexts {
     }
 }
 
-/// Unit embeddings of the concepts, `[k, d]`.
+/// Unit embeddings of the concepts, `[k, d]`; `plan` is that of [`super::programs::embed_text`].
 pub(super) fn embed(
     model: &Model,
     backend: &dyn Backend,
+    plan: &StepProgram,
     guidance: &Guidance,
     stop: &Stop,
 ) -> Result<Vec<f32>> {
-    let mut program = model.load(backend, programs::embed_text(&model.clip()?.text)?)?;
+    let mut program = model.load(backend, plan.clone())?;
     let mut features = Vec::new();
     for concept in &guidance.concepts {
         let (ids, end) = model.tokenize_concept(concept)?;

@@ -140,9 +140,8 @@ impl Model {
         self.clip.as_ref().ok_or_else(|| Error::usage("--clip", problem))
     }
 
-    /// Plans a graph of this model and hands it to a backend, with the weights that it reads.
-    pub fn load(&self, backend: &dyn Backend, graph: Graph) -> Result<Box<dyn Program>> {
-        let program = StepProgram::new(passes::run_all(graph)?, size_of::<f32>())?;
+    /// Hands a program of this model to a backend, with the weights that it reads.
+    pub fn load(&self, backend: &dyn Backend, program: StepProgram) -> Result<Box<dyn Program>> {
         backend.load(program, &self.weights)
     }
 

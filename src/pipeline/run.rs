@@ -3,14 +3,16 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use super::blueprint::Blueprint;
 use super::contexts::{Contexts, embed};
 use super::model::Model;
 use super::observe::{GeneratedImage, GuardReport, Observer, StepReport};
-use super::programs::{self, Guard, Steering, StepSpec, names};
+use super::plans::{Plans, Target};
+use super::programs::{Guard, Steering, StepSpec, names};
 use super::request::{Guidance, Method, Request};
 use crate::backend::{Backend, Program, Stop};
 use crate::error::{Error, Result};
-use crate::plan::{SldState, StepState};
+use crate::plan::{SldState, StepProgram, StepState};
 use crate::sampler::{NoiseStream, Schedule, StepCoefficients};
 use crate::tensor::Tensor;
 
@@ -30,13 +32,18 @@ pub fn generate(
     let schedule = Schedule::new(&model.scheduler, request.steps, request.eta)?;
     let gammas = gammas(request)?;
 
-    // Prompt -> tokens -> context; concepts -> tokens -> unit embeddings.
-    let contexts = Contexts::encode(model, backend, request, stop)?;
-    let concepts = request.method.guidance().map(|guidance| embed(model, backend, guidance, stop));
-    let concepts = concepts.transpose()?;
+    // All plans first: what does not fit is known before a weight is read.
+    let spec = step_spec(model, request)?;
+    let plans = Planned::new(model, backend, request, &spec)?;
 
-    let spec = step_spec(model, request, &contexts)?;
-    let mut decoder = Decoder::load(model, backend, request)?;
+    // Prompt -> tokens -> context; concepts -> tokens -> unit embeddings.
+    let contexts = Contexts::encode(model, backend, &plans.all.text, request, stop)?;
+    let concepts = match (request.method.guidance(), &plans.all.concepts) {
+        (Some(guidance), Some(plan)) => Some(embed(model, backend, plan, guidance, stop)?),
+        _ => None,
+    };
+
+    let mut decoder = Decoder::load(model, backend, &plans.all.decode, request)?;
     let mut failed = None;
     let mut step: Option<(usize, Box<dyn Program>)> = None;
     for first in (0..request.images()).step_by(request.batch_size) {
@@ -45,11 +52,7 @@ pub fn generate(
         // The last batch may be smaller than the others and then has a program of its own.
         let (_, program) = match step.take().filter(|(batch, _)| *batch == images.len()) {
             Some(loaded) => step.insert(loaded),
-            None => {
-                let spec = StepSpec { batch: images.len(), ..spec.clone() };
-                let graph = programs::step(&model.unet, &spec)?;
-                step.insert((images.len(), model.load(backend, graph)?))
-            }
+            None => step.insert((images.len(), model.load(backend, plans.step(images.len()).clone())?)),
         };
         if let Some(concepts) = &concepts {
             program.write(names::CONCEPTS, concepts)?;
@@ -81,6 +84,39 @@ pub fn generate(
         }
     }
     failed.map_or(Ok(()), Err)
+}
+
+/// The plans of a run.
+struct Planned {
+    all: Plans,
+    /// The step of the last batch, where that is smaller than the others.
+    last: Option<StepProgram>,
+    batch: usize,
+}
+
+impl Planned {
+    fn new(model: &Model, backend: &dyn Backend, request: &Request, spec: &StepSpec) -> Result<Self> {
+        let (storage, fuse) = backend.storage();
+        let scratch = |program: &StepProgram| backend.scratch_bytes(program);
+        let target = Target { storage, fuse, scratch: &scratch, keep_text: false };
+        let blueprint = Blueprint::of(model);
+        let plan = |batch: usize| -> Result<Plans> {
+            let spec = StepSpec { batch, ..spec.clone() };
+            let plans = Plans::new(&blueprint, &spec, &target, backend.limit())?;
+            let memory = plans.memory(&spec, &target);
+            tracing::info!(batch, bytes = memory.total_bytes(), at = memory.peak_step, "planned");
+            Ok(plans)
+        };
+        let batch = request.batch_size.min(request.images());
+        let rest = request.images() % batch;
+        let last = if rest == 0 { None } else { Some(plan(rest)?.step) };
+        Ok(Self { all: plan(batch)?, last, batch })
+    }
+
+    /// The step of a batch of that size.
+    fn step(&self, batch: usize) -> &StepProgram {
+        self.last.as_ref().filter(|_| batch != self.batch).unwrap_or(&self.all.step)
+    }
 }
 
 /// Where a sample's numbers stopped being numbers.
@@ -254,7 +290,7 @@ fn first_non_finite(report: &StepReport, sample: usize) -> Option<&'static str> 
 }
 
 /// One step of this request, for a batch of one.
-fn step_spec(model: &Model, request: &Request, contexts: &Contexts) -> Result<StepSpec> {
+fn step_spec(model: &Model, request: &Request) -> Result<StepSpec> {
     let guard = |guidance: &Guidance| -> Result<Guard> {
         Ok(Guard {
             decoder: model.guard_decoder().clone(),
@@ -279,8 +315,8 @@ fn step_spec(model: &Model, request: &Request, contexts: &Contexts) -> Result<St
         batch: 1,
         height: request.height / model.factor(),
         width: request.width / model.factor(),
-        tokens: contexts.tokens,
-        context_width: contexts.width,
+        tokens: model.text.positions,
+        context_width: model.text.encoder.width,
         rows: match steering {
             Steering::Sld => 3,
             _ if request.guidance_scale > 1.0 => 2,
@@ -346,9 +382,8 @@ struct Decoder {
 }
 
 impl Decoder {
-    fn load(model: &Model, backend: &dyn Backend, request: &Request) -> Result<Self> {
-        let (height, width) = (request.height / model.factor(), request.width / model.factor());
-        let program = model.load(backend, programs::decode(&model.decoder, height, width)?)?;
+    fn load(model: &Model, backend: &dyn Backend, plan: &StepProgram, request: &Request) -> Result<Self> {
+        let program = model.load(backend, plan.clone())?;
         Ok(Self { program, shape: [1, request.height, request.width, 3] })
     }
 

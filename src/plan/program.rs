@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::memory::{self, Demand};
+use super::memory;
+use super::peak::Peak;
+use super::schedule::Schedule;
+use super::storage::Storage;
 use crate::error::Result;
-use crate::ir::{BufferId, Flag, Graph, Item, Layout, NodeId, Op, Row, ValueId, verify};
-use crate::tensor::{DType, Shape};
+use crate::ir::{BufferId, Flag, Fusion, Graph, Item, Layout, NodeId, Op, Row, ValueId, verify};
+use crate::tensor::Shape;
 
 /// Where a value lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +20,8 @@ pub enum Slot {
     Buffer { buffer: BufferId, row: Row },
     /// `bytes` bytes of the arena from `offset`.
     Arena { offset: usize, bytes: usize },
+    /// Nowhere: it passes from one member of a group to the next, or stands for its two sources.
+    Passing,
 }
 
 /// A frozen weight that the program reads.
@@ -57,38 +62,39 @@ pub struct StepProgram {
     pub arena_bytes: usize,
     /// Bytes that are alive at the busiest moment: no arena can be smaller.
     pub live_bytes: usize,
-    /// Size of one element of the arena.
+    /// Size of one element of an activation.
     pub element_bytes: usize,
+    pub storage: Storage,
+    /// What runs as one. A node of the body stands for its whole group.
+    pub fusion: Fusion,
+    /// The busiest moment.
+    pub peak: Peak,
+    /// Work of what runs a second time so that its results need not be kept; see [`super::Planner`].
+    pub extra_flops: u64,
     slots: Vec<Slot>,
 }
 
 impl StepProgram {
-    /// Plans `graph` for values of `element_bytes` bytes.
+    /// Plans `graph`, node by node, for values of `element_bytes` bytes.
     pub fn new(graph: Graph, element_bytes: usize) -> Result<Self> {
-        verify(&graph)?;
-        let order: Vec<NodeId> =
-            graph.order().into_iter().filter(|&id| !graph.node(id).op.is_free()).collect();
-        let roots = view_roots(&graph);
-        let mut live = lifetimes(&graph, &order, &roots);
-        extend_over_loops(&graph, &roots, &order, &mut live);
+        let fusion = Fusion::none(&graph);
+        Self::fused(graph, fusion, Storage::Uniform(element_bytes))
+    }
 
-        // In the order of the values, so that equal graphs get equal plans.
-        let mut owners: Vec<ValueId> = live.keys().copied().collect();
-        owners.sort();
-        let demands: Vec<Demand> = owners
-            .iter()
-            .map(|owner| Demand {
-                bytes: graph.shape(*owner).count() * element_bytes,
-                live: live[owner].clone(),
-            })
-            .collect();
+    /// Plans `graph` for a device that runs the groups of `fusion` as one.
+    pub fn fused(graph: Graph, fusion: Fusion, storage: Storage) -> Result<Self> {
+        verify(&graph)?;
+        let schedule = Schedule::new(&graph, &fusion, storage);
+        let (owners, demands) = schedule.demands();
         let arena = memory::place(&demands);
+        let live_bytes = memory::lower_bound(&demands);
+        let peak = Peak::of(&graph, &schedule, &demands);
         let offsets: HashMap<ValueId, usize> = owners.into_iter().zip(arena.offsets).collect();
 
         let mut params = Vec::new();
         let mut slots = Vec::with_capacity(graph.values.len());
         for (index, value) in graph.values.iter().enumerate() {
-            let root = roots[index];
+            let root = schedule.roots[index];
             slots.push(match &graph.producer(root).op {
                 Op::Param { name, layout } if root.0 as usize == index => {
                     params.push(Param { name: name.clone(), shape: value.shape.clone(), layout: *layout });
@@ -96,17 +102,31 @@ impl StepProgram {
                 }
                 Op::Param { .. } => slots[root.0 as usize],
                 Op::Load { buffer, row } => Slot::Buffer { buffer: *buffer, row: *row },
+                _ if !fusion.is_materialised(root) => Slot::Passing,
                 // A value that no body makes (its node was removed) has no place and no reader.
                 _ => Slot::Arena {
                     offset: offsets.get(&root).copied().unwrap_or(0),
-                    bytes: value.shape.count() * element_bytes,
+                    bytes: schedule.bytes[root.0 as usize],
                 },
             });
         }
-        let body = stages(&graph, &graph.body);
-        let live_bytes = memory::lower_bound(&demands);
-        tracing::debug!(nodes = order.len(), arena_bytes = arena.bytes, live_bytes, "planned");
-        Ok(Self { graph, params, body, arena_bytes: arena.bytes, live_bytes, element_bytes, slots })
+        let body = stages(&graph, &fusion, &graph.body);
+        tracing::debug!(units = schedule.units.len(), arena_bytes = arena.bytes, live_bytes, "planned");
+        let element_bytes = storage.element_bytes();
+        let arena_bytes = arena.bytes;
+        Ok(Self {
+            graph,
+            params,
+            body,
+            arena_bytes,
+            live_bytes,
+            element_bytes,
+            storage,
+            fusion,
+            peak,
+            extra_flops: 0,
+            slots,
+        })
     }
 
     pub fn slot(&self, value: ValueId) -> Slot {
@@ -119,104 +139,29 @@ impl StepProgram {
         Some(BufferId(position as u32))
     }
 
-    /// Bytes of all weights at `element_bytes` an element.
+    /// Bytes of all weights.
     pub fn param_bytes(&self) -> usize {
-        self.params.iter().map(|param| param.shape.count() * self.element_bytes).sum()
+        self.params.iter().map(|param| self.storage.param_bytes(&param.shape)).sum()
     }
 
     /// Bytes of all named buffers.
     pub fn buffer_bytes(&self) -> usize {
-        let bytes = |dtype| if dtype == DType::I32 { DType::I32.bytes() } else { self.element_bytes };
-        self.graph.buffers.iter().map(|buffer| buffer.shape.count() * bytes(buffer.dtype)).sum()
+        self.graph.buffers.iter().map(|buffer| self.storage.buffer_bytes(buffer)).sum()
     }
 }
 
-/// For every value the one whose bytes it shows: itself, unless it is a reshaped view.
-fn view_roots(graph: &Graph) -> Vec<ValueId> {
-    let mut roots: Vec<ValueId> = (0..graph.values.len() as u32).map(ValueId).collect();
-    for node in &graph.nodes {
-        if matches!(node.op, Op::Reshape) {
-            roots[node.outputs[0].0 as usize] = roots[node.inputs[0].0 as usize];
-        }
-    }
-    roots
-}
-
-/// Positions in `order` between which every value of the arena holds its bytes.
-fn lifetimes(graph: &Graph, order: &[NodeId], roots: &[ValueId]) -> HashMap<ValueId, std::ops::Range<usize>> {
-    let mut live = HashMap::new();
-    for (position, &id) in order.iter().enumerate() {
-        let node = graph.node(id);
-        for &output in &node.outputs {
-            live.insert(output, position..position + 1);
-        }
-        for &input in &node.inputs {
-            if let Some(range) = live.get_mut(&roots[input.0 as usize]) {
-                range.end = position + 1;
-            }
-        }
-    }
-    live
-}
-
-/// A value from outside that a loop reads must survive until the loop's last round has read it.
-fn extend_over_loops(
-    graph: &Graph,
-    roots: &[ValueId],
-    order: &[NodeId],
-    live: &mut HashMap<ValueId, std::ops::Range<usize>>,
-) {
-    let position: HashMap<NodeId, usize> = order.iter().enumerate().map(|(i, &id)| (id, i)).collect();
-    let mut loops = Vec::new();
-    find_loops(&graph.body, &mut loops);
-    for body in loops {
-        let mut nodes = Vec::new();
-        flatten(body, &mut nodes);
-        let inside: Vec<usize> = nodes.iter().filter_map(|id| position.get(id).copied()).collect();
-        let (Some(&first), Some(&last)) = (inside.iter().min(), inside.iter().max()) else { continue };
-        for id in nodes {
-            for &input in &graph.node(id).inputs {
-                if let Some(range) = live.get_mut(&roots[input.0 as usize])
-                    && range.start < first
-                {
-                    range.end = range.end.max(last + 1);
-                }
-            }
-        }
-    }
-}
-
-fn find_loops<'g>(items: &'g [Item], loops: &mut Vec<&'g [Item]>) {
-    for item in items {
-        match item {
-            Item::Node(_) => {}
-            Item::ForEachSample(body) => loops.push(body),
-            Item::If(_, body) => find_loops(body, loops),
-        }
-    }
-}
-
-fn flatten(items: &[Item], nodes: &mut Vec<NodeId>) {
-    for item in items {
-        match item {
-            Item::Node(id) => nodes.push(*id),
-            Item::ForEachSample(body) | Item::If(_, body) => flatten(body, nodes),
-        }
-    }
-}
-
-/// The body with runs of nodes joined and free nodes left out.
-fn stages(graph: &Graph, items: &[Item]) -> Vec<Stage> {
+/// The body with runs of nodes joined; free nodes and inner nodes of groups are left out.
+fn stages(graph: &Graph, fusion: &Fusion, items: &[Item]) -> Vec<Stage> {
     let mut result = Vec::new();
     for item in items {
         match item {
-            Item::Node(id) if graph.node(*id).op.is_free() => {}
+            Item::Node(id) if !fusion.runs(graph, *id) => {}
             Item::Node(id) => match result.last_mut() {
                 Some(Stage::Run(run)) => run.push(*id),
                 _ => result.push(Stage::Run(vec![*id])),
             },
-            Item::ForEachSample(body) => result.push(Stage::ForEachSample(stages(graph, body))),
-            Item::If(flag, body) => result.push(Stage::If(*flag, stages(graph, body))),
+            Item::ForEachSample(body) => result.push(Stage::ForEachSample(stages(graph, fusion, body))),
+            Item::If(flag, body) => result.push(Stage::If(*flag, stages(graph, fusion, body))),
         }
     }
     result
@@ -285,6 +230,7 @@ impl StepProgram {
 mod tests {
     use super::*;
     use crate::ir::{Activation, Builder};
+    use crate::tensor::DType;
 
     #[test]
     fn a_chain_of_equal_values_needs_two_places() {

@@ -3,14 +3,17 @@
 //! A [`Simt`] is a device of its own: buffers, and launches that run to their end. Every launch chooses whose
 //! turn it is among threads and when asynchronous copies happen ([`Mode`]); the checked build looks at every
 //! access for races, reads before a wait or of nothing, and bounds. What goes wrong is a value, [`SimtError`],
-//! with the lines of the kernel; a kernel can neither crash nor hang the process.
+//! with the lines of the kernel; a kernel can neither crash nor hang the process. [`SimtDevice`] runs whole step
+//! programs on it.
 
+mod device;
 mod runtime;
 
 use std::collections::HashMap;
 use std::process::Command;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
+pub use device::{SimtDevice, SimtProgram};
 pub use runtime::{Counts, Simt};
 
 /// How one launch runs.

@@ -90,15 +90,29 @@ impl Simt {
     /// A buffer with these bytes.
     pub fn put(&mut self, bytes: &[u8]) -> DevicePtr {
         let at = self.alloc(bytes.len());
-        // SAFETY: the buffer was made for just as many bytes, and nobody else knows it yet.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), at.0 as *mut u8, bytes.len()) };
+        self.write(at, 0, bytes);
         at
+    }
+
+    /// Overwrites bytes of a buffer from `offset` on.
+    pub fn write(&mut self, at: DevicePtr, offset: usize, bytes: &[u8]) {
+        let (address, room) = self.buffer(at);
+        let fits = offset.checked_add(bytes.len()).is_some_and(|end| end <= room);
+        assert!(fits, "{} bytes from {offset} on do not fit a buffer of {room}", bytes.len());
+        let to = (address + offset as u64) as *mut u8;
+        // SAFETY: the range lies inside of this context's buffer, whose memory is no object of Rust's, and no
+        // launch runs while `self` is borrowed.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+    }
+
+    fn buffer(&self, at: DevicePtr) -> (u64, usize) {
+        let found = self.buffers.iter().find(|(address, _)| *address == at.0);
+        *found.expect("an address that `alloc` gave")
     }
 
     /// The bytes of a whole buffer.
     pub fn get(&self, at: DevicePtr) -> Vec<u8> {
-        let found = self.buffers.iter().find(|(address, _)| *address == at.0);
-        let &(address, bytes) = found.expect("an address that `alloc` gave");
+        let (address, bytes) = self.buffer(at);
         // SAFETY: the buffer is this context's, has that length, and no launch runs while `self` is borrowed.
         unsafe { std::slice::from_raw_parts(address as *const u8, bytes) }.to_vec()
     }
@@ -199,6 +213,10 @@ impl Simt {
         Err(SimtError::new(kernel, &String::from_utf8_lossy(&report[..end])))
     }
 }
+
+// SAFETY: a context belongs to no thread: what the runtime keeps by thread it sets at the begin of a launch and takes
+// back at its end, and its buffers are memory of the process.
+unsafe impl Send for Simt {}
 
 impl Default for Simt {
     fn default() -> Self {

@@ -1,0 +1,66 @@
+//! What operations allocate for themselves while they run, from shapes alone: at most, in bytes.
+//!
+//! Counted: copied rows of convolutions, transposed tiles, blocks of scores, sums of norms, images on the way of a
+//! resampling. Not counted: lists of tasks (a few words a task), and what the matrix library packs of its operands
+//! ([`LIBRARY_BYTES`] a thread, and the panel of the right operand).
+
+use super::eval::{attention_sizes, group_sizes};
+use super::{attention, conv, norm, product};
+use crate::ir::{Graph, Node, Op};
+
+/// Room of the matrix library for a thread: a panel of the left operand, which fits into a second-level cache.
+const LIBRARY_BYTES: usize = 1 << 20;
+/// Deepest panel that the matrix library packs.
+const LIBRARY_DEPTH: usize = 512;
+
+/// Bytes that `node` allocates at most on `threads` threads, at `element` bytes a number.
+pub fn bytes(graph: &Graph, node: &Node, element: usize, threads: usize) -> usize {
+    let shape = |i: usize| graph.shape(node.inputs[i]);
+    let out = || graph.shape(node.outputs[0]);
+    let ours = match &node.op {
+        Op::Linear | Op::LinearBwd => {
+            let (rows, cols) = (shape(0).rows() / shape(0)[0].max(1), out().last());
+            product::scratch((shape(0)[0], rows, cols), 1, 0, threads) * element
+        }
+        Op::Conv2d { stride, padding } => {
+            conv::scratch(shape(1), *stride, *padding, out(), threads) * element
+        }
+        Op::Conv2dBwd { stride, padding, .. } => {
+            conv::scratch_bwd(shape(0), shape(1), (*stride, *padding), out(), threads) * element
+        }
+        Op::Attention { heads, causal } => {
+            let sizes = attention_sizes(shape(0), shape(1), *heads, *causal);
+            attention::scratch(shape(0)[0], sizes, threads) * element
+        }
+        Op::AttentionBwd { heads, causal } => {
+            let sizes = attention_sizes(shape(0), shape(1), *heads, *causal);
+            attention::scratch_bwd(shape(0)[0], sizes, threads) * element
+        }
+        Op::GroupNorm { groups, eps, act } | Op::GroupNormBwd { groups, eps, act } => {
+            let groups = group_sizes(shape(0), *groups, *eps, *act);
+            let backward = matches!(node.op, Op::GroupNormBwd { .. });
+            norm::scratch(shape(0)[0], groups, backward) * size_of::<f64>()
+        }
+        // One direction at a time; the adjoint scales a copy first.
+        Op::Resample { .. } => shape(0).rows() / shape(0)[2] * out()[2] * out().last() * element,
+        Op::ResampleBwd { .. } => {
+            let half = shape(0).rows() / shape(0)[1] * out()[1] * shape(0).last();
+            (shape(0).count() + half) * element
+        }
+        _ => 0,
+    };
+    let multiplies = matches!(
+        node.op,
+        Op::Linear
+            | Op::LinearBwd
+            | Op::Conv2d { .. }
+            | Op::Conv2dBwd { .. }
+            | Op::Attention { .. }
+            | Op::AttentionBwd { .. }
+    );
+    if !multiplies {
+        return ours;
+    }
+    let widest = shape(0).last().max(out().last()).min(LIBRARY_DEPTH * 4);
+    ours + threads * (LIBRARY_BYTES + LIBRARY_DEPTH * widest * element)
+}

@@ -1,0 +1,45 @@
+//! What devices can do: the numbers behind floors, and how wide a grid is worth being.
+
+use crate::error::{Error, Result};
+use crate::manifest::TARGETS;
+
+/// A GPU by its limits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gpu {
+    pub name: &'static str,
+    /// The kernels' target that runs on it.
+    pub target: &'static str,
+    /// Matrix products of f16 or bf16, sums in f32. Measured on the two Hopper devices, else the data sheet's.
+    pub tflops: f64,
+    /// Between memory and chip, measured and stated alike.
+    pub gb_per_second: f64,
+}
+
+pub const GPUS: [Gpu; 4] = [
+    Gpu { name: "h100", target: "sm_90a", tflops: 798.0, gb_per_second: 3000.0 },
+    Gpu { name: "h200", target: "sm_90a", tflops: 790.0, gb_per_second: 4300.0 },
+    Gpu { name: "a100", target: "sm_80", tflops: 312.0, gb_per_second: 2039.0 },
+    Gpu { name: "rtx4090", target: "sm_80", tflops: 165.0, gb_per_second: 1008.0 },
+];
+
+impl Gpu {
+    /// The first of the table that runs binaries for `target`.
+    pub fn of_target(target: &str) -> Option<&'static Self> {
+        GPUS.iter().find(|gpu| gpu.target == target)
+    }
+
+    pub fn named(name: &str) -> Option<&'static Self> {
+        GPUS.iter().find(|gpu| gpu.name == name)
+    }
+}
+
+/// One of [`TARGETS`], by a user's word.
+pub fn target(word: &str) -> Result<&'static str> {
+    TARGETS.into_iter().find(|target| *target == word).ok_or_else(|| {
+        Error::usage("--arch", format!("expected one of {}, found `{word}`", TARGETS.join(", ")))
+    })
+}
+
+/// Most blocks of a kernel that loops over its grid: eight for each of the largest device's multiprocessors.
+/// Results do not depend on it.
+pub const MOST_BLOCKS: u32 = 8 * 132;

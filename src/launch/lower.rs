@@ -1,0 +1,320 @@
+//! From a step program to launches, without a device.
+//!
+//! Nodes become launches in the order of the plan, which also says where their results lie. What a kernel reads in
+//! another type than it was made in is copied before its first reader. A sample's row of a buffer is copied in and
+//! out by kernels that read the sample's index from the state, so that every launch is the same for all samples.
+//! Copies are placed behind the plan's arena, by the launches between which they live.
+//!
+//! Pure: equal programs, storage types and targets give equal launches.
+
+use std::collections::{HashMap, HashSet};
+
+use super::device::MOST_BLOCKS;
+use super::params::{CopyParams, DevicePtr, PointwiseParams};
+use super::place::{Place, Space, relocate};
+use super::types::{Types, of_letter, root};
+use super::{
+    Cost, DeviceBuffer, Launch, LaunchProgram, LaunchStage, LaunchStep, Operand, Storage, general, kinds,
+    weights,
+};
+use crate::error::{Error, Result};
+use crate::ir::{BufferId, Graph, Node, NodeId, Op, Row, ValueId};
+use crate::plan::{self, ALIGN, Demand, Slot, Stage, StepProgram};
+use crate::tensor::{DType, Shape};
+
+/// The launches of a step for one storage type and one of [`crate::manifest::TARGETS`].
+///
+/// # Errors
+/// [`Error::Params`] where a launch would break a rule of its kernel; [`Error::Bug`] where an operation has no
+/// kernel or the plan has too little room for a value.
+pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Result<LaunchProgram> {
+    let types = Types::of(&step.graph, storage);
+    let mut lowering = Lowering {
+        step,
+        storage,
+        steady: steady(&step.graph),
+        types,
+        launches: 0,
+        at_hand: HashMap::new(),
+        copies: Vec::new(),
+    };
+    let body = lowering.stages(&step.body)?;
+    let Lowering { types, copies, .. } = lowering;
+
+    let buffers = step.graph.buffers.iter().enumerate().map(|(index, buffer)| DeviceBuffer {
+        name: buffer.name.clone(),
+        shape: buffer.shape.clone(),
+        dtype: types.buffer(BufferId(index as u32)),
+    });
+    let (behind, placed) = (step.arena_bytes.next_multiple_of(ALIGN), plan::place(&copies));
+    let program = LaunchProgram {
+        storage,
+        target,
+        body,
+        arena_bytes: behind + placed.bytes,
+        weights: weights::place(&step.params, &param_types(step, &types)),
+        buffers: buffers.collect(),
+    };
+    let program = program.map(|launch| {
+        relocate(launch, |place| match place.space {
+            Space::Copy(index) => arena(behind + placed.offsets[index as usize]).symbol(),
+            _ => place.symbol(),
+        })
+    });
+    tracing::debug!(launches = program.steps().len(), arena_bytes = program.arena_bytes, target, "lowered");
+    Ok(program)
+}
+
+fn arena(offset: usize) -> Place {
+    Place { space: Space::Arena, offset: offset as u64 }
+}
+
+/// Types of the weights, in the order of the program's params.
+fn param_types(step: &StepProgram, types: &Types) -> Vec<DType> {
+    let mut found = vec![DType::F32; step.params.len()];
+    for index in 0..step.graph.values.len() as u32 {
+        if let Slot::Param { index: param } = step.slot(ValueId(index)) {
+            found[param] = types.value(ValueId(index));
+        }
+    }
+    found
+}
+
+/// Nodes that depend on no buffer which the step writes.
+fn steady(graph: &Graph) -> HashSet<NodeId> {
+    let order = graph.order();
+    let written: HashSet<BufferId> = order
+        .iter()
+        .filter_map(|&id| match graph.node(id).op {
+            Op::Store { buffer, .. } => Some(buffer),
+            _ => None,
+        })
+        .collect();
+    let mut steady = HashSet::new();
+    for id in order {
+        let node = graph.node(id);
+        let still = match node.op {
+            Op::Load { buffer, .. } => !written.contains(&buffer),
+            _ => node.inputs.iter().all(|&input| {
+                matches!(graph.producer(input).op, Op::Param { .. })
+                    || steady.contains(&graph.value(input).node)
+            }),
+        };
+        if still {
+            steady.insert(id);
+        }
+    }
+    steady
+}
+
+struct Lowering<'a> {
+    step: &'a StepProgram,
+    storage: Storage,
+    types: Types,
+    /// Nodes whose results no step changes.
+    steady: HashSet<NodeId>,
+    /// How many there are so far: the time of lifetimes.
+    launches: usize,
+    /// Copies that later launches of the open stages may read, by value and type.
+    at_hand: HashMap<(ValueId, DType), u32>,
+    copies: Vec<Demand>,
+}
+
+impl Lowering<'_> {
+    fn stages(&mut self, stages: &[Stage]) -> Result<Vec<LaunchStage>> {
+        stages.iter().map(|stage| self.stage(stage)).collect()
+    }
+
+    fn stage(&mut self, stage: &Stage) -> Result<LaunchStage> {
+        match stage {
+            Stage::Run(nodes) => {
+                let mut run = Vec::new();
+                for &id in nodes {
+                    self.node(id, &mut run)?;
+                }
+                Ok(LaunchStage::Run(run))
+            }
+            Stage::ForEachSample(body) => {
+                let (first, before) = (self.launches, self.copies.len());
+                let samples = self.samples(stage);
+                let body = self.inner(body)?;
+                // What was copied before the loop is read again by its next round.
+                for copy in &mut self.copies[..before] {
+                    if copy.live.end > first {
+                        copy.live.end = self.launches;
+                    }
+                }
+                Ok(LaunchStage::ForEachSample { samples, body })
+            }
+            Stage::If(flag, body) => Ok(LaunchStage::If(*flag, self.inner(body)?)),
+        }
+    }
+
+    /// A body that may not run: what it copies is of no use behind it.
+    fn inner(&mut self, body: &[Stage]) -> Result<Vec<LaunchStage>> {
+        let outer = self.at_hand.clone();
+        let body = self.stages(body);
+        self.at_hand = outer;
+        body
+    }
+
+    /// The batch: rows of a buffer that the body takes a row of.
+    fn samples(&self, stage: &Stage) -> usize {
+        let graph = &self.step.graph;
+        match stage {
+            Stage::Run(nodes) => {
+                let rows = nodes.iter().find_map(|&id| {
+                    let node = graph.node(id);
+                    let loaded = node.inputs.iter().find_map(|&input| match self.step.slot(input) {
+                        Slot::Buffer { buffer, row: Row::Sample } => Some(buffer),
+                        _ => None,
+                    });
+                    match node.op {
+                        Op::Store { buffer, row: Row::Sample } => Some(buffer),
+                        _ => loaded,
+                    }
+                });
+                rows.map_or(0, |buffer| graph.buffer(buffer).shape[0])
+            }
+            Stage::ForEachSample(body) | Stage::If(_, body) => {
+                body.iter().map(|stage| self.samples(stage)).max().unwrap_or(0)
+            }
+        }
+    }
+
+    fn node(&mut self, id: NodeId, run: &mut Vec<LaunchStep>) -> Result<()> {
+        let node = self.step.graph.node(id);
+        if let Op::Store { buffer, row } = node.op {
+            return self.store(node, buffer, row, run);
+        }
+        let Some(kinds) = kinds(&node.op) else {
+            return Err(Error::Bug(format!("`{}` ({}) has no kernel", node.name, node.op.name())));
+        };
+        let inputs = node.inputs.iter().zip(kinds.inputs.bytes());
+        let inputs: Vec<Operand> = inputs
+            .map(|(&value, letter)| self.input(node, value, of_letter(letter, self.storage), run))
+            .collect::<Result<_>>()?;
+        let outputs = node.outputs.iter().zip(kinds.outputs.bytes());
+        let outputs: Vec<Operand> = outputs
+            .map(|(&value, letter)| self.output(node, value, of_letter(letter, self.storage)))
+            .collect::<Result<_>>()?;
+        for operand in &inputs {
+            if let Some(Place { space: Space::Copy(index), .. }) = Place::of(operand.at) {
+                self.copies[index as usize].live.end = self.launches + 1;
+            }
+        }
+        let state = Place::start(Space::State).symbol();
+        let launch = general(&node.op, self.storage, MOST_BLOCKS, state, &inputs, &outputs)?;
+        let cost = Cost::of(&self.step.graph, node, kinds, self.storage);
+        self.emit(node, launch, cost, self.steady.contains(&id), run);
+        Ok(())
+    }
+
+    fn emit(&mut self, node: &Node, launch: Launch, cost: Cost, steady: bool, run: &mut Vec<LaunchStep>) {
+        run.push(LaunchStep { node: node.name.clone(), launch, cost, steady });
+        self.launches += 1;
+    }
+
+    /// Where a kernel finds an operand in the type that it reads.
+    fn input(
+        &mut self,
+        reader: &Node,
+        value: ValueId,
+        wanted: DType,
+        run: &mut Vec<LaunchStep>,
+    ) -> Result<Operand> {
+        let shape = self.step.graph.shape(value).clone();
+        let value = root(&self.step.graph, value);
+        let (place, of_sample) = self.home(value);
+        if !of_sample && self.types.value(value) == wanted {
+            return Ok(Operand { at: place.symbol(), shape });
+        }
+        let key = (value, wanted);
+        let index = match self.at_hand.get(&key) {
+            Some(&index) => index,
+            None => {
+                let index = self.copies.len() as u32;
+                let bytes = shape.count() * wanted.bytes();
+                let live = self.launches..self.launches + 1;
+                self.copies.push(Demand { bytes, live });
+                let copy = Place::start(Space::Copy(index)).symbol();
+                let from = Side { at: place.symbol(), dtype: self.types.value(value), of_sample };
+                let to = Side { at: copy, dtype: wanted, of_sample: false };
+                self.copy(reader, from, to, &shape, run)?;
+                self.at_hand.insert(key, index);
+                index
+            }
+        };
+        Ok(Operand { at: Place::start(Space::Copy(index)).symbol(), shape })
+    }
+
+    /// Where the plan has a value, and whether it is the row of the current sample.
+    fn home(&self, value: ValueId) -> (Place, bool) {
+        match self.step.slot(value) {
+            Slot::Param { index } => (Place::start(Space::Weight(index as u32)), false),
+            Slot::Buffer { buffer, row } => (Place::start(Space::Buffer(buffer.0)), row == Row::Sample),
+            Slot::Arena { offset, .. } => (arena(offset), false),
+        }
+    }
+
+    fn output(&self, node: &Node, value: ValueId, dtype: DType) -> Result<Operand> {
+        let shape = self.step.graph.shape(value).clone();
+        match self.step.slot(value) {
+            Slot::Arena { offset, bytes } if bytes >= shape.count() * dtype.bytes() => {
+                Ok(Operand { at: arena(offset).symbol(), shape })
+            }
+            slot => Err(Error::Bug(format!("`{}` makes {shape} in {dtype} at {slot:?}", node.name))),
+        }
+    }
+
+    fn store(&mut self, node: &Node, buffer: BufferId, row: Row, run: &mut Vec<LaunchStep>) -> Result<()> {
+        let value = root(&self.step.graph, node.inputs[0]);
+        let (place, of_sample) = self.home(value);
+        let from = Side { at: place.symbol(), dtype: self.types.value(value), of_sample };
+        let at = Place::start(Space::Buffer(buffer.0)).symbol();
+        let to = Side { at, dtype: self.types.buffer(buffer), of_sample: row == Row::Sample };
+        let shape = self.step.graph.shape(node.inputs[0]).clone();
+        self.copy(node, from, to, &shape, run)
+    }
+
+    fn copy(
+        &mut self,
+        node: &Node,
+        from: Side,
+        to: Side,
+        shape: &Shape,
+        run: &mut Vec<LaunchStep>,
+    ) -> Result<()> {
+        let count = shape.count();
+        let grid = [u32::try_from(count.div_ceil(256)).unwrap_or(u32::MAX).clamp(1, MOST_BLOCKS), 1, 1];
+        let types = format!("{}_{}", from.dtype, to.dtype);
+        let launch = if from.of_sample || to.of_sample || from.dtype == to.dtype {
+            let row = |side: Side| if side.of_sample { count as i64 } else { 0 };
+            let params = CopyParams {
+                state: Place::start(Space::State).symbol(),
+                x: from.at,
+                out: to.at,
+                count: count as i64,
+                x_row: row(from),
+                out_row: row(to),
+            };
+            Launch::new(&format!("copy_{types}"), grid, &params)?
+        } else {
+            let params =
+                PointwiseParams { x: from.at, out: to.at, count: count as i64, ..Default::default() };
+            Launch::new(&format!("cast_{types}"), grid, &params)?
+        };
+        let bytes = (count * (from.dtype.bytes() + to.dtype.bytes())) as u64;
+        self.emit(node, launch, Cost { flops: 0, bytes }, false, run);
+        Ok(())
+    }
+}
+
+/// One side of a copy.
+#[derive(Clone, Copy)]
+struct Side {
+    at: DevicePtr,
+    dtype: DType,
+    /// The row of the current sample of what lies there.
+    of_sample: bool,
+}

@@ -1,0 +1,149 @@
+//! A step as launches: a value that prints itself and that any device runs.
+
+use std::fmt;
+
+use super::{Cost, Launch, Storage, Weight};
+use crate::ir::{BufferId, Flag};
+use crate::tensor::{DType, Shape};
+
+/// One step (or the encoding of a text, or the decoding of latents) as launches. It needs the memory that
+/// [`super::Space`] lists; what runs in which order is [`LaunchProgram::body`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct LaunchProgram {
+    pub storage: Storage,
+    /// One of [`crate::manifest::TARGETS`].
+    pub target: &'static str,
+    pub body: Vec<LaunchStage>,
+    pub arena_bytes: usize,
+    pub weights: Vec<Weight>,
+    /// By [`BufferId`].
+    pub buffers: Vec<DeviceBuffer>,
+}
+
+/// A named buffer on the device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviceBuffer {
+    pub name: String,
+    pub shape: Shape,
+    pub dtype: DType,
+}
+
+impl DeviceBuffer {
+    pub fn bytes(&self) -> usize {
+        self.shape.count() * self.dtype.bytes()
+    }
+}
+
+/// A piece of the body, in running order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LaunchStage {
+    Run(Vec<LaunchStep>),
+    /// Launches inside find the sample's index in the state; nothing else in them depends on it.
+    ForEachSample {
+        samples: usize,
+        body: Vec<LaunchStage>,
+    },
+    /// The flag of a sample is the number at its index in an f32 buffer: not zero runs the body.
+    If(Flag, Vec<LaunchStage>),
+}
+
+/// One launch and what it is for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LaunchStep {
+    /// The path of the graph's node.
+    pub node: String,
+    pub launch: Launch,
+    pub cost: Cost,
+    /// Whether it reads nothing that steps change, the time aside: the projections of text and time. They
+    /// could run once a prompt and once a schedule.
+    pub steady: bool,
+}
+
+impl LaunchProgram {
+    /// All launches in running order, as if every loop ran once and every flag were set.
+    pub fn steps(&self) -> Vec<&LaunchStep> {
+        fn walk<'p>(stages: &'p [LaunchStage], steps: &mut Vec<&'p LaunchStep>) {
+            for stage in stages {
+                match stage {
+                    LaunchStage::Run(run) => steps.extend(run),
+                    LaunchStage::ForEachSample { body, .. } | LaunchStage::If(_, body) => walk(body, steps),
+                }
+            }
+        }
+        let mut steps = Vec::new();
+        walk(&self.body, &mut steps);
+        steps
+    }
+
+    /// The same program with every launch replaced.
+    pub fn map(&self, mut change: impl FnMut(&Launch) -> Launch) -> Self {
+        fn stages(all: &[LaunchStage], change: &mut dyn FnMut(&Launch) -> Launch) -> Vec<LaunchStage> {
+            let stage = |stage: &LaunchStage| match stage {
+                LaunchStage::Run(run) => {
+                    let step = |s: &LaunchStep| LaunchStep { launch: change(&s.launch), ..s.clone() };
+                    LaunchStage::Run(run.iter().map(step).collect())
+                }
+                LaunchStage::ForEachSample { samples, body } => {
+                    LaunchStage::ForEachSample { samples: *samples, body: stages(body, change) }
+                }
+                LaunchStage::If(flag, body) => LaunchStage::If(*flag, stages(body, change)),
+            };
+            all.iter().map(stage).collect()
+        }
+        Self { body: stages(&self.body, &mut change), ..self.clone() }
+    }
+
+    /// The buffer of that name.
+    pub fn buffer(&self, name: &str) -> Option<(BufferId, &DeviceBuffer)> {
+        let index = self.buffers.iter().position(|buffer| buffer.name == name)?;
+        Some((BufferId(index as u32), &self.buffers[index]))
+    }
+
+    /// Bytes of all weights in one piece of memory.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.last().map_or(0, |last| last.offset + last.bytes)
+    }
+
+    pub fn buffer_bytes(&self) -> usize {
+        self.buffers.iter().map(DeviceBuffer::bytes).sum()
+    }
+
+    /// Work of one step in which every flag is set; what a loop holds counts once a sample.
+    pub fn cost(&self) -> Cost {
+        self.sum(|_| true)
+    }
+
+    /// The share of it that steps do not change; see [`LaunchStep::steady`].
+    pub fn steady_cost(&self) -> Cost {
+        self.sum(|step| step.steady)
+    }
+
+    fn sum(&self, counts: impl Fn(&LaunchStep) -> bool) -> Cost {
+        fn walk(stages: &[LaunchStage], times: u64, counts: &dyn Fn(&LaunchStep) -> bool, sum: &mut Cost) {
+            for stage in stages {
+                match stage {
+                    LaunchStage::Run(run) => {
+                        for step in run.iter().filter(|step| counts(step)) {
+                            *sum += step.cost.times(times);
+                        }
+                    }
+                    LaunchStage::ForEachSample { samples, body } => {
+                        walk(body, times * *samples as u64, counts, sum);
+                    }
+                    LaunchStage::If(_, body) => walk(body, times, counts, sum),
+                }
+            }
+        }
+        let mut sum = Cost::default();
+        walk(&self.body, 1, &counts, &mut sum);
+        sum
+    }
+}
+
+impl fmt::Display for LaunchStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Launch { kernel, grid: [x, y, z], .. } = &self.launch;
+        let grid = format!("{x}x{y}x{z}");
+        write!(f, "{:<22} {:<12} {:>4} {:>6}", kernel.name, grid, kernel.threads, kernel.shared_bytes)
+    }
+}

@@ -1,0 +1,176 @@
+//! Weights as kernels want them: filters `[o, r, s, c]` and everything else as it is stored, each tensor in the
+//! type its kernels read. Gradients read the same bytes as the forward pass.
+//!
+//! Where everything goes is known before anything is read; a tensor is then packed piece by piece, so that beside
+//! the tensor as it was read there is one piece in memory.
+
+use half::{bf16, f16};
+
+use crate::error::{Error, Result};
+use crate::ir::Layout;
+use crate::plan::{ALIGN, Param};
+use crate::tensor::DType;
+
+/// A weight on the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Weight {
+    pub param: Param,
+    pub dtype: DType,
+    /// In one piece of memory that holds all weights of the program.
+    pub offset: usize,
+    pub bytes: usize,
+}
+
+/// One place after the other, in the order of the program's params.
+pub(super) fn place(params: &[Param], dtypes: &[DType]) -> Vec<Weight> {
+    let mut offset = 0;
+    let weights = params.iter().zip(dtypes).map(|(param, &dtype)| {
+        let bytes = param.shape.count() * dtype.bytes();
+        let weight = Weight { param: param.clone(), dtype, offset, bytes };
+        offset += bytes.next_multiple_of(ALIGN);
+        weight
+    });
+    weights.collect()
+}
+
+/// Elements that are converted at a time.
+const PIECE: usize = 1 << 18;
+
+impl Weight {
+    /// Converts the elements of a checkpoint and hands them to `write` in pieces, with the byte at which each
+    /// begins.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] where an element is too large for the type; and those of `write`.
+    pub fn pack(&self, stored: &[f32], write: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
+        match (self.param.layout, &self.param.shape[..]) {
+            (Layout::Filter, &[_, r, s, c]) if r * s > 1 => {
+                let taps = r * s;
+                let mut channels_last = stored.chunks_exact(c * taps).flat_map(|filter| {
+                    (0..taps).flat_map(move |tap| (0..c).map(move |channel| filter[channel * taps + tap]))
+                });
+                self.convert(&mut channels_last, write)
+            }
+            _ => self.convert(&mut stored.iter().copied(), write),
+        }
+    }
+
+    fn convert(
+        &self,
+        values: &mut dyn Iterator<Item = f32>,
+        write: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut piece = Vec::with_capacity(PIECE.min(self.param.shape.count()) * self.dtype.bytes());
+        let mut written = 0;
+        for value in values {
+            if !push(self.dtype, value, &mut piece) {
+                let tensor = self.param.name.clone();
+                return Err(Error::Overflow { tensor, value, dtype: self.dtype.name() });
+            }
+            if piece.len() == PIECE * self.dtype.bytes() {
+                write(written, &piece)?;
+                written += piece.len();
+                piece.clear();
+            }
+        }
+        if piece.is_empty() { Ok(()) } else { write(written, &piece) }
+    }
+}
+
+/// Appends a number in a type; false if it is finite but too large for it.
+fn push(dtype: DType, value: f32, bytes: &mut Vec<u8>) -> bool {
+    match dtype {
+        DType::F16 => {
+            let stored = f16::from_f32(value);
+            bytes.extend(stored.to_le_bytes());
+            stored.is_finite() || !value.is_finite()
+        }
+        DType::BF16 => {
+            let stored = bf16::from_f32(value);
+            bytes.extend(stored.to_le_bytes());
+            stored.is_finite() || !value.is_finite()
+        }
+        _ => {
+            bytes.extend(value.to_le_bytes());
+            true
+        }
+    }
+}
+
+/// Numbers in a type, rounded to nearest; too large ones become infinite.
+pub fn to_bytes(dtype: DType, values: &[f32]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(values.len() * dtype.bytes());
+    for &value in values {
+        push(dtype, value, &mut bytes);
+    }
+    bytes
+}
+
+/// The numbers behind bytes of a type.
+pub fn from_bytes(dtype: DType, bytes: &[u8]) -> Vec<f32> {
+    let halves = || bytes.as_chunks().0.iter().copied();
+    match dtype {
+        DType::F16 => halves().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
+        DType::BF16 => halves().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
+        _ => bytes.as_chunks().0.iter().map(|&four| f32::from_le_bytes(four)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weight(shape: &[usize], layout: Layout, dtype: DType) -> Weight {
+        let param = Param { name: "unet.x.weight".to_owned(), shape: shape.into(), layout };
+        place(&[param], &[dtype]).remove(0)
+    }
+
+    fn packed(weight: &Weight, stored: &[f32]) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; weight.bytes];
+        weight.pack(stored, &mut |at, piece| {
+            bytes[at..at + piece.len()].copy_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
+    #[test]
+    fn filters_get_their_channels_last_and_nothing_else_moves() {
+        // [o, c, r, s] = [1, 2, 1, 3] seen as [o, r, s, c].
+        let filter = weight(&[1, 1, 3, 2], Layout::Filter, DType::F32);
+        let bytes = packed(&filter, &[0.0, 1.0, 2.0, 10.0, 11.0, 12.0]).expect("small numbers");
+        assert_eq!(from_bytes(DType::F32, &bytes), [0.0, 10.0, 1.0, 11.0, 2.0, 12.0]);
+        let matrix = weight(&[2, 3], Layout::Plain, DType::BF16);
+        let bytes = packed(&matrix, &[1.0, -2.0, 3.0, 0.5, 0.25, -0.125]).expect("small numbers");
+        assert_eq!(from_bytes(DType::BF16, &bytes), [1.0, -2.0, 3.0, 0.5, 0.25, -0.125]);
+    }
+
+    #[test]
+    fn pieces_join_to_the_whole() {
+        let count = 2 * PIECE + 5;
+        let long = weight(&[count], Layout::Plain, DType::F16);
+        let stored: Vec<f32> = (0..count).map(|i| (i % 1000) as f32).collect();
+        let bytes = packed(&long, &stored).expect("small numbers");
+        assert_eq!(from_bytes(DType::F16, &bytes), stored);
+    }
+
+    #[test]
+    fn a_number_that_is_too_large_names_its_tensor() {
+        let matrix = weight(&[1, 2], Layout::Plain, DType::F16);
+        assert!(packed(&matrix, &[65504.0, -65519.0]).is_ok());
+        let error = packed(&matrix, &[1.0, 65520.0]).expect_err("beyond f16");
+        let text = error.to_string();
+        assert!(text.contains("`unet.x.weight`") && text.contains("65520") && text.contains("f16"), "{text}");
+        assert!(packed(&weight(&[1, 2], Layout::Plain, DType::BF16), &[1.0, 65520.0]).is_ok());
+    }
+
+    #[test]
+    fn places_are_aligned_and_apart() {
+        let params: Vec<Param> = [[3, 5], [1, 1], [128, 1]]
+            .map(|shape| Param { name: String::new(), shape: shape.into(), layout: Layout::Plain })
+            .into();
+        let weights = place(&params, &[DType::F16, DType::F32, DType::F16]);
+        let places: Vec<_> = weights.iter().map(|w| (w.offset, w.bytes)).collect();
+        assert_eq!(places, [(0, 30), (256, 4), (512, 256)]);
+    }
+}

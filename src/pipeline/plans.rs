@@ -1,0 +1,226 @@
+//! All programs of a generation, planned before a weight is read, and the memory that they take together.
+//!
+//! Programs run one after the other and share one arena. Texts are encoded first, and with them the concepts;
+//! their weights and buffers are gone before the step's are loaded. What is in memory at once:
+//!
+//! | phase | weights | arena and scratch | buffers |
+//! |---|---|---|---|
+//! | texts | text encoder | its own | its own |
+//! | concepts | the guard's text tower | its own | its own |
+//! | images | UNet, decoder, vision tower | the larger of step and decode | those of step and decode |
+
+use std::collections::BTreeMap;
+
+use super::blueprint::Blueprint;
+use super::programs::{self, Steering, StepSpec};
+use crate::error::{Error, Result};
+use crate::ir::{Cost, Graph, Item};
+use crate::passes;
+use crate::plan::{Fit, Fuse, Planner, StepProgram, Storage};
+
+/// Whom the plans are for.
+pub struct Target<'a> {
+    pub storage: Storage,
+    pub fuse: Fuse,
+    /// Bytes that running a program takes at most besides its weights, buffers and arena.
+    pub scratch: &'a dyn Fn(&StepProgram) -> usize,
+    /// The prompt's text encoder stays in memory while images are made, as a server would have it. One copy
+    /// of every weight: a guard's text tower of the same sizes is the same tower.
+    pub keep_text: bool,
+}
+
+/// The programs of a generation.
+#[derive(Clone, Debug)]
+pub struct Plans {
+    pub text: StepProgram,
+    /// For methods with concepts.
+    pub concepts: Option<StepProgram>,
+    pub step: StepProgram,
+    pub decode: StepProgram,
+}
+
+/// What is in memory at the busiest moment of a generation, and what of it the rest could do without.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub weights_bytes: usize,
+    /// Results of the forward pass that wait for the backward pass.
+    pub kept_bytes: usize,
+    /// All other activations.
+    pub live_bytes: usize,
+    /// What operations need for themselves while they run.
+    pub workspace_bytes: usize,
+    /// Bytes of the arena that hold nothing at the busiest moment.
+    pub waste_bytes: usize,
+    /// Named buffers, which outlive a step.
+    pub buffer_bytes: usize,
+    /// The node that runs at the busiest moment.
+    pub peak_step: String,
+    /// Second runs of one step of the whole batch, and everything that it runs.
+    pub extra_flops: u64,
+    pub step_flops: u64,
+}
+
+impl Memory {
+    pub fn total_bytes(&self) -> usize {
+        self.weights_bytes + self.kept_bytes + self.transient_bytes()
+    }
+
+    /// All that is neither a weight nor kept for the backward pass.
+    pub fn transient_bytes(&self) -> usize {
+        self.live_bytes + self.workspace_bytes + self.waste_bytes + self.buffer_bytes
+    }
+
+    fn of_phase(weights: usize, programs: &[&StepProgram], target: &Target<'_>) -> Self {
+        let need = |program: &&&StepProgram| program.arena_bytes + (target.scratch)(program);
+        let Some(busiest) = programs.iter().max_by_key(need) else { return Self::default() };
+        let arena = programs.iter().map(|program| program.arena_bytes).max().unwrap_or(0);
+        let peak = &busiest.peak;
+        Self {
+            weights_bytes: weights,
+            kept_bytes: peak.kept_bytes,
+            live_bytes: peak.transient_bytes,
+            workspace_bytes: peak.workspace_bytes + (target.scratch)(busiest),
+            waste_bytes: arena - peak.kept_bytes - peak.transient_bytes - peak.workspace_bytes,
+            buffer_bytes: programs.iter().map(|program| program.buffer_bytes()).sum(),
+            peak_step: peak.step.clone(),
+            extra_flops: 0,
+            step_flops: 0,
+        }
+    }
+}
+
+impl Plans {
+    /// Plans everything within `limit` bytes.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] with the smallest limit that works, and what takes most of it.
+    pub fn new(
+        blueprint: &Blueprint,
+        spec: &StepSpec,
+        target: &Target<'_>,
+        limit: Option<usize>,
+    ) -> Result<Self> {
+        let drafts = Drafts::new(blueprint, spec, target)?;
+        let Some(limit) = limit else { return drafts.plain() };
+        drafts.within(limit, spec, target)
+    }
+
+    /// All plans that are worth having, from the one without a limit to the smallest.
+    pub fn frontier(blueprint: &Blueprint, spec: &StepSpec, target: &Target<'_>) -> Result<Vec<Self>> {
+        let drafts = Drafts::new(blueprint, spec, target)?;
+        let steps = drafts.step.frontier()?;
+        Ok(steps.into_iter().map(|step| Self { step, ..drafts.rest.clone() }).collect())
+    }
+
+    /// The busiest moment of all phases.
+    pub fn memory(&self, spec: &StepSpec, target: &Target<'_>) -> Memory {
+        let text = weights(&[&self.text], target);
+        let towers: Vec<&StepProgram> = [&self.text].into_iter().chain(&self.concepts).collect();
+        let kept = if target.keep_text { text } else { 0 };
+        let images = kept + weights(&[&self.step, &self.decode], target);
+        let mut phases = vec![
+            Memory::of_phase(text, &[&self.text], target),
+            Memory::of_phase(images, &[&self.step, &self.decode], target),
+        ];
+        if let Some(concepts) = &self.concepts {
+            let both = if target.keep_text { weights(&towers, target) } else { weights(&[concepts], target) };
+            phases.push(Memory::of_phase(both, &[concepts], target));
+        }
+        let most = phases.into_iter().max_by_key(Memory::total_bytes).expect("there are two phases");
+        let (all, second) = (flops(&self.step.graph, spec.batch), self.step.extra_flops);
+        Memory { extra_flops: second * spec.batch as u64, step_flops: all, ..most }
+    }
+}
+
+/// Graphs that are not planned yet, and plans that no limit changes.
+struct Drafts {
+    step: Planner,
+    /// All programs, the step's without a limit.
+    rest: Plans,
+}
+
+impl Drafts {
+    fn new(blueprint: &Blueprint, spec: &StepSpec, target: &Target<'_>) -> Result<Self> {
+        let planner = |graph: Graph| Planner::new(passes::run_all(graph)?, target.storage, target.fuse);
+        let concepts = match (&spec.steering, &blueprint.clip) {
+            (Steering::X0(_) | Steering::Xt { .. }, Some(clip)) => {
+                Some(planner(programs::embed_text(&clip.text)?)?.plan()?)
+            }
+            _ => None,
+        };
+        let step = planner(programs::step(&blueprint.unet, spec)?)?;
+        let rest = Plans {
+            text: planner(programs::encode_text(&blueprint.text, spec.tokens)?)?.plan()?,
+            concepts,
+            decode: planner(programs::decode(&blueprint.decoder, spec.height, spec.width)?)?.plan()?,
+            step: step.plan()?,
+        };
+        Ok(Self { step, rest })
+    }
+
+    fn plain(self) -> Result<Plans> {
+        Ok(self.rest)
+    }
+
+    fn within(self, limit: usize, spec: &StepSpec, target: &Target<'_>) -> Result<Plans> {
+        let total = |plans: &Plans| plans.memory(spec, target).total_bytes();
+        if total(&self.rest) <= limit {
+            return self.plain();
+        }
+        // All but the step's arena and what its operations need for themselves.
+        let step = &self.rest.step;
+        let phase = [step, &self.rest.decode].map(|program| program.buffer_bytes()).iter().sum::<usize>();
+        let text = if target.keep_text { weights(&[&self.rest.text], target) } else { 0 };
+        let fixed = phase + text + weights(&[step, &self.rest.decode], target) + (target.scratch)(step);
+        let fit = self.step.within(limit.saturating_sub(fixed))?;
+        let (Fit::Fits(step) | Fit::Smallest(step)) = fit;
+        let plans = Plans { step: *step, ..self.rest };
+        if total(&plans) <= limit {
+            return Ok(plans);
+        }
+        let memory = plans.memory(spec, target);
+        let activations = memory.kept_bytes + memory.live_bytes + memory.waste_bytes;
+        let parts = [
+            (memory.weights_bytes, "the weights".to_owned()),
+            (activations, format!("activations, at `{}`", memory.peak_step)),
+            (memory.workspace_bytes, format!("the workspace of `{}`", memory.peak_step)),
+            (memory.buffer_bytes, "the buffers".to_owned()),
+        ];
+        let (most, what) = parts.iter().max_by_key(|(bytes, _)| *bytes).expect("there are four");
+        Err(Error::OutOfMemory {
+            what: format!("this run does not fit into {limit} bytes: the smallest plan"),
+            needed_bytes: memory.total_bytes() as u64,
+            hint: format!("; most of them, {most}, are {what}"),
+        })
+    }
+}
+
+/// Bytes of the weights of several programs, each once.
+fn weights(programs: &[&StepProgram], target: &Target<'_>) -> usize {
+    let mut bytes = BTreeMap::new();
+    for param in programs.iter().flat_map(|program| &program.params) {
+        // The towers of texts go by different names but are one where both are in memory.
+        let name = if target.keep_text { tower(&param.name) } else { &param.name };
+        bytes.insert((name.to_owned(), param.shape.to_vec()), target.storage.param_bytes(&param.shape));
+    }
+    bytes.values().sum()
+}
+
+/// The name of a weight inside its text tower.
+fn tower(name: &str) -> &str {
+    let inside = ["text_encoder.", "clip."].iter().find_map(|prefix| name.strip_prefix(prefix));
+    inside.filter(|name| name.starts_with("text_model.")).unwrap_or(name)
+}
+
+/// Contractions of one step; a for-each-sample body counts `batch` times, a gate as open.
+fn flops(graph: &Graph, batch: usize) -> u64 {
+    fn of(graph: &Graph, items: &[Item], batch: u64) -> u64 {
+        let item = |item: &Item| match item {
+            Item::Node(id) => Cost::of(graph, graph.node(*id), 1).flops,
+            Item::ForEachSample(body) => batch * of(graph, body, batch),
+            Item::If(_, body) => of(graph, body, batch),
+        };
+        items.iter().map(item).sum()
+    }
+    of(graph, &graph.body, batch as u64)
+}

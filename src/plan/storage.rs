@@ -1,0 +1,102 @@
+//! How many bytes everything takes: the types that values, weights and buffers are stored in.
+
+use crate::ir::{Buffer, Graph, Node, Op, ValueId};
+use crate::tensor::{DType, Shape};
+
+/// The types of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// Every number in this many bytes, as the CPU backend has it.
+    Uniform(usize),
+    /// A 16-bit type for activations and weights. Latents, epsilon, x0, momentum, gradients with respect to
+    /// latents, scores and log-sum-exps are f32, and so are the weights of one extent (biases, scales and
+    /// shifts of norms), which kernels read as f32.
+    Half(DType),
+}
+
+/// Scores of a composed attention that are in memory at once, at most: chunks of queries are as long as that.
+const COMPOSED_SCORES: usize = 16 << 20;
+/// Widest head that the attention kernels take whole.
+const WIDEST_HEAD: usize = 160;
+
+impl Storage {
+    /// f32 for a run on the CPU, or what a device stores.
+    pub fn of(dtype: DType) -> Self {
+        match dtype {
+            DType::F16 | DType::BF16 => Self::Half(dtype),
+            _ => Self::Uniform(dtype.bytes()),
+        }
+    }
+
+    /// Bytes of one element of an activation.
+    pub fn element_bytes(self) -> usize {
+        match self {
+            Self::Uniform(bytes) => bytes,
+            Self::Half(dtype) => dtype.bytes(),
+        }
+    }
+
+    /// Bytes of a value that is neither a weight nor a buffer.
+    pub fn value_bytes(self, graph: &Graph, value: ValueId) -> usize {
+        let node = graph.producer(value);
+        let position = node.outputs.iter().position(|&output| output == value).unwrap_or(0);
+        let bytes = match self {
+            Self::Half(_) if is_single(&node.op, position) => DType::F32.bytes(),
+            _ => self.element_bytes(),
+        };
+        graph.shape(value).count() * bytes
+    }
+
+    pub fn param_bytes(self, shape: &Shape) -> usize {
+        let bytes = match self {
+            Self::Half(_) if shape.len() == 1 => DType::F32.bytes(),
+            _ => self.element_bytes(),
+        };
+        shape.count() * bytes
+    }
+
+    pub fn buffer_bytes(self, buffer: &Buffer) -> usize {
+        let bytes = match (self, buffer.dtype) {
+            (_, DType::I32) => DType::I32.bytes(),
+            (Self::Uniform(bytes), _) => bytes,
+            // Texts as the UNet reads them are activations; everything else is what the host and the
+            // sampler's f32 arithmetic see.
+            (Self::Half(dtype), _) if buffer.shape.len() == 3 => dtype.bytes(),
+            (Self::Half(_), _) => DType::F32.bytes(),
+        };
+        buffer.shape.count() * bytes
+    }
+
+    /// Bytes of the arena that a node needs for itself while it runs. On the CPU scratch is the business of
+    /// the operations (`cpu::scratch_bytes`) and not of the arena.
+    pub fn workspace_bytes(self, graph: &Graph, node: &Node) -> usize {
+        let Self::Half(_) = self else { return 0 };
+        let (heads, backward) = match node.op {
+            Op::Attention { heads, .. } => (heads, false),
+            Op::AttentionBwd { heads, .. } => (heads, true),
+            _ => return 0,
+        };
+        let (q, k) = (graph.shape(node.inputs[0]), graph.shape(node.inputs[1]));
+        // rowsum(dO * O), like the log-sum-exps.
+        let delta = if backward { q[0] * heads * q[1] * DType::F32.bytes() } else { 0 };
+        if q[2] / heads <= WIDEST_HEAD {
+            return delta;
+        }
+        // Composed of products over chunks of queries: scores in f32, and their gradient.
+        let scores = (heads * q[1] * k[1] * DType::F32.bytes()).min(COMPOSED_SCORES);
+        delta + if backward { 2 * scores } else { scores }
+    }
+}
+
+/// Whether result `position` of an operation is f32 whatever activations are stored in.
+fn is_single(op: &Op, position: usize) -> bool {
+    match op {
+        Op::CfgX0 | Op::SldX0 | Op::DdimUnguide { .. } | Op::GuideEps { .. } | Op::FrozenPullback => true,
+        // The latents' gradient is one of the sampler's numbers, the rows' goes on through the UNet.
+        Op::CfgX0Bwd { .. } => position == 0,
+        Op::Attention { .. } => position == 1,
+        // The embedding's gradient goes on through the vision tower.
+        Op::ClipCosine { .. } => position != 3,
+        _ => false,
+    }
+}

@@ -1,0 +1,214 @@
+//! The simulated device as a backend: the launches of a step, run one after the other by the kernels themselves.
+//!
+//! Slow but complete: what a GPU would be given is what runs here, so whole images prove packing, lowering and
+//! kernels together. Every buffer, the arena, the state and every weight is memory of its own whose neighbourhood
+//! faults; the arena begins as NaN.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytemuck::bytes_of;
+
+use super::{Mode, Simt};
+use crate::backend::{Backend, Program, Stop, WeightSource};
+use crate::error::{Error, Result};
+use crate::ir::Flag;
+use crate::launch::params::{self, DevicePtr};
+use crate::launch::{
+    LaunchProgram, LaunchStage, LaunchStep, Space, Storage, Weight, from_bytes, lower, relocate, to_bytes,
+};
+use crate::plan::{StepProgram, StepState};
+use crate::tensor::DType;
+
+/// What the launches are made for: the forms that every GPU since Ampere runs.
+const TARGET: &str = "sm_80";
+
+/// A device that is this process' own CPU.
+pub struct SimtDevice {
+    storage: Storage,
+    weights: Arc<Mutex<Weights>>,
+}
+
+/// Weights that programs have in common; they stay as long as the device or one of its programs.
+#[derive(Default)]
+struct Weights {
+    simt: Simt,
+    held: HashMap<(String, DType), DevicePtr>,
+}
+
+impl SimtDevice {
+    pub fn new(storage: Storage) -> Self {
+        Self { storage, weights: Arc::default() }
+    }
+
+    /// [`Backend::load`] with its own type.
+    pub fn load_program(&self, step: StepProgram, source: &dyn WeightSource) -> Result<SimtProgram> {
+        let program = lower(&step, self.storage, TARGET)?;
+        let mut shared = lock(&self.weights);
+        let weights: Vec<DevicePtr> =
+            program.weights.iter().map(|weight| shared.take(weight, source)).collect::<Result<_>>()?;
+        drop(shared);
+        let mut simt = Simt::new();
+        let arena = simt.alloc(program.arena_bytes);
+        let state = simt.alloc(size_of::<params::StepState>());
+        let buffers: Vec<DevicePtr> =
+            program.buffers.iter().map(|buffer| simt.put(&vec![0; buffer.bytes()])).collect();
+        let launches = program.map(|launch| {
+            relocate(launch, |place| {
+                let base = match place.space {
+                    Space::Arena => arena,
+                    Space::State => state,
+                    Space::Weight(index) => weights[index as usize],
+                    Space::Buffer(index) => buffers[index as usize],
+                    Space::Copy(_) => unreachable!("a lowered program has settled its copies"),
+                };
+                DevicePtr(base.0 + place.offset)
+            })
+        });
+        Ok(SimtProgram { step, launches, simt, state, buffers, _weights: Arc::clone(&self.weights) })
+    }
+}
+
+fn lock(weights: &Mutex<Weights>) -> MutexGuard<'_, Weights> {
+    weights.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Weights {
+    /// Where a weight is; it is read and packed at its first use.
+    fn take(&mut self, weight: &Weight, source: &dyn WeightSource) -> Result<DevicePtr> {
+        let key = (weight.param.name.clone(), weight.dtype);
+        if let Some(&at) = self.held.get(&key) {
+            return Ok(at);
+        }
+        let stored = source.load(&weight.param.name, &weight.param.stored_shape())?;
+        let at = self.simt.alloc(weight.bytes);
+        weight.pack(&stored, &mut |offset, piece| {
+            self.simt.write(at, offset, piece);
+            Ok(())
+        })?;
+        self.held.insert(key, at);
+        Ok(at)
+    }
+}
+
+impl Backend for SimtDevice {
+    fn name(&self) -> &'static str {
+        "simt"
+    }
+
+    fn load(&self, step: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>> {
+        Ok(Box::new(self.load_program(step, weights)?))
+    }
+}
+
+/// A program with its own memory.
+pub struct SimtProgram {
+    step: StepProgram,
+    /// With addresses.
+    launches: LaunchProgram,
+    simt: Simt,
+    state: DevicePtr,
+    buffers: Vec<DevicePtr>,
+    /// Launches have addresses in there.
+    _weights: Arc<Mutex<Weights>>,
+}
+
+impl SimtProgram {
+    /// What runs, with this device's addresses.
+    pub fn launches(&self) -> &LaunchProgram {
+        &self.launches
+    }
+
+    fn stages(&mut self, stages: &[LaunchStage], state: &mut StepState, stop: &Stop) -> Result<()> {
+        for stage in stages {
+            match stage {
+                LaunchStage::Run(run) => {
+                    for step in run {
+                        stop.check()?;
+                        self.launch(step)?;
+                    }
+                }
+                LaunchStage::ForEachSample { samples, body } => {
+                    for sample in 0..*samples {
+                        state.sample = sample as u32;
+                        self.set_state(state);
+                        self.stages(body, state, stop)?;
+                    }
+                }
+                LaunchStage::If(flag, body) => {
+                    let runs = match flag {
+                        Flag::Window => state.window,
+                        Flag::Sample(buffer) => self.flag(buffer.0 as usize, state.sample as usize),
+                    };
+                    if runs {
+                        self.stages(body, state, stop)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn launch(&mut self, step: &LaunchStep) -> Result<()> {
+        let ran = self.simt.run(&step.launch, Mode::FAST);
+        ran.map(drop).map_err(|error| Error::Bug(format!("`{}` on the simulated device: {error}", step.node)))
+    }
+
+    fn set_state(&mut self, state: &StepState) {
+        self.simt.write(self.state, 0, bytes_of(&params::StepState::from(state)));
+    }
+
+    fn flag(&self, buffer: usize, sample: usize) -> bool {
+        from_bytes(self.launches.buffers[buffer].dtype, &self.simt.get(self.buffers[buffer]))[sample] != 0.0
+    }
+
+    /// A buffer of numbers, or of indices.
+    fn find(&self, name: &str, indices: bool) -> Result<(DevicePtr, DType, usize)> {
+        let found = self.launches.buffer(name).filter(|(_, buffer)| (buffer.dtype == DType::I32) == indices);
+        let (id, buffer) = found.ok_or_else(|| Error::Bug(format!("no such buffer `{name}`")))?;
+        Ok((self.buffers[id.0 as usize], buffer.dtype, buffer.shape.count()))
+    }
+
+    fn fill(
+        &mut self,
+        name: &str,
+        indices: bool,
+        count: usize,
+        bytes: impl Fn(DType) -> Vec<u8>,
+    ) -> Result<()> {
+        let (at, dtype, room) = self.find(name, indices)?;
+        if room != count {
+            return Err(Error::Bug(format!("buffer `{name}` does not take {count} elements")));
+        }
+        self.simt.write(at, 0, &bytes(dtype));
+        Ok(())
+    }
+}
+
+impl Program for SimtProgram {
+    fn step(&self) -> &StepProgram {
+        &self.step
+    }
+
+    fn write(&mut self, buffer: &str, data: &[f32]) -> Result<()> {
+        self.fill(buffer, false, data.len(), |dtype| to_bytes(dtype, data))
+    }
+
+    fn write_indices(&mut self, buffer: &str, data: &[i32]) -> Result<()> {
+        self.fill(buffer, true, data.len(), |_| bytemuck::cast_slice(data).to_vec())
+    }
+
+    fn read(&self, buffer: &str) -> Result<Vec<f32>> {
+        let (at, dtype, _) = self.find(buffer, false)?;
+        Ok(from_bytes(dtype, &self.simt.get(at)))
+    }
+
+    fn run(&mut self, state: &StepState, stop: &Stop) -> Result<()> {
+        let mut state = state.clone();
+        self.set_state(&state);
+        let stages = std::mem::take(&mut self.launches.body);
+        let result = self.stages(&stages, &mut state, stop);
+        self.launches.body = stages;
+        result
+    }
+}
