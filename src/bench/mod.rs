@@ -1,5 +1,6 @@
 //! Microbenchmarks: what kernels cost, predicted and measured.
 
+pub mod kernels;
 pub mod occupancy;
 pub mod opcodes;
 pub mod statistics;

@@ -29,6 +29,8 @@ pub enum Command {
     Inspect(Box<InspectArgs>),
     /// Say what a generation takes in memory, by class, for every method; nothing runs and no weight is read.
     Memory(Box<MemoryArgs>),
+    /// Measure, and say what could be had at best.
+    Bench(BenchArgs),
     /// Look at this machine: what was found, what was not, and whether a picture comes out right.
     Doctor(DoctorArgs),
 }
@@ -294,6 +296,49 @@ pub struct InspectStepArgs {
     pub safety: String,
 
     /// One JSON line an operation.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: BenchWhat,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum BenchWhat {
+    /// Every distinct kernel launch of whole models: its floor, what it takes, what holds it back
+    Kernels(BenchKernelsArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct BenchKernelsArgs {
+    /// Only launches with this in their kernel's name, shape or node; several: any of them.
+    #[arg(long, value_name = "TEXT")]
+    pub filter: Vec<String>,
+
+    /// The models whose launches are taken: sd15, sd21-base, sd21, demo [default: sd15 and sd21]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub preset: Vec<String>,
+
+    /// Images at a time.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch_size: usize,
+
+    /// Binaries looked at: sm_80, sm_90a, sm_100, sm_120, compute_80.
+    #[arg(long, value_name = "TARGET", default_value = "sm_90a")]
+    pub arch: String,
+
+    /// The device of the floors: h100, h200, a100, rtx4090 [default: the first that runs the target]
+    #[arg(long, value_name = "NAME")]
+    pub gpu: Option<String>,
+
+    /// What activations and weights are stored in: f16 or bf16 [default: f16]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub dtype: Option<DTypeArg>,
+
+    /// One JSON line a launch.
     #[arg(long)]
     pub json: bool,
 }

@@ -1,6 +1,7 @@
 //! The command line: parse, run, report.
 
 pub mod args;
+mod bench;
 mod doctor;
 mod generate;
 mod inspect;
@@ -43,6 +44,7 @@ pub fn main(demo: EmbeddedFiles) -> u8 {
         Command::Generate(args) => generate::run(args, cli.quiet, demo),
         Command::Inspect(args) => inspect::run(args, demo),
         Command::Memory(args) => memory::run(args, demo),
+        Command::Bench(args) => bench::run(args, demo),
         Command::Doctor(args) => doctor::run(args, demo),
     };
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {

@@ -13,13 +13,14 @@ pub struct Gpu {
     pub tflops: f64,
     /// Between memory and chip, measured and stated alike.
     pub gb_per_second: f64,
+    pub multiprocessors: u32,
 }
 
 pub const GPUS: [Gpu; 4] = [
-    Gpu { name: "h100", target: "sm_90a", tflops: 798.0, gb_per_second: 3000.0 },
-    Gpu { name: "h200", target: "sm_90a", tflops: 790.0, gb_per_second: 4300.0 },
-    Gpu { name: "a100", target: "sm_80", tflops: 312.0, gb_per_second: 2039.0 },
-    Gpu { name: "rtx4090", target: "sm_80", tflops: 165.0, gb_per_second: 1008.0 },
+    Gpu { name: "h100", target: "sm_90a", tflops: 798.0, gb_per_second: 3000.0, multiprocessors: 132 },
+    Gpu { name: "h200", target: "sm_90a", tflops: 790.0, gb_per_second: 4300.0, multiprocessors: 132 },
+    Gpu { name: "a100", target: "sm_80", tflops: 312.0, gb_per_second: 2039.0, multiprocessors: 108 },
+    Gpu { name: "rtx4090", target: "sm_80", tflops: 165.0, gb_per_second: 1008.0, multiprocessors: 128 },
 ];
 
 impl Gpu {

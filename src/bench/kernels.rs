@@ -1,0 +1,125 @@
+//! The kernels of whole models, each distinct launch once: what it takes, what holds it back, what it costs at best.
+//!
+//! Everything here is known without a device: the launches are values, the compiler has said what they take, and
+//! the floor follows from work and limits.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::{Value, json};
+
+use super::occupancy::{Occupancy, limits};
+use super::opcodes;
+use crate::ir::Graph;
+use crate::launch::device::Gpu;
+use crate::launch::{Cost, Launch, LaunchProgram, LaunchStep, binaries};
+
+/// One distinct launch of the programs.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub launch: Launch,
+    /// Operands and results of the operation that it is for.
+    pub shape: String,
+    pub cost: Cost,
+    /// The first node that it is for, and how many there are.
+    pub node: String,
+    pub uses: usize,
+}
+
+/// A case on one target.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub case: Case,
+    pub target: &'static str,
+    pub floor_us: f64,
+    /// What the compiler said; nothing where the build had none.
+    pub resources: Option<&'static binaries::Resources>,
+    pub occupancy: Option<Occupancy>,
+    /// Rounds of blocks over the device's multiprocessors.
+    pub waves: Option<f64>,
+    /// Nothing without a disassembler.
+    pub opcodes: Option<opcodes::Counts>,
+    /// What one block does on the SIMT layer; nothing where the build has none.
+    pub simulated: Option<BTreeMap<&'static str, u64>>,
+}
+
+/// The distinct launches of programs, in the order in which they first run.
+pub fn cases<'p>(programs: impl IntoIterator<Item = (&'p Graph, &'p LaunchProgram)>) -> Vec<Case> {
+    let mut cases: Vec<Case> = Vec::new();
+    let mut known: HashMap<(&str, [u32; 3], Vec<u8>), usize> = HashMap::new();
+    for (graph, program) in programs {
+        let shapes = shapes(graph);
+        for LaunchStep { node, launch, cost, .. } in program.steps() {
+            let numbers = launch.params[8 * launch.addresses..].to_vec();
+            let key = (launch.kernel.name, launch.grid, numbers);
+            let index = *known.entry(key).or_insert_with(|| {
+                let shape = shapes.get(node.as_str()).cloned().unwrap_or_default();
+                cases.push(Case { launch: launch.clone(), shape, cost: *cost, node: node.clone(), uses: 0 });
+                cases.len() - 1
+            });
+            cases[index].uses += 1;
+        }
+    }
+    cases
+}
+
+/// `[2, 64, 64, 320] [320, 3, 3, 320] -> [2, 64, 64, 320]` for every node.
+fn shapes(graph: &Graph) -> HashMap<&str, String> {
+    let words = |values: &[_]| graph.shapes(values).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let named = |node: &'_ crate::ir::Node| format!("{} -> {}", words(&node.inputs), words(&node.outputs));
+    graph.nodes.iter().map(|node| (node.name.as_str(), named(node))).collect()
+}
+
+impl Case {
+    /// Whether a word stands in what is told about it.
+    pub fn matches(&self, word: &str) -> bool {
+        [self.launch.kernel.name, &self.shape, &self.node].iter().any(|text| text.contains(word))
+    }
+
+    /// What is known about it for a target, on a device that runs that target.
+    pub fn on(self, target: &'static str, gpu: &Gpu) -> Row {
+        let kernel = self.launch.kernel;
+        let resources = binaries::RESOURCES.iter().find(|used| used.kernel == kernel.name && used.target == target);
+        let occupancy = resources.zip(limits(target)).map(|(used, limits)| {
+            Occupancy::of(kernel, used.registers, used.shared_bytes, limits)
+        });
+        let blocks: f64 = self.launch.grid.iter().map(|&n| f64::from(n)).product();
+        let at_once = occupancy.map(|occupancy| f64::from(occupancy.blocks * gpu.multiprocessors));
+        Row {
+            target,
+            floor_us: self.cost.floor_us(gpu),
+            resources,
+            occupancy,
+            waves: at_once.filter(|&n| n > 0.0).map(|n| blocks / n),
+            opcodes: None,
+            simulated: None,
+            case: self,
+        }
+    }
+}
+
+impl Row {
+    pub fn json(&self) -> Value {
+        let Case { launch, shape, cost, node, uses } = &self.case;
+        let kernel = launch.kernel;
+        let mut line = json!({
+            "kernel": kernel.name, "arch": self.target, "shape": shape,
+            "flops": cost.flops, "bytes": cost.bytes, "floor_us": self.floor_us,
+            "registers": self.resources.map(|used| used.registers),
+            "smem_bytes": kernel.shared_bytes + self.resources.map_or(0, |used| used.shared_bytes),
+            "spill_bytes": self.resources.map(|used| used.spill_bytes),
+            "node": node, "uses": uses, "grid": launch.grid, "block": kernel.threads, "waves": self.waves,
+        });
+        if let Some(Occupancy { blocks, bound, .. }) = self.occupancy {
+            line["blocks_per_multiprocessor"] = json!(blocks);
+            line["occupancy"] = json!(self.occupancy.map(|occupancy| occupancy.share()));
+            line["occupancy_bound"] = json!(bound.to_string());
+        }
+        if let Some(opcodes) = &self.opcodes {
+            line["instructions"] = json!(opcodes);
+        }
+        if let Some(simulated) = &self.simulated {
+            line["simulated_block"] = json!(simulated);
+        }
+        line
+    }
+}
