@@ -12,7 +12,9 @@ use super::manifest;
 use super::mutations::{MUTATIONS, Mutation};
 use super::sources::Sources;
 
-const RUNTIME: [&str; 4] = ["scheduler", "memory", "checks", "launch"];
+const RUNTIME: [&str; 5] = ["scheduler", "memory", "checks", "launch", "hopper"];
+/// Kernels for the tests of the layer itself.
+const PROBES: [&str; 3] = ["probes.cu", "probes_layouts.cu", "probes_sm90.cu"];
 
 /// No contraction: sums are those of the CPU backend. Warnings are the business of NVRTC's build.
 const FLAGS: [&str; 8] = [
@@ -30,7 +32,6 @@ const CHECKED: [&str; 3] = ["-g1", "-gdwarf-4", "-fsanitize=thread"];
 
 pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Result<(), String> {
     let compiler = Compiler { root, cache, includes: includes(root, sources)? };
-    let probes = read(&root.join("kernels/simt/probes.cu"))?;
     let mut units: Vec<(String, &str, String)> = Vec::new();
     for name in RUNTIME {
         let text = read(&root.join(format!("kernels/simt/{name}.cpp")))?;
@@ -40,8 +41,11 @@ pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Resul
         for (file, _) in &sources.files {
             units.push((file.clone(), variant, unit(variant, &sources.unit(file, |_| true))));
         }
-        let text = format!("#line 1 \"kernels/simt/probes.cu\"\n{probes}");
-        units.push(("probes.cu".to_owned(), variant, unit(variant, &text)));
+        for name in PROBES {
+            let text = read(&root.join("kernels/simt").join(name))?;
+            let text = unit(variant, &format!("#line 1 \"kernels/simt/{name}\"\n{text}"));
+            units.push((name.to_owned(), variant, text));
+        }
     }
     let objects = in_parallel(&units, |(name, variant, text)| {
         let flags: &[&str] = match *variant {

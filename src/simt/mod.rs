@@ -6,12 +6,14 @@
 //! with the lines of the kernel; a kernel can neither crash nor hang the process.
 
 mod runtime;
+mod tensor_map;
 
 use std::collections::HashMap;
 use std::process::Command;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 pub use runtime::{Counts, Simt};
+pub use tensor_map::{Swizzle, TensorMap};
 
 /// How one launch runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
