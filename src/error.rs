@@ -34,6 +34,12 @@ pub enum Error {
     #[error("node `{node}` ({op}) is not differentiable with respect to its input {input}")]
     NotDifferentiable { node: String, op: &'static str, input: usize },
 
+    /// A launch would break what its kernel relies on.
+    #[error(
+        "kernel `{kernel}`: `{field}` must be {rule}, found {found}; nothing was launched, please report this"
+    )]
+    Params { kernel: String, field: &'static str, rule: String, found: String },
+
     /// The device that was asked for cannot be used.
     #[error("device `{device}` is not usable: {problem}")]
     Device { device: String, problem: String },
@@ -79,7 +85,7 @@ impl Error {
     /// The exit status of a process that ends with this error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Bug(_) | Self::NotDifferentiable { .. } => 1,
+            Self::Bug(_) | Self::Params { .. } | Self::NotDifferentiable { .. } => 1,
             Self::Usage { .. } => 2,
             Self::Input { .. } | Self::Tensor { .. } | Self::Config { .. } | Self::Shape { .. } => 3,
             Self::Device { .. } => 4,

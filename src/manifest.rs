@@ -16,10 +16,13 @@ pub struct Kernel {
     pub function: &'static str,
     /// Its template arguments.
     pub arguments: &'static str,
-    /// The struct of `params.cuh` and `launch/params.rs` that it takes.
+    /// The struct of `params.cuh` and `launch/params` that it takes.
     pub params: &'static str,
     /// Threads of a block.
     pub threads: u32,
+    /// Dynamic shared memory of a block, in bytes. Not zero: the file has a `constexpr` function template
+    /// `shared_bytes` of the same arguments, which must agree.
+    pub shared_bytes: u32,
     /// Registers of a thread, at most; more fails the build.
     pub registers: u32,
     pub arch: Arch,
@@ -57,9 +60,16 @@ impl Kernel {
         let (name, threads, params, space) = (self.name, self.threads, self.params, self.namespace());
         let arguments =
             if self.arguments.is_empty() { String::new() } else { format!("<{}>", self.arguments) };
+        let shared = match self.shared_bytes {
+            0 => String::new(),
+            bytes => format!(
+                "static_assert({space}::shared_bytes{arguments}() == {bytes}, \"shared memory of {name} in the \
+                 manifest\");\n"
+            ),
+        };
         format!(
             "static_assert({space}::THREADS == {threads}, \"threads of {name} in the manifest\");\n\
-             KERNEL_ENTRY({name}, {threads}, {params}, {space}::{}{arguments})\n",
+             {shared}KERNEL_ENTRY({name}, {threads}, {params}, {space}::{}{arguments})\n",
             self.function
         )
     }
@@ -90,7 +100,17 @@ const fn general(
     params: &'static str,
     registers: u32,
 ) -> Kernel {
-    Kernel { name, file, function, arguments, params, threads: 256, registers, arch: Arch::Sm80 }
+    Kernel {
+        name,
+        file,
+        function,
+        arguments,
+        params,
+        threads: 256,
+        shared_bytes: 0,
+        registers,
+        arch: Arch::Sm80,
+    }
 }
 
 #[rustfmt::skip]

@@ -348,6 +348,10 @@ fn first_names(tokens: &[String]) -> Vec<String> {
 /// Whether a path starts with the library's name, or a `use` imports it.
 fn names_library(code: &str, library: &str) -> bool {
     let tokens = tokens(code);
+    // A module of that name is meant where there is one.
+    if tokens.windows(2).any(|pair| pair[0] == "mod" && pair[1] == library) {
+        return false;
+    }
     (0..tokens.len()).filter(|&i| tokens[i] == library).any(|i| {
         let before = i.checked_sub(1).map(|i| tokens[i].as_str());
         let after = tokens.get(i + 1).map(String::as_str);

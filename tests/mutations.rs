@@ -5,8 +5,10 @@ mod support;
 #[path = "../kernels/simt/mutations.rs"]
 mod table;
 
-use support::device::{Launch, Storage, Trial, Wanted, kernel};
+use rayon::prelude::*;
+use support::device::{Proof, proofs};
 use table::MUTATIONS;
+use unguide::launch::Storage;
 use unguide::simt::{Mode, Simt};
 
 #[link(name = "unguide_simt_mutants", kind = "static", modifiers = "+whole-archive")]
@@ -14,39 +16,40 @@ unsafe extern "C" {}
 
 #[test]
 fn every_mutant_is_caught_and_some_only_by_the_checks() {
-    let (mut survivors, mut invisible) = (Vec::new(), Vec::new());
-    let trials: Vec<Trial> = Trial::all().into_iter().filter(Trial::is_small).collect();
-    for mutation in MUTATIONS {
-        let storage = if mutation.kernel.ends_with("_bf16") { Storage::Bf16 } else { Storage::F16 };
+    let proofs: Vec<Proof> = proofs().into_iter().filter(|proof| proof.small).collect();
+    // The rows that every proof launches, for both storage types.
+    let rows = Storage::BOTH.map(|storage| {
+        let launched = |proof: &Proof| proof.prepare(&mut Simt::new(), storage).launches;
+        let rows = proofs.iter().map(|proof| launched(proof).iter().map(|l| l.kernel.name).collect());
+        rows.collect::<Vec<Vec<&str>>>()
+    });
+    let verdicts = MUTATIONS.par_iter().map(|mutation| {
         let (mut seen, mut caught) = (false, false);
-        for trial in trials.iter().filter(|trial| is_of(mutation.kernel, trial)) {
-            let wanted = Wanted::of(trial, storage);
-            let fails = |mode: Mode| {
-                let mut simt = Simt::new();
-                let launch = Launch::new(&mut simt, trial, storage);
-                let ran = launch.run_mutant(&mut simt, mutation.name, mode).map_err(|e| e.report);
-                ran.and_then(|_| launch.judge(&simt, trial, &wanted)).is_err()
-            };
-            seen = seen || Mode::all().any(fails);
-            caught = caught || fails(Mode::CHECKED);
-            if seen && caught {
-                break;
+        for (storage, rows) in Storage::BOTH.into_iter().zip(&rows) {
+            for (proof, _) in proofs.iter().zip(rows).filter(|(_, rows)| rows.contains(&mutation.kernel)) {
+                let wanted = proof.wanted(storage);
+                let fails = |mode: Mode| {
+                    let mut simt = Simt::new();
+                    let prepared = proof.prepare(&mut simt, storage);
+                    let ran = prepared.run_mutant(&mut simt, (mutation.kernel, mutation.name), mode);
+                    ran.map_err(|e| e.report).and_then(|()| prepared.judge(&simt, &wanted)).is_err()
+                };
+                seen = seen || Mode::all().any(fails);
+                caught = caught || fails(Mode::CHECKED);
+                if seen && caught {
+                    break;
+                }
             }
         }
-        if !caught {
-            survivors.push(mutation.name);
-        }
-        if caught && !seen {
-            invisible.push(mutation.name);
-        }
-    }
+        (mutation.name, seen, caught)
+    });
+    let verdicts: Vec<(&str, bool, bool)> = verdicts.collect();
+    let named = |wanted: fn(bool, bool) -> bool| -> Vec<&str> {
+        verdicts.iter().filter(|(_, seen, caught)| wanted(*seen, *caught)).map(|(name, ..)| *name).collect()
+    };
+    let survivors = named(|_, caught| !caught);
+    let invisible = named(|seen, caught| caught && !seen);
     eprintln!("only the checks see {invisible:?}");
     assert!(survivors.is_empty(), "nobody sees {survivors:?}");
     assert!(MUTATIONS.len() >= 20 && invisible.len() >= 5, "{} mutants, {invisible:?}", MUTATIONS.len());
-}
-
-/// Whether a trial runs the kernel of that row.
-fn is_of(row: &str, trial: &Trial) -> bool {
-    let op = kernel(&trial.case.op).map(|(name, ..)| name);
-    op == row.strip_suffix("_bf16").or(row.strip_suffix("_f16"))
 }

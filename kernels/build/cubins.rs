@@ -15,6 +15,8 @@ struct Resources {
     registers: u32,
     shared_bytes: u32,
     spill_bytes: u32,
+    /// Of local memory: arrays that did not fit into registers.
+    local_bytes: u32,
 }
 
 /// Compiles all and returns the body of the generated table; errors name kernel, file and line.
@@ -33,7 +35,7 @@ pub fn build(nvrtc: &Nvrtc, sources: &Sources, cache: &Cache) -> Result<String, 
                 let bytes = format!("include_bytes!({path:?})");
                 writeln!(modules, "    Module {{ file: {file:?}, target: {target:?}, binary: {bytes} }},")
                     .expect("a String takes everything");
-                for Resources { entry, registers, shared_bytes, spill_bytes } in found {
+                for Resources { entry, registers, shared_bytes, spill_bytes, .. } in found {
                     writeln!(
                         resources,
                         "    Resources {{ kernel: {entry:?}, target: {target:?}, registers: {registers}, \
@@ -69,8 +71,8 @@ fn compile(
         options.push("--ptxas-options=-v".to_owned());
     }
     let version = format!("{:?}", nvrtc.version);
-    let (flags, headers) = (options.join(" "), sources.headers_text());
-    let parts = ["cubin", &version, file, &source, &headers, &flags];
+    let (flags, whole) = (options.join(" "), sources.inlined(&source));
+    let parts = ["cubin", &version, file, &whole, &flags];
     let name = format!("kernels/{file}");
     let extension = if ptx { "ptx" } else { "cubin" };
     let path = cache.get(&parts, &[extension, "log"], |path| {
@@ -96,10 +98,11 @@ fn resources(log: &str) -> Vec<Resources> {
     for line in log.lines() {
         if let Some(rest) = line.split("Compiling entry function '").nth(1) {
             let entry = rest.split('\'').next().unwrap_or_default().to_owned();
-            found.push(Resources { entry, registers: 0, shared_bytes: 0, spill_bytes: 0 });
+            found.push(Resources { entry, registers: 0, shared_bytes: 0, spill_bytes: 0, local_bytes: 0 });
         }
         let Some(last) = found.last_mut() else { continue };
         if line.contains("spill stores") {
+            last.local_bytes = number_before(line, " bytes stack frame");
             last.spill_bytes =
                 number_before(line, " bytes spill stores") + number_before(line, " bytes spill loads");
         }
@@ -129,6 +132,10 @@ fn check(file: &str, target: &str, log: &str, found: &[Resources]) -> Result<(),
         };
         if used.spill_bytes > 0 {
             return Err(format!("{}: {} bytes of registers are spilled", place(), used.spill_bytes));
+        }
+        // The general forms may: sine and cosine of large angles take a table.
+        if used.local_bytes > 0 && kernel.shared_bytes > 0 {
+            return Err(format!("{}: {} bytes of local memory", place(), used.local_bytes));
         }
         if used.registers > kernel.registers {
             let (used, budget) = (used.registers, kernel.registers);

@@ -31,7 +31,7 @@ const FLAGS: [&str; 8] = [
 const CHECKED: [&str; 3] = ["-g1", "-gdwarf-4", "-fsanitize=thread"];
 
 pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Result<(), String> {
-    let compiler = Compiler { root, cache, includes: includes(root, sources)? };
+    let compiler = Compiler { root, cache, includes: includes(root)? };
     let mut units: Vec<(String, &str, String)> = Vec::new();
     for name in RUNTIME {
         let text = read(&root.join(format!("kernels/simt/{name}.cpp")))?;
@@ -39,12 +39,16 @@ pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Resul
     }
     for variant in ["fast", "checked"] {
         for (file, _) in &sources.files {
-            units.push((file.clone(), variant, unit(variant, &sources.unit(file, |_| true))));
+            units.push((
+                file.clone(),
+                variant,
+                unit(variant, &sources.inlined(&sources.unit(file, |_| true))),
+            ));
         }
         for name in PROBES {
             let text = read(&root.join("kernels/simt").join(name))?;
-            let text = unit(variant, &format!("#line 1 \"kernels/simt/{name}\"\n{text}"));
-            units.push((name.to_owned(), variant, text));
+            let text = sources.inlined(&format!("#line 1 \"kernels/simt/{name}\"\n{text}"));
+            units.push((name.to_owned(), variant, unit(variant, &text)));
         }
     }
     let objects = in_parallel(&units, |(name, variant, text)| {
@@ -65,10 +69,10 @@ pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Resul
     archive(out, "unguide_simt_mutants", false, objects)
 }
 
-/// Everything that an object depends on besides its own text.
-fn includes(root: &Path, sources: &Sources) -> Result<String, String> {
+/// What an object depends on besides its own text, in which the headers of kernels are spelled out.
+fn includes(root: &Path) -> Result<String, String> {
     let folder = root.join("kernels/simt");
-    Ok(sources.headers_text() + &read(&folder.join("simt.h"))? + &read(&folder.join("runtime.h"))?)
+    Ok(read(&folder.join("simt.h"))? + &read(&folder.join("runtime.h"))?)
 }
 
 /// All of a kernel has internal linkage, so that its variants live in one program.
@@ -80,7 +84,7 @@ fn unit(variant: &str, text: &str) -> String {
 fn mutant(compiler: &Compiler, sources: &Sources, mutation: &Mutation) -> Result<[PathBuf; 2], String> {
     let wrong = |what: &str| format!("mutation `{}`: {what}", mutation.name);
     let row = manifest::find(mutation.kernel).ok_or_else(|| wrong("there is no such kernel"))?;
-    let whole = inline(sources, &sources.unit(row.file, |kernel| kernel.name == mutation.kernel));
+    let whole = sources.inlined(&sources.unit(row.file, |kernel| kernel.name == mutation.kernel));
     if whole.matches(mutation.find).count() != 1 {
         return Err(wrong("the text to replace is not there exactly once"));
     }
@@ -96,39 +100,6 @@ fn mutant(compiler: &Compiler, sources: &Sources, mutation: &Mutation) -> Result
         compiler.object(&unit(&variant("fast"), &changed), &[]).map_err(context)?,
         compiler.object(&unit(&variant("checked"), &changed), &CHECKED).map_err(context)?,
     ])
-}
-
-/// The unit with our headers in place of their includes, each once, so that a patch reaches them too.
-fn inline(sources: &Sources, unit: &str) -> String {
-    fn expand(sources: &Sources, text: &str, name: &str, seen: &mut Vec<String>, out: &mut String) {
-        for (i, line) in text.lines().enumerate() {
-            let included = line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"'));
-            let header = included.and_then(|name| sources.headers.iter().find(|(header, _)| header == name));
-            match header {
-                Some((header, text)) => {
-                    if !seen.contains(header) {
-                        seen.push(header.clone());
-                        let path = format!("kernels/include/{header}");
-                        out.push_str(&format!("#line 1 \"{path}\"\n"));
-                        expand(sources, text, &path, seen, out);
-                    }
-                    out.push_str(&format!("#line {} \"{name}\"\n", i + 2));
-                }
-                None if line == "#pragma once" => out.push('\n'),
-                None => {
-                    out.push_str(line);
-                    out.push('\n');
-                }
-            }
-        }
-    }
-    let mut out = String::new();
-    // The first line of a unit names its file.
-    let (first, rest) = unit.split_once('\n').unwrap_or((unit, ""));
-    let name = first.split('"').nth(1).unwrap_or_default();
-    out.push_str(&format!("{first}\n"));
-    expand(sources, rest, name, &mut Vec::new(), &mut out);
-    out
 }
 
 struct Compiler<'a> {

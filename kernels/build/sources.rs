@@ -40,8 +40,38 @@ impl Sources {
         format!("#line 1 \"kernels/{file}\"\n{source}\n#line 1 \"src/manifest.rs\"\n{entries}")
     }
 
-    /// All headers in one text: what a binary depends on besides its own file.
-    pub fn headers_text(&self) -> String {
-        self.headers.iter().map(|(name, text)| format!("{name}\n{text}\n")).collect()
+    /// A unit with our headers in place of their includes, each once: all that its binary depends on. Mutants
+    /// are made of this text, so that a patch reaches the headers too.
+    pub fn inlined(&self, unit: &str) -> String {
+        let mut out = String::new();
+        // The first line of a unit names its file.
+        let (first, rest) = unit.split_once('\n').unwrap_or((unit, ""));
+        let name = first.split('"').nth(1).unwrap_or_default();
+        out.push_str(&format!("{first}\n"));
+        self.expand(rest, name, &mut Vec::new(), &mut out);
+        out
+    }
+
+    fn expand(&self, text: &str, name: &str, seen: &mut Vec<String>, out: &mut String) {
+        for (i, line) in text.lines().enumerate() {
+            let included = line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"'));
+            let header = included.and_then(|name| self.headers.iter().find(|(header, _)| header == name));
+            match header {
+                Some((header, text)) => {
+                    if !seen.contains(header) {
+                        seen.push(header.clone());
+                        let path = format!("kernels/include/{header}");
+                        out.push_str(&format!("#line 1 \"{path}\"\n"));
+                        self.expand(text, &path, seen, out);
+                    }
+                    out.push_str(&format!("#line {} \"{name}\"\n", i + 2));
+                }
+                None if line == "#pragma once" => out.push('\n'),
+                None => {
+                    out.push_str(line);
+                    out.push('\n');
+                }
+            }
+        }
     }
 }

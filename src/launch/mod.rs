@@ -1,4 +1,109 @@
-//! Kernels as values, without a device: what they are given ([`params`]) and their binaries ([`binaries`]).
+//! Kernels as values, without a device.
+//!
+//! A [`Launch`] says all that a device must know: which kernel, over which grid, with which params. Whoever
+//! makes one has its params checked against what the kernel relies on ([`params::Rules`]). [`general()`] turns any
+//! operation into launches of the general forms, which take any size and alignment.
 
 pub mod binaries;
+mod general;
 pub mod params;
+
+use bytemuck::bytes_of;
+
+pub use general::{Kinds, Operand, general, kinds};
+use params::{Params, Rules};
+
+use crate::error::{Error, Result};
+use crate::manifest::{self, Kernel};
+
+/// What activations and weights are stored in on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Storage {
+    F16,
+    Bf16,
+}
+
+impl Storage {
+    pub const BOTH: [Self; 2] = [Self::F16, Self::Bf16];
+
+    /// As in the names of kernels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// One run of one kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    pub kernel: &'static Kernel,
+    pub grid: [u32; 3],
+    /// The bytes of the kernel's params struct. It begins with [`Launch::addresses`] addresses of eight bytes.
+    pub params: Vec<u8>,
+    pub addresses: usize,
+}
+
+impl Launch {
+    /// Refuses params that break a rule of the kernel, and a grid that no device takes.
+    pub fn new<P: Params>(kernel: &str, grid: [u32; 3], params: &P) -> Result<Self> {
+        let kernel = manifest::find(kernel).ok_or_else(|| Error::Bug(format!("no kernel `{kernel}`")))?;
+        if kernel.params != P::NAME {
+            return Err(Error::Bug(format!("`{}` takes {}, not {}", kernel.name, kernel.params, P::NAME)));
+        }
+        let mut rules = Rules::new(kernel, grid);
+        let [x, y, z] = grid;
+        let fits = (1..=i32::MAX as u32).contains(&x) && (1..=65535).contains(&y) && (1..=65535).contains(&z);
+        rules.holds("grid", format_args!("{grid:?}"), fits, "1 to 2^31 - 1, 65535 and 65535 blocks");
+        params.check(&mut rules);
+        rules.verdict()?;
+        Ok(Self { kernel, grid, params: bytes_of(params).to_vec(), addresses: P::ADDRESSES })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use params::{DevicePtr, GroupNormParams, PointwiseParams};
+
+    #[test]
+    fn broken_rules_name_the_kernel_the_field_and_the_rule() {
+        let some = DevicePtr(4096);
+        let norm = GroupNormParams {
+            x: some,
+            gamma: some,
+            beta: some,
+            out: some,
+            n: 1,
+            pixels: 4,
+            c: 33,
+            groups: 32,
+            eps: 1e-5,
+            activation: 0,
+        };
+        let error = Launch::new("group_norm_f16", [32, 1, 1], &norm).expect_err("33 channels in 32 groups");
+        let text = error.to_string();
+        assert!(text.contains("`group_norm_f16`: `c` must be a multiple of the groups, found 33"), "{text}");
+        assert!(Launch::new("group_norm_f16", [32, 1, 1], &GroupNormParams { c: 64, ..norm }).is_ok());
+
+        let empty = PointwiseParams { x: some, out: some, count: 0, ..Default::default() };
+        let error = Launch::new("affine_f16", [1, 1, 1], &empty).expect_err("no elements");
+        assert!(error.to_string().contains("`count` must be at least 1, found 0"), "{error}");
+        let nowhere = PointwiseParams { x: some, count: 1, ..Default::default() };
+        let error = Launch::new("affine_f16", [1, 1, 1], &nowhere).expect_err("no output");
+        assert!(error.to_string().contains("`out` must be an address, found none"), "{error}");
+    }
+
+    #[test]
+    fn a_kernel_takes_its_own_params_and_a_grid_that_devices_have() {
+        let some = DevicePtr(4096);
+        let params = PointwiseParams { x: some, out: some, count: 1, ..Default::default() };
+        assert!(matches!(Launch::new("gemm_f16", [1; 3], &params), Err(Error::Bug(_))));
+        assert!(matches!(Launch::new("affine_f17", [1; 3], &params), Err(Error::Bug(_))));
+        for grid in [[0, 1, 1], [1, 65536, 1], [u32::MAX, 1, 1]] {
+            let error = Launch::new("affine_f16", grid, &params).expect_err("no such grid");
+            assert!(error.to_string().contains("`grid`"), "{error}");
+        }
+    }
+}

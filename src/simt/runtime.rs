@@ -4,6 +4,7 @@ use std::ffi::{CString, c_char, c_void};
 use std::ptr::{self, NonNull};
 
 use super::{Copies, Mode, Schedule, SimtError, TensorMap};
+use crate::launch::Launch;
 use crate::launch::params::DevicePtr;
 
 /// What a launch did; the bytes are counted in the checked build alone.
@@ -105,6 +106,12 @@ impl Simt {
         let &(address, bytes) = found.expect("an address that `alloc` gave");
         // SAFETY: the buffer is this context's, has that length, and no launch runs while `self` is borrowed.
         unsafe { std::slice::from_raw_parts(address as *const u8, bytes) }.to_vec()
+    }
+
+    /// Runs a launch to its end.
+    pub fn run(&mut self, launch: &Launch, mode: Mode) -> Result<Counts, SimtError> {
+        let kernel = launch.kernel;
+        self.launch(kernel.name, launch.grid, kernel.threads, kernel.shared_bytes, &launch.params, mode)
     }
 
     /// Runs a kernel to its end. `params` are the bytes of its params struct.

@@ -1,11 +1,14 @@
 //! Every kernel on the SIMT layer against the CPU backend, on the same table of cases; and the layer itself,
 //! on kernels that are wrong on purpose.
 
+#[path = "../support/mod.rs"]
 mod support;
 
 use bytemuck::{bytes_of, cast_slice};
 use half::{bf16, f16};
-use support::device::{Launch, Storage, Trial, Wanted};
+use rayon::prelude::*;
+use support::device::{proofs, round};
+use unguide::launch::Storage;
 use unguide::launch::params::{DevicePtr, LayoutParams, PointwiseParams};
 use unguide::manifest::KERNELS;
 use unguide::simt::{Copies, Counts, Mode, Simt, SimtError};
@@ -21,21 +24,7 @@ fn kernels_with_bf16_agree_with_the_cpu_backend_under_every_schedule() {
 }
 
 fn agree(storage: Storage) {
-    let mut failures = Vec::new();
-    for trial in Trial::all() {
-        let wanted = Wanted::of(&trial, storage);
-        let modes: Vec<Mode> =
-            if trial.is_small() { Mode::all().chain([Mode::CHECKED]).collect() } else { vec![Mode::FAST] };
-        for mode in modes {
-            let mut simt = Simt::new();
-            let launch = Launch::new(&mut simt, &trial, storage);
-            let result = launch.run(&mut simt, mode).map_err(|e| format!("{}: {e}", trial.case.name));
-            if let Err(error) = result.and_then(|_| launch.judge(&simt, &trial, &wanted)) {
-                failures.push(format!("{} {mode:?}: {error}", launch.kernel));
-                break;
-            }
-        }
-    }
+    let failures: Vec<String> = proofs().par_iter().filter_map(|proof| proof.hold(storage).err()).collect();
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
@@ -138,11 +127,12 @@ fn matrix_instructions_multiply_and_their_bank_conflicts_are_counted() {
 
 #[test]
 fn an_element_is_read_and_written_once() {
-    let trials = Trial::all();
-    let trial = trials.iter().find(|t| t.case.name.starts_with("Add [2, 9, 13, 7]")).expect("in the table");
+    let proofs = proofs();
+    let proof =
+        proofs.iter().find(|proof| proof.name.starts_with("Add [2, 9, 13, 7]")).expect("in the table");
     let mut simt = Simt::new();
-    let launch = Launch::new(&mut simt, trial, Storage::F16);
-    let counts = launch.run(&mut simt, Mode::CHECKED).expect("the kernel is right");
+    let prepared = proof.prepare(&mut simt, Storage::F16);
+    let counts = prepared.run(&mut simt, Mode::CHECKED).expect("the kernel is right")[0];
     let elements = 2 * 9 * 13 * 7;
     assert_eq!((counts.global_read_bytes, counts.global_written_bytes), (4 * elements, 2 * elements));
 }
@@ -177,7 +167,7 @@ fn casts_round_to_nearest_and_layouts_only_move_elements() {
                 simt.launch(&kernel, [2, 1, 1], 256, 0, bytes_of(&params), mode).expect("a cast is right");
             }
             for (&x, &got) in x.iter().zip(cast_slice::<u8, f32>(&simt.get(back))) {
-                let want = storage.round(x);
+                let want = round(storage, x);
                 assert!(
                     got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()),
                     "{name} {x}: {got}"

@@ -1,0 +1,116 @@
+//! Normalisations.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{DevicePtr, Params, Rules};
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct LayerNormParams {
+    pub x: DevicePtr,
+    pub gamma: DevicePtr,
+    pub beta: DevicePtr,
+    pub out: DevicePtr,
+    pub rows: i64,
+    pub c: i32,
+    pub eps: f32,
+}
+const _: () = assert!(size_of::<LayerNormParams>() == 48);
+
+impl Params for LayerNormParams {
+    const NAME: &'static str = "LayerNormParams";
+    const ADDRESSES: usize = 4;
+
+    fn check(&self, rules: &mut Rules) {
+        for (field, address) in [("x", self.x), ("gamma", self.gamma), ("beta", self.beta), ("out", self.out)]
+        {
+            rules.given(field, address);
+        }
+        rules.rows(self.rows, self.c, self.eps);
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct LayerNormBwdParams {
+    pub x: DevicePtr,
+    pub gamma: DevicePtr,
+    pub dy: DevicePtr,
+    pub dx: DevicePtr,
+    pub rows: i64,
+    pub c: i32,
+    pub eps: f32,
+}
+const _: () = assert!(size_of::<LayerNormBwdParams>() == 48);
+
+impl Params for LayerNormBwdParams {
+    const NAME: &'static str = "LayerNormBwdParams";
+    const ADDRESSES: usize = 4;
+
+    fn check(&self, rules: &mut Rules) {
+        for (field, address) in [("x", self.x), ("gamma", self.gamma), ("dy", self.dy), ("dx", self.dx)] {
+            rules.given(field, address);
+        }
+        rules.rows(self.rows, self.c, self.eps);
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct GroupNormParams {
+    pub x: DevicePtr,
+    pub gamma: DevicePtr,
+    pub beta: DevicePtr,
+    pub out: DevicePtr,
+    pub n: i32,
+    pub pixels: i32,
+    pub c: i32,
+    pub groups: i32,
+    pub eps: f32,
+    pub activation: i32,
+}
+const _: () = assert!(size_of::<GroupNormParams>() == 56);
+
+impl Params for GroupNormParams {
+    const NAME: &'static str = "GroupNormParams";
+    const ADDRESSES: usize = 4;
+
+    fn check(&self, rules: &mut Rules) {
+        for (field, address) in [("x", self.x), ("gamma", self.gamma), ("beta", self.beta), ("out", self.out)]
+        {
+            rules.given(field, address);
+        }
+        rules.groups(self.n, self.pixels, self.c, self.groups, self.eps);
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct GroupNormBwdParams {
+    pub x: DevicePtr,
+    pub gamma: DevicePtr,
+    pub beta: DevicePtr,
+    pub dy: DevicePtr,
+    pub dx: DevicePtr,
+    pub n: i32,
+    pub pixels: i32,
+    pub c: i32,
+    pub groups: i32,
+    pub eps: f32,
+    pub activation: i32,
+}
+const _: () = assert!(size_of::<GroupNormBwdParams>() == 64);
+
+impl Params for GroupNormBwdParams {
+    const NAME: &'static str = "GroupNormBwdParams";
+    const ADDRESSES: usize = 5;
+
+    fn check(&self, rules: &mut Rules) {
+        for (field, address) in
+            [("x", self.x), ("gamma", self.gamma), ("beta", self.beta), ("dy", self.dy), ("dx", self.dx)]
+        {
+            rules.given(field, address);
+        }
+        rules.groups(self.n, self.pixels, self.c, self.groups, self.eps);
+    }
+}

@@ -1,0 +1,89 @@
+//! The preconditions of kernels, said field by field. The first one that does not hold is the error.
+
+use std::fmt::Display;
+
+use super::DevicePtr;
+use crate::error::Error;
+use crate::manifest::Kernel;
+
+/// Collects what does not hold for one launch of one kernel.
+pub struct Rules<'a> {
+    pub kernel: &'a Kernel,
+    pub grid: [u32; 3],
+    broken: Option<Error>,
+}
+
+impl<'a> Rules<'a> {
+    pub fn new(kernel: &'a Kernel, grid: [u32; 3]) -> Self {
+        Self { kernel, grid, broken: None }
+    }
+
+    /// `field`, found as `found`, must be what `rule` says.
+    pub fn holds(&mut self, field: &'static str, found: impl Display, holds: bool, rule: &str) {
+        if !holds && self.broken.is_none() {
+            let kernel = self.kernel.name.to_owned();
+            self.broken =
+                Some(Error::Params { kernel, field, rule: rule.to_owned(), found: found.to_string() });
+        }
+    }
+
+    pub fn at_least(&mut self, field: &'static str, found: impl Into<i64>, least: i64) {
+        let found = found.into();
+        if found < least {
+            self.holds(field, found, false, &format!("at least {least}"));
+        }
+    }
+
+    pub fn multiple_of(&mut self, field: &'static str, found: impl Into<i64>, unit: i64) {
+        let found = found.into();
+        if found % unit != 0 {
+            self.holds(field, found, false, &format!("a multiple of {unit}"));
+        }
+    }
+
+    /// An address that the kernel follows without asking.
+    pub fn given(&mut self, field: &'static str, address: DevicePtr) {
+        self.holds(field, "none", address != DevicePtr::NONE, "an address");
+    }
+
+    /// An address for accesses of that many bytes; none is as good as any.
+    pub fn aligned(&mut self, field: &'static str, address: DevicePtr, bytes: u64) {
+        if !address.0.is_multiple_of(bytes) {
+            let rule = format!("aligned to {bytes} bytes");
+            self.holds(field, format_args!("{:#x}", address.0), false, &rule);
+        }
+    }
+
+    /// Two addresses that make sense together alone.
+    pub fn both_or_none(&mut self, a: &'static str, x: DevicePtr, b: &'static str, y: DevicePtr) {
+        let same = (x == DevicePtr::NONE) == (y == DevicePtr::NONE);
+        self.holds(a, "one without the other", same, &format!("given where `{b}` is"));
+    }
+
+    /// Elements in all, and of an image.
+    pub fn whole_images(&mut self, count: i64, image: i64) {
+        self.at_least("image", image, 1);
+        self.holds("count", count, count > 0 && count % image.max(1) == 0, "whole images");
+    }
+
+    /// The extents of what is normalised row by row.
+    pub fn rows(&mut self, rows: i64, c: i32, eps: f32) {
+        self.at_least("rows", rows, 1);
+        self.at_least("c", c, 1);
+        self.holds("eps", eps, eps >= 0.0 && eps.is_finite(), "finite and not negative");
+    }
+
+    /// The extents of what is normalised group by group.
+    pub fn groups(&mut self, n: i32, pixels: i32, c: i32, groups: i32, eps: f32) {
+        for (field, extent) in [("n", n), ("pixels", pixels), ("c", c), ("groups", groups)] {
+            self.at_least(field, extent, 1);
+        }
+        self.holds("c", c, c % groups.max(1) == 0, "a multiple of the groups");
+        self.holds("eps", eps, eps >= 0.0 && eps.is_finite(), "finite and not negative");
+    }
+
+    /// The first rule that does not hold.
+    pub fn verdict(self) -> Result<(), Error> {
+        self.broken.map_or(Ok(()), Err)
+    }
+}
