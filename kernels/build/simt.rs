@@ -31,7 +31,9 @@ const FLAGS: [&str; 8] = [
 const CHECKED: [&str; 3] = ["-g1", "-gdwarf-4", "-fsanitize=thread"];
 
 pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Result<(), String> {
-    let compiler = Compiler { root, cache, includes: includes(root)? };
+    let header = |name: &str| read(&root.join("kernels/simt").join(name));
+    let compiler = Compiler { root, cache, includes: header("simt.h")? };
+    let of_runtime = Compiler { root, cache, includes: header("simt.h")? + &header("runtime.h")? };
     let mut units: Vec<(String, &str, String)> = Vec::new();
     for name in RUNTIME {
         let text = read(&root.join(format!("kernels/simt/{name}.cpp")))?;
@@ -57,6 +59,7 @@ pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Resul
             "runtime" => &["-g1", "-gdwarf-4"],
             _ => &[],
         };
+        let compiler = if *variant == "runtime" { &of_runtime } else { &compiler };
         compiler.object(text, flags).map_err(|e| format!("{name} for the SIMT layer: {e}"))
     });
     archive(out, "unguide_simt", true, objects)?;
@@ -67,12 +70,6 @@ pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Resul
         objects.extend(pair?.map(Ok));
     }
     archive(out, "unguide_simt_mutants", false, objects)
-}
-
-/// What an object depends on besides its own text, in which the headers of kernels are spelled out.
-fn includes(root: &Path) -> Result<String, String> {
-    let folder = root.join("kernels/simt");
-    Ok(read(&folder.join("simt.h"))? + &read(&folder.join("runtime.h"))?)
 }
 
 /// All of a kernel has internal linkage, so that its variants live in one program.
@@ -105,6 +102,7 @@ fn mutant(compiler: &Compiler, sources: &Sources, mutation: &Mutation) -> Result
 struct Compiler<'a> {
     root: &'a Path,
     cache: &'a Cache,
+    /// What an object depends on besides its own text, in which the headers of kernels are spelled out.
     includes: String,
 }
 

@@ -38,6 +38,13 @@ DEVICE uint64_t wgmma_descriptor(uint32_t address, uint32_t leading, uint32_t st
 
 #ifdef __CUDACC__
 
+// As the prelude's, with one block an SM at least: setmaxnreg wants to know the registers of a thread at entry.
+#undef KERNEL_ENTRY
+#define KERNEL_ENTRY(name, threads, Params, ...)                                                     \
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Params p) { \
+        __VA_ARGS__(p);                                                                              \
+    }
+
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define SM90_ASM(...) asm volatile(__VA_ARGS__)
 #else

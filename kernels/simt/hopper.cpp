@@ -157,7 +157,7 @@ void fence_proxy_async() {
     context->fenced_of(self)[self] = context->clock_of(self)[self]++;
 }
 
-// The address with the bits of a chunk's number exchanged, W bytes a row.
+// Rows of W bytes, at least 16: the number of a chunk in its row and the number of a row of 128 bytes, xored.
 static uint32_t swizzled(uint32_t address, int w) { return address ^ (address >> 7 & (w / 16 - 1)) << 4; }
 
 // As src/simt/tensor_map.rs encodes it: innermost dimensions first.
@@ -171,7 +171,7 @@ struct Map {
         base = reinterpret_cast<const char*>(word[0]);
         rank = int(word[1] & 255);
         element = int(word[1] >> 8 & 255);
-        swizzle = int(word[1] >> 16 & 255);
+        swizzle = std::max(16, int(word[1] >> 16 & 255));
         for (int i = 0; i < 5; ++i) {
             extent[i] = word[2 + i];
             stride[i] = i == 0 ? uint64_t(element) : word[6 + i];

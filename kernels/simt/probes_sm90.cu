@@ -6,10 +6,10 @@ namespace probes_sm90 {
 
 struct Params {
     TensorMap a, b;      // boxes of [64, 64] f16, swizzled by 128 bytes
-    DevicePtr out;       // f32 [64, 64], or the bytes of a box
-    int32_t at[4];       // of a box
-    int32_t bytes, rank; // likewise
-    int64_t steps;       // K / 64
+    DevicePtr out;        // f32 [64, 64], or the bytes of a box
+    int32_t at[4];        // of a box
+    int32_t bytes, rank;  // likewise
+    int64_t steps;        // K / 64; or bytes between two lanes
     DevicePtr pad[3];
 };
 static_assert(sizeof(Params) == 320, "as in tests/kernels/hopper.rs");
@@ -135,14 +135,14 @@ __device__ void ring(const Params& p) {
     }
 }
 
-// One box at `at`, byte by byte.
+// One box at `at`, 16 bits at a time.
 struct Box {
-    unsigned char bytes[16384];
+    uint16_t half[8192];
     uint64_t full;
 };
 __device__ void box(const Params& p) {
     DYNAMIC_SHARED(Box, box);
-    const uint32_t full = cvta_to_shared(&box.full), to = cvta_to_shared(box.bytes);
+    const uint32_t full = cvta_to_shared(&box.full), to = cvta_to_shared(box.half);
     if (threadIdx.x == 0) {
         mbarrier_init(full, 1);
         fence_mbarrier_init();
@@ -153,7 +153,7 @@ __device__ void box(const Params& p) {
     }
     sync_block();
     mbarrier_wait_parity(full, 0);
-    for (int i = threadIdx.x; i < p.bytes; i += 64) p.out.as<unsigned char>()[i] = box.bytes[i];
+    for (int i = threadIdx.x; i < p.bytes / 2; i += 64) p.out.as<uint16_t>()[i] = box.half[i];
 }
 
 // Two halves of the block hand numbers over through a barrier of which one half only arrives. rank: 0 right, 1 the

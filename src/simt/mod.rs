@@ -102,10 +102,16 @@ fn lines_of(offsets: &[&str]) -> HashMap<String, String> {
         // Offsets are return addresses: the call is before them.
         let calls = new.iter().filter_map(|offset| u64::from_str_radix(offset, 16).ok());
         let calls = calls.map(|offset| format!("{:#x}", offset.saturating_sub(1)));
-        let output = Command::new("addr2line").arg("-e").arg(program).args(calls).output();
+        let output = Command::new("addr2line").args(["-i", "-a", "-e"]).arg(program).args(calls).output();
         if let Ok(output) = output {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            for (offset, line) in new.into_iter().zip(text.lines()) {
+            // An address, then its lines: of the innermost function first, and of those that it is inlined into. An
+            // instruction's wrapper is not where somebody looks.
+            let places = text.split("0x").skip(1).map(|place| place.lines().skip(1));
+            for (offset, mut lines) in new.into_iter().zip(places) {
+                let is_wrapper = |line: &&str| line.contains("kernels/include/ptx_");
+                let first = lines.clone().next().unwrap_or("?");
+                let line = lines.find(|line| !is_wrapper(line)).unwrap_or(first);
                 let line = line.split(" (").next().unwrap_or(line);
                 let short = line.rfind("kernels/").map_or(line, |at| &line[at..]);
                 known.insert(offset.to_owned(), short.to_owned());
