@@ -47,10 +47,8 @@ pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Resul
                 unit(variant, &sources.inlined(&sources.unit(file, |_| true))),
             ));
         }
-        for name in PROBES {
-            let text = read(&root.join("kernels/simt").join(name))?;
-            let text = sources.inlined(&format!("#line 1 \"kernels/simt/{name}\"\n{text}"));
-            units.push((name.to_owned(), variant, unit(variant, &text)));
+        for (name, text) in probes(root)? {
+            units.push((name.to_owned(), variant, unit(variant, &sources.inlined(&text))));
         }
     }
     let objects = in_parallel(&units, |(name, variant, text)| {
@@ -70,6 +68,13 @@ pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Resul
         objects.extend(pair?.map(Ok));
     }
     archive(out, "unguide_simt_mutants", false, objects)
+}
+
+/// Names and texts of the layer's own kernels.
+pub fn probes(root: &Path) -> Result<Vec<(&'static str, String)>, String> {
+    let text = |name| read(&root.join("kernels/simt").join(name));
+    let probe = |name| text(name).map(|text| (name, format!("#line 1 \"kernels/simt/{name}\"\n{text}")));
+    PROBES.into_iter().map(probe).collect()
 }
 
 /// All of a kernel has internal linkage, so that its variants live in one program.

@@ -119,7 +119,10 @@ void mbarrier_arrive(uint32_t address, uint32_t bytes) {
     if (checked()) release(current->linear, m.arriving);
     m.bytes += bytes;
     --m.missing;
+    const bool wakes = !m.waiting.empty();
     end_phase_if_complete(m);
+    // Who has waited may be quicker than who comes last.
+    if (wakes && m.waiting.empty() && context->mode.schedule != FIFO) give_way();
 }
 
 void mbarrier_wait(uint32_t address, uint32_t parity, Site site) {

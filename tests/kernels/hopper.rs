@@ -41,12 +41,14 @@ impl Ring {
             let halves: Vec<f16> = x.iter().map(|&x| f16::from_f32(x)).collect();
             let k = 64 * self.steps as u64;
             let at = simt.put(cast_slice(&halves));
-            TensorMap::tiled(at, 2, &[k, 64], &[2 * k], &[64, 64], Swizzle::B128).expect("as a driver wants it")
+            TensorMap::tiled(at, 2, &[k, 64], &[2 * k], &[64, 64], Swizzle::B128)
+                .expect("as a driver wants it")
         };
         let (a, b) = (map(&self.a), map(&self.b));
         let out = simt.alloc(64 * 64 * 4);
         let params = Params { a, b, out, steps: self.steps as i64, ..Default::default() };
-        let counts = simt.launch(&format!("probe_ring_{probe}"), [1; 3], 256, 33024, bytes_of(&params), mode)?;
+        let counts =
+            simt.launch(&format!("probe_ring_{probe}"), [1; 3], 256, 33024, bytes_of(&params), mode)?;
         Ok((cast_slice(&simt.get(out)).to_vec(), counts))
     }
 
@@ -78,9 +80,9 @@ fn what_is_wrong_with_a_ring_is_reported_with_its_lines() {
         ("released_before_read", &["RACE write after read", "a product of warp"]),
         ("one_warp_releases", &["RACE write after read", "a product of warp"]),
         ("init_not_fenced", &["MISSING PROXY FENCE after the initialisation", "probes_sm90.cu:"]),
-        ("init_not_shared", &["mbarrier", "initialise"]),
+        ("init_not_shared", &["initialise", "probes_sm90.cu:"]),
         ("one_arrival_too_few", &["DEADLOCK", "an mbarrier at", "lacks 1 of 129 arrivals and 0 bytes"]),
-        ("one_arrival_too_many", &["more than 128 arrivals", "probes_sm90.cu:"]),
+        ("one_arrival_too_many", &["more than 1 arrivals", "probes_sm90.cu:"]),
         ("bytes_never_come", &["DEADLOCK", "lacks 0 of 1 arrivals and 16 bytes"]),
         ("no_wgmma_fence", &["MISSING wgmma.fence", "probes_sm90.cu:"]),
         ("registers_too_early", &["REGISTERS of a product", "probes_sm90.cu:"]),
@@ -118,8 +120,9 @@ fn some_faults_of_a_ring_never_show_in_its_numbers() {
     }
     // A missing wait shows where copies come late, and one that is too early where they come at once.
     for probe in ["no_full_wait", "released_before_read", "registers_too_early"] {
+        let by_chance = (1..50).map(|seed| Mode { copies: Copies::Random, seed, ..Mode::FAST });
         let wrong = |mode| ring.run(probe, mode).is_ok_and(|(got, _)| !ring.is_right(&got));
-        assert!(Mode::all().any(wrong), "{probe}");
+        assert!(Mode::all().chain(by_chance).any(wrong), "{probe}");
     }
 }
 

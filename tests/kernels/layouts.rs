@@ -100,7 +100,8 @@ struct WgmmaParams {
 fn ldmatrix_moves_every_element_where_cute_says() {
     // Row i of 16 bytes holds the numbers 8 i ..; 0 is nowhere else.
     let x: Vec<u16> = (1..=256).collect();
-    for (c, name) in ["ldmatrix_x4", "ldmatrix_x4_trans", "ldmatrix_x2", "ldmatrix_x2_trans"].into_iter().enumerate()
+    for (c, name) in
+        ["ldmatrix_x4", "ldmatrix_x4_trans", "ldmatrix_x2", "ldmatrix_x2_trans"].into_iter().enumerate()
     {
         let Movement { row, register } = golden(name);
         let mut simt = Simt::new();
@@ -117,7 +118,11 @@ fn ldmatrix_moves_every_element_where_cute_says() {
         }
         for (lane, at) in register.thread.iter().enumerate() {
             for (i, value) in register.value.iter().enumerate() {
-                assert_eq!(usize::from(got[lane * 8 + i]), number[at + value], "{name} lane {lane} value {i}");
+                assert_eq!(
+                    usize::from(got[lane * 8 + i]),
+                    number[at + value],
+                    "{name} lane {lane} value {i}"
+                );
             }
         }
     }
@@ -183,7 +188,8 @@ fn wgmma_reads_operands_in_shared_memory_where_cute_puts_them() {
         let slices = a.starts.len().min(b.starts.len());
         for slice in 0..slices {
             // D = A B^T with A selecting depths numbers every element of B, and the other way round.
-            let one = |row: usize, k: usize| f16::from_f32(f32::from(u8::from(row == k - slice * 16))).to_bits();
+            let one =
+                |row: usize, k: usize| f16::from_f32(f32::from(u8::from(row == k - slice * 16))).to_bits();
             let selects = |row: usize, k: usize| if k / 16 == slice { one(row, k) } else { 0xffff };
             let number = |row: usize, k: usize| (row * 16 + k % 16) as f32;
             let numbered = |row: usize, k: usize| {
@@ -195,7 +201,14 @@ fn wgmma_reads_operands_in_shared_memory_where_cute_puts_them() {
                 } else {
                     (a.image(numbered), b.image(selects))
                 };
-                let d = run_wgmma(&kernel, &images.0, &images.1, a.descriptor(slice), b.descriptor(slice), b.rows);
+                let d = run_wgmma(
+                    &kernel,
+                    &images.0,
+                    &images.1,
+                    a.descriptor(slice),
+                    b.descriptor(slice),
+                    b.rows,
+                );
                 for (i, got) in d.into_iter().enumerate() {
                     let (m, n) = (i % 64, i / 64);
                     let (row, k) = if of_b { (n, m) } else { (m, n) };
