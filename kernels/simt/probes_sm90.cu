@@ -58,9 +58,11 @@ __device__ void produce(const Params& p, Ring& ring) {
         cp_async_bulk_tensor_2d(cvta_to_shared(stage.a), p.a, full, step * 64, 0);
         cp_async_bulk_tensor_2d(cvta_to_shared(stage.b), p.b, full, step * 64, 0);
     }
-    if (FAULT == COPY_LEFT) {
-        mbarrier_arrive_expect_tx(cvta_to_shared(&ring.full[0]), TILE);
-        cp_async_bulk_tensor_2d(cvta_to_shared(ring.stage[0].a), p.a, cvta_to_shared(&ring.full[0]), 0, 0);
+    if (FAULT == COPY_LEFT) {  // one more for the second stage, which of five steps has had two
+        const uint32_t full = cvta_to_shared(&ring.full[1]);
+        mbarrier_wait_parity(cvta_to_shared(&ring.empty[1]), 1);
+        mbarrier_arrive_expect_tx(full, TILE);
+        cp_async_bulk_tensor_2d(cvta_to_shared(ring.stage[1].a), p.a, full, 0, 0);
     }
 }
 

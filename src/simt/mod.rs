@@ -94,16 +94,22 @@ impl SimtError {
 
 /// File and line of code offsets in this program; none where `addr2line` is missing.
 fn lines_of(offsets: &[&str]) -> HashMap<String, String> {
-    static KNOWN: LazyLock<Mutex<(HashMap<String, String>, Option<Addr2line>)>> =
-        LazyLock::new(|| Mutex::new((HashMap::new(), Addr2line::start())));
-    let (known, tool) = &mut *KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    static KNOWN: LazyLock<Mutex<Known>> =
+        LazyLock::new(|| Mutex::new(Known { lines: HashMap::new(), tool: Addr2line::start() }));
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     for &offset in offsets {
-        let unknown = !known.contains_key(offset);
-        if let Some(line) = tool.as_mut().filter(|_| unknown).and_then(|tool| tool.line_of(offset)) {
-            known.insert(offset.to_owned(), line);
+        let unknown = !known.lines.contains_key(offset);
+        let answer = known.tool.as_mut().filter(|_| unknown).and_then(|tool| tool.line_of(offset));
+        if let Some(line) = answer {
+            known.lines.insert(offset.to_owned(), line);
         }
     }
-    known.clone()
+    known.lines.clone()
+}
+
+struct Known {
+    lines: HashMap<String, String>,
+    tool: Option<Addr2line>,
 }
 
 /// One process for all questions: reading a program's debug information takes a second.
