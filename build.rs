@@ -54,7 +54,10 @@ fn run() -> Result<(), String> {
     let cache = Cache::beside(&out);
     let tables = match Nvrtc::find(&root)? {
         Some(nvrtc) => {
-            cubins::build(&nvrtc, &sources, &cache).map_err(|e| format!("NVRTC of {}: {e}", nvrtc.place))?
+            let words = |e| format!("NVRTC of {}: {e}", nvrtc.place);
+            #[cfg(feature = "simt")]
+            cubins::try_probes(&nvrtc, &sources, &cache, &simt::probes(&root)?).map_err(words)?;
+            cubins::build(&nvrtc, &sources, &cache).map_err(words)?
         }
         None if env::var_os("CARGO_FEATURE_REQUIRE_CUBINS").is_some() => {
             return Err("no NVRTC was found, and the feature `require-cubins` asks for one; \

@@ -64,31 +64,68 @@ fn compile(
     file: &str,
     target: &str,
 ) -> Result<(PathBuf, Vec<Resources>), String> {
-    let ptx = target.starts_with("compute");
     let source = sources.unit(file, |kernel| kernel.arch.runs_on(target));
+    let (path, log) = translate(nvrtc, sources, cache, file, &source, target)?;
+    let Some(log) = log else { return Ok((path, Vec::new())) };
+    let rows = KERNELS.iter().filter(|kernel| kernel.file == file && kernel.arch.runs_on(target));
+    Ok((path, accept(rows, &log)?))
+}
+
+/// The layer's own probes, which no row names and nobody embeds: that every instruction's wrapper is one that NVRTC
+/// takes, and that wgmma is not serialised.
+#[cfg(feature = "simt")]
+pub fn try_probes(
+    nvrtc: &Nvrtc,
+    sources: &Sources,
+    cache: &Cache,
+    probes: &[(&str, String)],
+) -> Result<(), String> {
+    let jobs: Vec<_> =
+        probes.iter().flat_map(|probe| ["sm_80", "sm_90a"].map(|target| (probe, target))).collect();
+    let results = in_parallel(&jobs, |((name, source), target)| {
+        let file = format!("simt/{name}");
+        let (_, log) = translate(nvrtc, sources, cache, &file, source, target)?;
+        refuse_serialised(&log.unwrap_or_default()).map_err(|e| format!("{file} for {target}: {e}"))
+    });
+    results.into_iter().collect()
+}
+
+fn refuse_serialised(log: &str) -> Result<(), String> {
+    match log.lines().find(|line| line.contains("C75")) {
+        Some(line) => Err(format!("matrix instructions are serialised: {line}")),
+        None => Ok(()),
+    }
+}
+
+/// The binary of a unit, and the compiler's log where it is no PTX.
+fn translate(
+    nvrtc: &Nvrtc,
+    sources: &Sources,
+    cache: &Cache,
+    file: &str,
+    source: &str,
+    target: &str,
+) -> Result<(PathBuf, Option<String>), String> {
+    let ptx = target.starts_with("compute");
     let mut options = vec![format!("--gpu-architecture={target}"), "--std=c++17".to_owned()];
     if !ptx {
         options.push("--ptxas-options=-v".to_owned());
     }
     let version = format!("{:?}", nvrtc.version);
-    let (flags, whole) = (options.join(" "), sources.inlined(&source));
+    let (flags, whole) = (options.join(" "), sources.inlined(source));
     let parts = ["cubin", &version, file, &whole, &flags];
     let name = format!("kernels/{file}");
     let extension = if ptx { "ptx" } else { "cubin" };
     let path = cache.get(&parts, &[extension, "log"], |path| {
-        let compiled = nvrtc.compile((&name, &source), &sources.headers, &options, ptx)?;
+        let compiled = nvrtc.compile((&name, source), &sources.headers, &options, ptx)?;
         let write = |extension: &str, bytes: &[u8]| {
             fs::write(path.with_extension(extension), bytes).map_err(|e| format!("{}: {e}", path.display()))
         };
         write("log", compiled.log.as_bytes())?;
         write(extension, &compiled.binary)
     })?;
-    if ptx {
-        return Ok((path.with_extension(extension), Vec::new()));
-    }
     let log = fs::read_to_string(path.with_extension("log")).map_err(|e| e.to_string())?;
-    let rows = KERNELS.iter().filter(|kernel| kernel.file == file && kernel.arch.runs_on(target));
-    Ok((path.with_extension(extension), accept(rows, &log)?))
+    Ok((path.with_extension(extension), (!ptx).then_some(log)))
 }
 
 /// Reads `ptxas -v`.
@@ -123,9 +160,7 @@ fn number_before(line: &str, words: &str) -> u32 {
 /// registers than a row allows.
 pub fn accept<'a>(rows: impl Iterator<Item = &'a Kernel>, log: &str) -> Result<Vec<Resources>, String> {
     let found = resources(log);
-    if let Some(line) = log.lines().find(|line| line.contains("C75")) {
-        return Err(format!("matrix instructions are serialised: {line}"));
-    }
+    refuse_serialised(log)?;
     for kernel in rows {
         let place = || format!("kernel {} ({})", kernel.name, place_of(kernel));
         let Some(used) = found.iter().find(|used| used.entry == kernel.name) else {

@@ -12,7 +12,9 @@ use super::manifest;
 use super::mutations::{MUTATIONS, Mutation};
 use super::sources::Sources;
 
-const RUNTIME: [&str; 4] = ["scheduler", "memory", "checks", "launch"];
+const RUNTIME: [&str; 5] = ["scheduler", "memory", "checks", "launch", "hopper"];
+/// Kernels for the tests of the layer itself.
+const PROBES: [&str; 3] = ["probes.cu", "probes_layouts.cu", "probes_sm90.cu"];
 
 /// No contraction: sums are those of the CPU backend. Warnings are the business of NVRTC's build.
 const FLAGS: [&str; 8] = [
@@ -29,8 +31,9 @@ const FLAGS: [&str; 8] = [
 const CHECKED: [&str; 3] = ["-g1", "-gdwarf-4", "-fsanitize=thread"];
 
 pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Result<(), String> {
-    let compiler = Compiler { root, cache, includes: includes(root)? };
-    let probes = read(&root.join("kernels/simt/probes.cu"))?;
+    let header = |name: &str| read(&root.join("kernels/simt").join(name));
+    let compiler = Compiler { root, cache, includes: header("simt.h")? };
+    let of_runtime = Compiler { root, cache, includes: header("simt.h")? + &header("runtime.h")? };
     let mut units: Vec<(String, &str, String)> = Vec::new();
     for name in RUNTIME {
         let text = read(&root.join(format!("kernels/simt/{name}.cpp")))?;
@@ -44,8 +47,9 @@ pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Resul
                 unit(variant, &sources.inlined(&sources.unit(file, |_| true))),
             ));
         }
-        let text = sources.inlined(&format!("#line 1 \"kernels/simt/probes.cu\"\n{probes}"));
-        units.push(("probes.cu".to_owned(), variant, unit(variant, &text)));
+        for (name, text) in probes(root)? {
+            units.push((name.to_owned(), variant, unit(variant, &sources.inlined(&text))));
+        }
     }
     let objects = in_parallel(&units, |(name, variant, text)| {
         let flags: &[&str] = match *variant {
@@ -53,6 +57,7 @@ pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Resul
             "runtime" => &["-g1", "-gdwarf-4"],
             _ => &[],
         };
+        let compiler = if *variant == "runtime" { &of_runtime } else { &compiler };
         compiler.object(text, flags).map_err(|e| format!("{name} for the SIMT layer: {e}"))
     });
     archive(out, "unguide_simt", true, objects)?;
@@ -65,10 +70,11 @@ pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Resul
     archive(out, "unguide_simt_mutants", false, objects)
 }
 
-/// What an object depends on besides its own text, in which the headers of kernels are spelled out.
-fn includes(root: &Path) -> Result<String, String> {
-    let folder = root.join("kernels/simt");
-    Ok(read(&folder.join("simt.h"))? + &read(&folder.join("runtime.h"))?)
+/// Names and texts of the layer's own kernels.
+pub fn probes(root: &Path) -> Result<Vec<(&'static str, String)>, String> {
+    let text = |name| read(&root.join("kernels/simt").join(name));
+    let probe = |name| text(name).map(|text| (name, format!("#line 1 \"kernels/simt/{name}\"\n{text}")));
+    PROBES.into_iter().map(probe).collect()
 }
 
 /// All of a kernel has internal linkage, so that its variants live in one program.
@@ -101,6 +107,7 @@ fn mutant(compiler: &Compiler, sources: &Sources, mutation: &Mutation) -> Result
 struct Compiler<'a> {
     root: &'a Path,
     cache: &'a Cache,
+    /// What an object depends on besides its own text, in which the headers of kernels are spelled out.
     includes: String,
 }
 

@@ -38,6 +38,43 @@ DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t address) {
                  : "r"(address)
                  : "memory");
 }
+DEVICE void ldmatrix_x2(uint32_t (&r)[2], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(address)
+                 : "memory");
+}
+DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(address)
+                 : "memory");
+}
+// Loads and stores of 4, 8 or 16 bytes a lane whose bank conflicts the checked build counts (`access_conflicts`): an
+// ordinary access may be split or joined by a compiler, these are one instruction everywhere. The k-th times of a
+// warp's lanes at one place between two of its barriers or collectives count as one access of the warp.
+DEVICE void ld_shared(uint32_t (&r)[1], uint32_t address) {
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(r[0]) : "r"(address) : "memory");
+}
+DEVICE void ld_shared(uint32_t (&r)[2], uint32_t address) {
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(address) : "memory");
+}
+DEVICE void ld_shared(uint32_t (&r)[4], uint32_t address) {
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+DEVICE void st_shared(uint32_t address, const uint32_t (&r)[1]) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(r[0]) : "memory");
+}
+DEVICE void st_shared(uint32_t address, const uint32_t (&r)[2]) {
+    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(r[0]), "r"(r[1]) : "memory");
+}
+DEVICE void st_shared(uint32_t address, const uint32_t (&r)[4]) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
 DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], f16) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -90,6 +127,22 @@ DEVICE void ldmatrix_x4(uint32_t (&r)[4], uint32_t address, SIMT_SITE) {
 }
 DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t address, SIMT_SITE) {
     simt::ldmatrix(r, 4, true, address, site);
+}
+DEVICE void ldmatrix_x2(uint32_t (&r)[2], uint32_t address, SIMT_SITE) {
+    simt::ldmatrix(r, 2, false, address, site);
+}
+DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], uint32_t address, SIMT_SITE) {
+    simt::ldmatrix(r, 2, true, address, site);
+}
+template <int N>
+DEVICE void ld_shared(uint32_t (&r)[N], uint32_t address) {
+    static_assert(N == 1 || N == 2 || N == 4, "4, 8 or 16 bytes");
+    simt::shared_access(address, r, N, false);
+}
+template <int N>
+DEVICE void st_shared(uint32_t address, const uint32_t (&r)[N]) {
+    static_assert(N == 1 || N == 2 || N == 4, "4, 8 or 16 bytes");
+    simt::shared_access(address, const_cast<uint32_t*>(r), N, true);
 }
 DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], f16, SIMT_SITE) {
     simt::mma_m16n8k16(d, a, b, false, site);

@@ -29,7 +29,7 @@ uint32_t module_offset(const void* pc) {
 }
 
 // All instrumented code is in one module, so its base is asked for once.
-static uint32_t offset_of_caller(const void* pc) {
+uint32_t offset_of_caller(const void* pc) {
     static const char* base = nullptr;
     if (base == nullptr) {
         Dl_info info;
@@ -42,20 +42,50 @@ static uint32_t offset_of_caller(const void* pc) {
 void start_checks() {
     Context& c = *context;
     c.shared_cells.assign(SHARED_BYTES / GRANULE, Cell{});
-    c.clocks.assign(size_t(c.threads) * c.threads, 0);
+    c.actors = c.threads;
+    c.clocks.assign(size_t(c.threads) * c.actors, 0);
+    c.fenced.clear();
+    c.accesses.assign(c.threads / 32, {});
     for (int t = 0; t < c.threads; ++t) c.clock_of(t)[t] = 1;
+}
+
+// A block's first operation that goes on by itself makes room for agents among the actors.
+void add_agents() {
+    Context& c = *context;
+    if (c.actors > c.threads) return;
+    const std::vector<uint32_t> before = c.clocks;
+    c.actors = c.threads + AGENTS;
+    c.clocks.assign(size_t(c.threads) * c.actors, 0);
+    c.fenced.assign(size_t(c.threads) * c.actors, 0);
+    for (int t = 0; t < c.threads; ++t) memcpy(c.clock_of(t), &before[size_t(t) * c.threads], c.threads * 4);
+}
+
+static void join(std::vector<uint32_t>& known, const uint32_t* more) {
+    known.resize(context->actors, 0);
+    for (size_t i = 0; i < known.size(); ++i) known[i] = std::max(known[i], more[i]);
+}
+
+// What the thread has done so far happens before whatever those do who learn of it.
+void release(int thread, Knowledge& known) {
+    Context& c = *context;
+    join(known.clocks, c.clock_of(thread));
+    if (!c.fenced.empty()) join(known.fenced, c.fenced_of(thread));
+    ++c.clock_of(thread)[thread];
+}
+
+void acquire(int thread, const Knowledge& known) {
+    Context& c = *context;
+    for (size_t i = 0; i < known.clocks.size(); ++i)
+        c.clock_of(thread)[i] = std::max(c.clock_of(thread)[i], known.clocks[i]);
+    for (size_t i = 0; i < known.fenced.size(); ++i)
+        c.fenced_of(thread)[i] = std::max(c.fenced_of(thread)[i], known.fenced[i]);
 }
 
 // Everything that one of them did happens before everything that any of them will do.
 void join_clocks(const std::vector<int>& threads) {
-    Context& c = *context;
-    std::vector<uint32_t> latest(c.threads, 0);
-    for (int t : threads)
-        for (int i = 0; i < c.threads; ++i) latest[i] = std::max(latest[i], c.clock_of(t)[i]);
-    for (int t : threads) {
-        memcpy(c.clock_of(t), latest.data(), latest.size() * 4);
-        ++c.clock_of(t)[t];
-    }
+    Knowledge known;
+    for (int t : threads) release(t, known);
+    for (int t : threads) acquire(t, known);
 }
 
 struct Place {
@@ -63,16 +93,24 @@ struct Place {
     long long offset, size;
 };
 
-static void report(const char* kind, const Place& where, int thread, uint32_t pc) {
-    if (!context->reported.insert({pc, 0}).second) return;
-    note("%s: %s byte %lld of %lld; block %u thread %d at @0x%x", kind, where.space, where.offset, where.size,
-         context->block, thread, pc);
+static bool is_copy(int actor) { return actor >= context->threads + WARP_AGENTS; }
+
+static std::string name_of(int actor) {
+    const int agent = actor - context->threads;
+    if (agent < 0) return "thread " + std::to_string(actor);
+    return agent < WARP_AGENTS ? "a product of warp " + std::to_string(agent) : "a bulk copy";
 }
 
-static void report_pair(const char* kind, const Place& where, int thread, uint32_t pc, int other, uint32_t other_pc) {
+static void report(const char* kind, const Place& where, int actor, uint32_t pc) {
+    if (!context->reported.insert({pc, 0}).second) return;
+    note("%s: %s byte %lld of %lld; block %u %s at @0x%x", kind, where.space, where.offset, where.size,
+         context->block, name_of(actor).c_str(), pc);
+}
+
+static void report_pair(const char* kind, const Place& where, int actor, uint32_t pc, int other, uint32_t other_pc) {
     if (!context->reported.insert({pc, other_pc}).second) return;
-    note("%s: %s byte %lld of %lld; block %u thread %d at @0x%x and thread %d at @0x%x", kind, where.space, where.offset,
-         where.size, context->block, thread, pc, other, other_pc);
+    note("%s: %s byte %lld of %lld; block %u %s at @0x%x and %s at @0x%x", kind, where.space, where.offset, where.size,
+         context->block, name_of(actor).c_str(), pc, name_of(other).c_str(), other_pc);
 }
 
 static Cell* cells_of(const char* p, int bytes, Place& where, bool write, int thread, uint32_t pc) {
@@ -103,56 +141,72 @@ static void count(bool shared, bool write, int bytes) {
             : (write ? n.global_written_bytes : n.global_read_bytes)) += bytes;
 }
 
-static void access(int thread, const void* address, int bytes, bool write, Cell::State becomes, uint32_t pc) {
+static const char* kind_of_disorder(const Cell& cell, bool write) {
+    if (write) return "RACE write after write";
+    return is_copy(cell.writer) ? "READ BEFORE WAIT of a bulk copy" : "RACE read after write";
+}
+
+static void access(const Actor& who, const void* address, int bytes, bool write, Cell::State becomes, uint32_t pc) {
     Context& c = *context;
     const char* p = static_cast<const char*>(address);
     const bool shared = p >= c.shared && p < c.shared + SHARED_BYTES;
     Place where;
-    Cell* cell = cells_of(p, bytes, where, write, thread, pc);
+    Cell* cell = cells_of(p, bytes, where, write, who.number, pc);
     if (cell == nullptr) return;
     count(shared, write, bytes);
-    const uint32_t* known = c.clock_of(thread);
+    const uint32_t* known = who.known;
     for (int left = (bytes + GRANULE - 1) / GRANULE; left > 0; --left, ++cell, where.offset += GRANULE) {
         const bool other_block = !shared && cell->write_block != c.block;
         const bool unordered =
-            other_block || (cell->writer != thread && cell->write_clock > known[cell->writer]);
+            other_block || (cell->writer != who.number && cell->write_clock > known[cell->writer]);
         if (cell->state == Cell::PENDING && !(other_block && shared))
             report_pair(write ? "RACE write over a copy in flight" : "READ BEFORE WAIT of an asynchronous copy", where,
-                        thread, pc, cell->writer, cell->write_pc);
+                        who.number, pc, cell->writer, cell->write_pc);
         else if (cell->state != Cell::UNKNOWN && unordered)
-            report_pair(write ? "RACE write after write" : "RACE read after write", where, thread, pc, cell->writer,
-                        cell->write_pc);
-        if (!write && shared && cell->state == Cell::UNKNOWN) report("UNINITIALISED read", where, thread, pc);
+            report_pair(kind_of_disorder(*cell, write), where, who.number, pc, cell->writer, cell->write_pc);
+        else if (cell->state != Cell::UNKNOWN && who.fenced != nullptr && cell->writer < c.threads &&
+                 cell->write_clock > who.fenced[cell->writer])
+            report_pair("MISSING PROXY FENCE after a write", where, who.number, pc, cell->writer, cell->write_pc);
+        if (!write && shared && cell->state == Cell::UNKNOWN) report("UNINITIALISED read", where, who.number, pc);
         if (write) {
             for (int i = 0; i < cell->readers; ++i) {
                 const bool elsewhere = !shared && cell->read_block[i] != c.block;
-                if (elsewhere || (cell->reader[i] != thread && cell->read_clock[i] > known[cell->reader[i]]))
-                    report_pair("RACE write after read", where, thread, pc, cell->reader[i], cell->read_pc[i]);
+                if (elsewhere || (cell->reader[i] != who.number && cell->read_clock[i] > known[cell->reader[i]]))
+                    report_pair("RACE write after read", where, who.number, pc, cell->reader[i], cell->read_pc[i]);
             }
             cell->state = becomes;
-            cell->writer = uint16_t(thread);
-            cell->write_clock = known[thread];
+            cell->writer = uint16_t(who.number);
+            cell->write_clock = who.clock;
             cell->write_block = c.block;
             cell->write_pc = pc;
             cell->readers = 0;
         } else {
             int slot = cell->readers < 2 ? cell->readers++ : int(random_bits() % 2);
             for (int i = 0; i < cell->readers; ++i)
-                if (cell->reader[i] == thread && cell->read_block[i] == c.block) slot = i;
-            cell->reader[slot] = uint16_t(thread);
-            cell->read_clock[slot] = known[thread];
+                if (cell->reader[i] == who.number && cell->read_block[i] == c.block) slot = i;
+            cell->reader[slot] = uint16_t(who.number);
+            cell->read_clock[slot] = who.clock;
             cell->read_block[slot] = c.block;
             cell->read_pc[slot] = pc;
         }
     }
 }
 
+static Actor thread_actor(int thread) {
+    const uint32_t* known = context->clock_of(thread);
+    return {thread, known[thread], known, nullptr};
+}
+
 void check_access(int thread, const void* address, int bytes, bool write, uint32_t pc) {
-    access(thread, address, bytes, write, Cell::WRITTEN, pc);
+    access(thread_actor(thread), address, bytes, write, Cell::WRITTEN, pc);
+}
+
+void check_agent(const Actor& agent, const void* address, int bytes, bool write, uint32_t pc) {
+    access(agent, address, bytes, write, Cell::WRITTEN, pc);
 }
 
 void check_copy_issued(uint32_t to, const void* from, int bytes, uint32_t pc) {
-    const int thread = current->linear;
+    const Actor thread = thread_actor(current->linear);
     if (bytes > 0) access(thread, from, bytes, false, Cell::WRITTEN, pc);
     access(thread, context->shared + to, 16, true, Cell::PENDING, pc);
 }
@@ -167,6 +221,41 @@ void check_copy_done(uint32_t to, int bytes) {
     }
 }
 
+// -- bank conflicts -------------------------------------------------------------------------------------------
+
+void note_shared_access(uint32_t address, int words, uint32_t pc) {
+    Accesses& here = context->accesses[current->warp].try_emplace(pc, Accesses{}).first->second;
+    here.words = words;
+    const uint32_t k = here.times[current->lane]++;
+    if (k >= here.kth.size()) here.kth.resize(k + 1);
+    here.kth[k].lanes |= 1u << current->lane;
+    here.kth[k].address[current->lane] = address;
+}
+
+// An access of 4, 8 or 16 bytes a lane takes 1, 2 or 4 turns of 32, 16 or 8 lanes, and each turn a cycle more for every
+// further word in the same bank.
+static uint64_t conflicts(const Accesses::Together& together, int words) {
+    uint64_t cycles = 0;
+    for (int first = 0; first < 32; first += 32 / words) {
+        std::set<uint32_t> touched;
+        int in_bank[32] = {0}, most = 1;
+        for (int lane = first; lane < first + 32 / words; ++lane)
+            for (int i = 0; i < words && (together.lanes >> lane & 1); ++i) {
+                const uint32_t word = together.address[lane] / 4 + i;
+                if (touched.insert(word).second) most = std::max(most, ++in_bank[word % 32]);
+            }
+        cycles += most - 1;
+    }
+    return cycles;
+}
+
+void count_conflicts(int warp) {
+    Context& c = *context;
+    for (auto& [pc, here] : c.accesses[warp])
+        for (const Accesses::Together& together : here.kth) c.counts.access_conflicts += conflicts(together, here.words);
+    c.accesses[warp].clear();
+}
+
 // -- what the instrumentation calls ---------------------------------------------------------------------------
 
 static inline void hook(const void* address, int bytes, bool write, const void* caller) {
@@ -175,11 +264,17 @@ static inline void hook(const void* address, int bytes, bool write, const void* 
     const char* p = static_cast<const char*>(address);
     const bool shared = p >= c.shared && p < c.shared + SHARED_BYTES;
     if (shared || is_device_address(p))
-        return access(current->linear, p, bytes, write, Cell::WRITTEN, offset_of_caller(caller));
+        return check_access(current->linear, p, bytes, write, offset_of_caller(caller));
     // What a thread keeps for itself, parameters and constants. Another thread's stack is nobody's business.
     const Fiber& f = running();
     if (p >= c.stacks && p < c.stacks + (STACK_BYTES + 4096) * size_t(c.threads) && (p < f.stack_low || p >= f.stack_high + 64))
         note("FOREIGN STACK: block %u thread %d at @0x%x", c.block, current->linear, offset_of_caller(caller));
+    if (c.hopper.products_pending > 0 && belongs_to_a_product(p)) {
+        const uint32_t pc = offset_of_caller(caller);
+        if (c.reported.insert({pc, 1}).second)
+            note("REGISTERS of a product that nobody has waited for: block %u thread %d at @0x%x", c.block,
+                 current->linear, pc);
+    }
 }
 
 }  // namespace simt

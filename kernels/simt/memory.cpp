@@ -29,6 +29,23 @@ void* shared_object(const void* key, size_t bytes, size_t align) {
     return c.shared + found->second;
 }
 
+// Every lane for itself; the checks put a warp's accesses together to count bank conflicts.
+void shared_access(uint32_t address, uint32_t* words, int count, bool write) {
+    Context& c = *context;
+    if (address % (4 * count) != 0 || address + 4 * count > SHARED_BYTES)
+        fail("%d bytes of shared memory at the address 0x%x", 4 * count, address);
+    char* p = c.shared + address;
+    if (c.mode.checked) {
+        const uint32_t pc = offset_of_caller(__builtin_return_address(0));
+        check_access(current->linear, p, 4 * count, write, pc);
+        note_shared_access(address, count, pc);
+    }
+    if (write)
+        memcpy(p, words, 4 * count);
+    else
+        memcpy(words, p, 4 * count);
+}
+
 // -- asynchronous copies -------------------------------------------------------------------------------------
 
 static void perform(Copy& copy) {
@@ -43,7 +60,7 @@ void cp_async(uint32_t to, const void* from, int bytes) {
     if (to % 16 != 0 || to + 16 > SHARED_BYTES || bytes < 0 || bytes > 16)
         fail("cp.async: %d bytes to the address 0x%x", bytes, to);
     if (bytes > 0 && reinterpret_cast<uintptr_t>(from) % 16 != 0) fail("cp.async: the source %p is not aligned", from);
-    const uint32_t pc = c.mode.checked ? module_offset(__builtin_return_address(0)) : 0;
+    const uint32_t pc = c.mode.checked ? offset_of_caller(__builtin_return_address(0)) : 0;
     if (c.mode.checked) check_copy_issued(to, from, bytes, pc);
     c.counts.async_bytes += bytes;
     Fiber& f = running();

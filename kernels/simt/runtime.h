@@ -35,6 +35,7 @@ struct Mode {
 struct Counts {
     uint64_t threads, switches, barriers, collectives, ldmatrix, bank_conflicts, mma, async_bytes;
     uint64_t global_read_bytes, global_written_bytes, shared_read_bytes, shared_written_bytes;
+    uint64_t access_conflicts, wgmma, bulk_copies;
 };
 
 // What is known about two bytes of memory: who wrote them last, and two of those who read them since.
@@ -81,6 +82,79 @@ struct Warp {
     Site site;
 };
 
+// What the lanes of a warp did at one place since the warp last met: for every lane how often, and the k-th times of
+// all lanes side by side, as one instruction of the warp.
+struct Accesses {
+    struct Together {
+        uint32_t lanes, address[32];
+    };
+    int words;
+    uint32_t times[32];
+    std::vector<Together> kth;
+};
+
+// What somebody knows of every actor: up to which of its clocks, and up to which of a thread's clocks its writes are
+// behind a proxy fence.
+struct Knowledge {
+    std::vector<uint32_t> clocks, fenced;
+};
+
+// Actors besides threads: the products of a warp, and bulk copies in turn.
+constexpr int WARP_AGENTS = MOST_THREADS / 32, COPY_AGENTS = 32, AGENTS = WARP_AGENTS + COPY_AGENTS;
+
+// In shared memory; arrivals release, waits acquire.
+struct Mbarrier {
+    uint32_t count, missing, phase;  // arrivals of a phase, of this one those to come, phases that have ended
+    int64_t bytes;                   // announced and not yet there
+    int initialiser;
+    uint32_t clock;  // of its initialisation
+    bool fenced;
+    Knowledge arriving, ended;  // of those who arrive in this phase, who arrived in the last one
+    std::vector<int> waiting;
+};
+
+struct BulkCopy {
+    uint32_t to, mbarrier;
+    uint64_t map[16];
+    int at[5], agent;
+    uint32_t clock;
+};
+
+struct NamedBarrier {
+    int threads, arrived;
+    std::vector<int> waiting;
+    Knowledge known;
+};
+
+// A product as one warp has issued it: its 16 rows.
+struct Product {
+    Wgmma whole;
+    float* d[32];
+    uint32_t a[32][4];
+    uint32_t group, clock, pc;
+    bool done;
+};
+struct ProductsOfWarp {
+    std::vector<Product> pending;
+    std::vector<std::pair<uint32_t, uint32_t>> groups;  // number and clock of those that nobody has waited for
+    uint32_t group, issued, clock;
+    bool fenced;
+    std::vector<float> left;  // what the last product left in the registers
+    float* left_in[32];
+};
+
+// What sm_90 adds to a block's state; empty where a kernel uses none of it.
+struct Hopper {
+    bool used;
+    std::map<uint32_t, Mbarrier> mbarriers;
+    std::vector<BulkCopy> copies;
+    NamedBarrier named[16];
+    std::vector<ProductsOfWarp> warps;
+    std::vector<std::vector<Wgmma>> issued;  // by every warpgroup
+    std::vector<uint32_t> agent_clocks;
+    int next_agent, products_pending;
+};
+
 struct Context {
     std::vector<Buffer> buffers;  // by address
     // The launch.
@@ -111,9 +185,14 @@ struct Context {
     std::map<const void*, uint32_t> objects;
     std::vector<std::pair<uint32_t, uint32_t>> regions;  // begin, end
     std::vector<Cell> shared_cells;
-    std::vector<uint32_t> clocks;  // [threads, threads]
+    int actors;                    // threads, and agents where there are any
+    std::vector<uint32_t> clocks;  // [threads, actors]
+    std::vector<uint32_t> fenced;  // [threads, actors]: which writes of threads agents see; empty without agents
+    std::vector<std::map<uint32_t, Accesses>> accesses;  // of every warp, by place
+    Hopper hopper;
 
-    uint32_t* clock_of(int thread) { return clocks.data() + size_t(thread) * threads; }
+    uint32_t* clock_of(int thread) { return clocks.data() + size_t(thread) * actors; }
+    uint32_t* fenced_of(int thread) { return fenced.data() + size_t(thread) * actors; }
 };
 
 extern __thread Context* context;  // of the launch that this thread runs
@@ -127,7 +206,17 @@ inline uint64_t random_bits() {
     return context->random = x;
 }
 
+// Who accesses memory: a thread, or an operation that goes on while its thread does.
+struct Actor {
+    int number;
+    uint32_t clock;
+    const uint32_t *known, *fenced;  // fenced: null for threads
+};
+
 // scheduler.cpp
+void meet(Meeting meeting, void* arguments, const char* name, Site site);
+float half_to_float(uint16_t h, bool bf16);
+std::string place(Site site);
 void make_ready(int thread);
 void wait_for(const char* what, Site site);
 void give_way();
@@ -144,10 +233,23 @@ void forget_buffers();
 // checks.cpp
 void note(const char* format, ...) __attribute__((format(printf, 1, 2)));
 uint32_t module_offset(const void* pc);
+uint32_t offset_of_caller(const void* pc);
 void start_checks();
 void check_access(int thread, const void* address, int bytes, bool write, uint32_t pc);
 void check_copy_issued(uint32_t to, const void* from, int bytes, uint32_t pc);
 void check_copy_done(uint32_t to, int bytes);
 void join_clocks(const std::vector<int>& threads);
+void add_agents();
+void acquire(int thread, const Knowledge& known);
+void release(int thread, Knowledge& known);
+void check_agent(const Actor& agent, const void* address, int bytes, bool write, uint32_t pc);
+void note_shared_access(uint32_t address, int words, uint32_t pc);
+void count_conflicts(int warp);
+
+// hopper.cpp
+bool perform_a_copy();
+void finish_hopper();
+std::string waiting_mbarriers();
+bool belongs_to_a_product(const char* address);
 
 }  // namespace simt

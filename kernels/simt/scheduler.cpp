@@ -81,7 +81,7 @@ static int take_next() {
     return thread;
 }
 
-static std::string place(Site site) {
+std::string place(Site site) {
     return std::string(site.file ? site.file : "?") + ":" + std::to_string(site.line);
 }
 
@@ -94,11 +94,17 @@ static void switch_away() {
             void* unused;
             simt_switch(&unused, c.main_stack);
         }
+        // Nobody can go on: as late as a copy can come.
+        while (c.head >= c.queue.size() && perform_a_copy()) {
+        }
+    }
+    if (c.head >= c.queue.size()) {
         std::map<std::string, int> waiting;
         for (Fiber& f : c.fibers)
             if (f.state == Fiber::WAITING) ++waiting[std::string(f.waits_for) + " at " + place(f.waits_at)];
         std::string all;
         for (auto& [where, count] : waiting) all += " " + std::to_string(count) + " at " + where + ";";
+        all += waiting_mbarriers();
         fail("DEADLOCK block %u: %d of %d threads are left,%s", c.block, c.live, c.threads, all.c_str());
     }
     const int next = take_next();
@@ -148,7 +154,10 @@ void assertion_failed(const char* condition, Site site) {
 static void release_barrier() {
     Context& c = *context;
     ++c.counts.barriers;
-    if (c.mode.checked) join_clocks(c.at_barrier);
+    if (c.mode.checked) {
+        join_clocks(c.at_barrier);
+        for (size_t warp = 0; warp < c.warps.size(); ++warp) count_conflicts(int(warp));
+    }
     for (int thread : c.at_barrier)
         if (c.fibers[thread].state == Fiber::WAITING) make_ready(thread);
     c.at_barrier.clear();
@@ -170,7 +179,7 @@ void barrier(Site site) {
 
 // -- warp collectives ----------------------------------------------------------------------------------------
 
-static void meet(Meeting meeting, void* arguments, const char* name, Site site) {
+void meet(Meeting meeting, void* arguments, const char* name, Site site) {
     Context& c = *context;
     Warp& w = c.warps[current->warp];
     if (w.arrived == 0) {
@@ -187,6 +196,7 @@ static void meet(Meeting meeting, void* arguments, const char* name, Site site) 
     if (w.arrived != 0xffffffffu) return wait_for(name, site);
     ++c.counts.collectives;
     w.arrived = 0;
+    if (c.mode.checked) count_conflicts(current->warp);
     meeting(w.arguments);
     for (int lane = 0; lane < 32; ++lane)
         if (lane != current->lane) make_ready(current->warp * 32 + lane);
@@ -263,12 +273,12 @@ static void do_ldmatrix(void** lanes) {
     }
 }
 void ldmatrix(uint32_t* rows, int count, bool transposed, uint32_t address, Site site) {
-    const uint32_t pc = context->mode.checked ? module_offset(__builtin_return_address(0)) : 0;
+    const uint32_t pc = context->mode.checked ? offset_of_caller(__builtin_return_address(0)) : 0;
     Ldmatrix arguments = {rows, address, pc, count, transposed};
     meet(do_ldmatrix, &arguments, transposed ? "ldmatrix.trans" : "ldmatrix", site);
 }
 
-static float half_to_float(uint16_t h, bool bf16) {
+float half_to_float(uint16_t h, bool bf16) {
     uint32_t bits = uint32_t(h) << 16;
     if (!bf16) {
         const uint32_t exponent = h >> 10 & 31, mantissa = h & 1023;
@@ -341,6 +351,7 @@ void run_block(Index grid, Index threads, uint32_t dynamic_bytes) {
     c.regions.assign(1, {0, dynamic_bytes});
     c.shared_used = dynamic_bytes;
     memset(c.shared, 0xff, SHARED_BYTES);  // NaN in every type
+    if (c.hopper.used) c.hopper = Hopper{};
     if (c.mode.checked) start_checks();
     const size_t stride = STACK_BYTES + 4096;
     for (int t = 0; t < c.threads; ++t) {
@@ -365,6 +376,9 @@ void run_block(Index grid, Index threads, uint32_t dynamic_bytes) {
     current = &c.fibers[first].lane;
     simt_switch(&c.main_stack, c.fibers[first].stack_pointer);
     current = nullptr;
+    if (c.hopper.used) finish_hopper();
+    if (c.mode.checked)
+        for (size_t warp = 0; warp < c.warps.size(); ++warp) count_conflicts(int(warp));
 }
 
 }  // namespace simt

@@ -44,6 +44,28 @@ void mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, bool bf16, Sit
 void cp_async(uint32_t to, const void* from, int bytes);
 void cp_async_commit();
 void cp_async_wait(int groups_left);
+void shared_access(uint32_t address, uint32_t* words, int count, bool write);
+
+// sm_90: barriers in shared memory, bulk copies, products of a warpgroup.
+void named_barrier(int id, int threads, bool wait, Site site);
+bool elect(Site site);
+void mbarrier_init(uint32_t address, uint32_t count);
+void fence_mbarrier_init();
+void mbarrier_arrive(uint32_t address, uint32_t bytes);
+void mbarrier_wait(uint32_t address, uint32_t parity, Site site);
+void fence_proxy_async();
+void bulk_copy(uint32_t to, const uint64_t* map, uint32_t mbarrier, int rank, const int* at);
+struct Wgmma {
+    float* d;           // this thread's part
+    const uint32_t* a;  // likewise, or null: A is in shared memory
+    uint64_t a_desc, b_desc;
+    int n;
+    bool accumulate, bf16, a_mn_major, b_mn_major;
+};
+void wgmma(const Wgmma& part, Site site);
+void wgmma_fence(Site site);
+void wgmma_commit(Site site);
+void wgmma_wait(int groups_left, Site site);
 [[noreturn]] void assertion_failed(const char* condition, Site site);
 
 // Called before main for every entry point of every linked unit.

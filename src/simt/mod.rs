@@ -8,13 +8,16 @@
 
 mod device;
 mod runtime;
+mod tensor_map;
 
 use std::collections::HashMap;
-use std::process::Command;
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 pub use device::{SimtDevice, SimtProgram};
 pub use runtime::{Counts, Simt};
+pub use tensor_map::{Swizzle, TensorMap};
 
 /// How one launch runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,24 +97,57 @@ impl SimtError {
 
 /// File and line of code offsets in this program; none where `addr2line` is missing.
 fn lines_of(offsets: &[&str]) -> HashMap<String, String> {
-    static KNOWN: LazyLock<Mutex<HashMap<String, String>>> = LazyLock::new(Mutex::default);
+    static KNOWN: LazyLock<Mutex<Known>> =
+        LazyLock::new(|| Mutex::new(Known { lines: HashMap::new(), tool: Addr2line::start() }));
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut new: Vec<&str> = offsets.iter().copied().filter(|offset| !known.contains_key(*offset)).collect();
-    new.sort_unstable();
-    new.dedup();
-    if let (false, Ok(program)) = (new.is_empty(), std::env::current_exe()) {
-        // Offsets are return addresses: the call is before them.
-        let calls = new.iter().filter_map(|offset| u64::from_str_radix(offset, 16).ok());
-        let calls = calls.map(|offset| format!("{:#x}", offset.saturating_sub(1)));
-        let output = Command::new("addr2line").arg("-e").arg(program).args(calls).output();
-        if let Ok(output) = output {
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            for (offset, line) in new.into_iter().zip(text.lines()) {
-                let line = line.split(" (").next().unwrap_or(line);
-                let short = line.rfind("kernels/").map_or(line, |at| &line[at..]);
-                known.insert(offset.to_owned(), short.to_owned());
-            }
+    for &offset in offsets {
+        let unknown = !known.lines.contains_key(offset);
+        let answer = known.tool.as_mut().filter(|_| unknown).and_then(|tool| tool.line_of(offset));
+        if let Some(line) = answer {
+            known.lines.insert(offset.to_owned(), line);
         }
     }
-    known.clone()
+    known.lines.clone()
+}
+
+struct Known {
+    lines: HashMap<String, String>,
+    tool: Option<Addr2line>,
+}
+
+/// One process for all questions: reading a program's debug information takes a second.
+struct Addr2line {
+    questions: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Addr2line {
+    fn start() -> Option<Self> {
+        let mut command = Command::new("addr2line");
+        command.args(["-i", "-a", "-e"]).arg(std::env::current_exe().ok()?);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().ok()?;
+        Some(Self { questions: child.stdin.take()?, answers: BufReader::new(child.stdout.take()?).lines() })
+    }
+
+    fn line_of(&mut self, offset: &str) -> Option<String> {
+        // Offsets are return addresses: the call is before them.
+        let call = u64::from_str_radix(offset, 16).ok()?.saturating_sub(1);
+        // An answer is the address, and its lines: of the innermost function first, then of those that it is inlined
+        // into. A second question, of address 0, tells where the first one's answer ends.
+        writeln!(self.questions, "{call:#x}\n0x0").ok()?;
+        self.answers.next()?.ok()?;
+        let mut lines = Vec::new();
+        loop {
+            let line = self.answers.next()?.ok()?;
+            if line.strip_prefix("0x").is_some_and(|zeros| zeros.bytes().all(|digit| digit == b'0')) {
+                break;
+            }
+            lines.push(line);
+        }
+        self.answers.next()?.ok()?;
+        // An instruction's wrapper is not where somebody looks.
+        let outside = lines.iter().find(|line| !line.contains("kernels/include/ptx_"));
+        let line = outside.or(lines.first())?.split(" (").next()?;
+        Some(line.rfind("kernels/").map_or(line, |at| &line[at..]).to_owned())
+    }
 }

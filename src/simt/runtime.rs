@@ -3,7 +3,7 @@
 use std::ffi::{CString, c_char, c_void};
 use std::ptr::{self, NonNull};
 
-use super::{Copies, Mode, Schedule, SimtError};
+use super::{Copies, Mode, Schedule, SimtError, TensorMap};
 use crate::launch::Launch;
 use crate::launch::params::DevicePtr;
 
@@ -24,6 +24,11 @@ pub struct Counts {
     pub global_written_bytes: u64,
     pub shared_read_bytes: u64,
     pub shared_written_bytes: u64,
+    /// Cycles that `ld_shared` and `st_shared` take beyond one for every 128 bytes of a warp; in the checked build.
+    pub access_conflicts: u64,
+    /// Products of a warp: a warpgroup's counts four times.
+    pub wgmma: u64,
+    pub bulk_copies: u64,
 }
 
 #[repr(C)]
@@ -185,9 +190,9 @@ impl Simt {
             pad: 0,
             seed: mode.seed,
         };
-        // Params hold 64-bit numbers; the bytes that we were given may lie anywhere.
-        let mut aligned = vec![0u64; params.len().div_ceil(8)];
-        bytemuck::cast_slice_mut::<u64, u8>(&mut aligned)[..params.len()].copy_from_slice(params);
+        // Params hold tensor maps, which are aligned; the bytes that we were given may lie anywhere.
+        let mut aligned = vec![TensorMap::default(); params.len().div_ceil(size_of::<TensorMap>())];
+        bytemuck::cast_slice_mut::<TensorMap, u8>(&mut aligned)[..params.len()].copy_from_slice(params);
         let mut counts = Counts::default();
         let mut report = vec![0u8; 1 << 15];
         // SAFETY: all pointers are to live values of the types that launch.cpp names, the report has its
