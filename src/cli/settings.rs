@@ -6,7 +6,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::args::{
-    DTypeArg, GateArg, GenerateArgs, ImageArgs, ModelArgs, NormArg, PredictionArg, RngArg, SafetyArgs, SizeArgs,
+    DTypeArg, GateArg, GenerateArgs, ImageArgs, ModelArgs, NormArg, PredictionArg, RngArg, SafetyArgs,
+    SizeArgs,
 };
 use crate::error::{Error, Result};
 use crate::ir::Reduce;
