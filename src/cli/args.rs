@@ -266,7 +266,7 @@ pub enum InspectWhat {
     /// The operations of one denoising step.
     Graph(InspectStepArgs),
     /// The same with the place of every result, and the memory that it takes.
-    Plan(InspectStepArgs),
+    Plan(InspectPlanArgs),
 }
 
 #[derive(Args, Debug)]
@@ -341,6 +341,16 @@ pub struct BenchKernelsArgs {
     /// One JSON line a launch.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct InspectPlanArgs {
+    #[command(flatten)]
+    pub step: InspectStepArgs,
+
+    /// f16 and bf16 are plans for a GPU, with the operations that it runs as one; f32 is the CPU backend's.
+    #[arg(long, value_enum, default_value_t = DTypeArg::F32, visible_alias = "type")]
+    pub dtype: DTypeArg,
 }
 
 #[derive(Args, Debug)]

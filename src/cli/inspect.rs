@@ -2,14 +2,17 @@
 
 use serde_json::json;
 
-use super::args::{InspectArgs, InspectModelArgs, InspectStepArgs, InspectWhat};
+use super::args::{DTypeArg, InspectArgs, InspectModelArgs, InspectStepArgs, InspectWhat};
 use super::{print_line, settings};
 use crate::error::Result;
 use crate::ir::{Cost, Graph};
+use crate::passes;
 use crate::pipeline::Model;
 use crate::pipeline::programs::Steering;
-use crate::plan::{Slot, StepProgram};
+
+use crate::plan::{Planner, Slot, StepProgram, Storage};
 use crate::safety;
+use crate::tensor::DType;
 use crate::weights::EmbeddedFiles;
 
 pub fn run(args: &InspectArgs, demo: EmbeddedFiles) -> Result<()> {
@@ -20,8 +23,13 @@ pub fn run(args: &InspectArgs, demo: EmbeddedFiles) -> Result<()> {
             if args.json { graph_lines(&graph) } else { print_line(graph) }
         }
         InspectWhat::Plan(args) => {
-            let program = StepProgram::new(step(args, demo)?, size_of::<f32>())?;
-            if args.json { plan_lines(&program) } else { print_line(program) }
+            let graph = step(&args.step, demo)?;
+            let program = match args.dtype {
+                DTypeArg::F32 => StepProgram::new(graph, size_of::<f32>())?,
+                DTypeArg::F16 => Planner::new(graph, Storage::of(DType::F16), passes::fuse)?.plan()?,
+                DTypeArg::Bf16 => Planner::new(graph, Storage::of(DType::BF16), passes::fuse)?.plan()?,
+            };
+            if args.step.json { plan_lines(&program) } else { print_line(program) }
         }
     }
 }

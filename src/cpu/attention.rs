@@ -9,7 +9,7 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{Mat, MatMut, gemm};
+use super::gemm::{Mat, MatMut, gemm, packed};
 use super::loops::{blocks, sum2_f64, vectorised};
 use crate::tensor::Real;
 
@@ -211,16 +211,19 @@ pub fn attention_bwd<T: Real>(sizes: Sizes, saved: &Saved<T>, dq: &mut [T], dk: 
 pub fn scratch(n: usize, sizes: Sizes, threads: usize) -> usize {
     let Sizes { t, u, heads, .. } = sizes;
     let block = block_rows(t, u);
-    let task = block.min(t) * (u + sizes.d() + 2);
+    let (rows, d) = (block.min(t), sizes.d());
+    let task = rows * (u + d + 2) + packed(u, rows, d).max(packed(d, rows, u));
     threads.min(n * t.div_ceil(block)) * task + n * heads * t
 }
 
 /// Elements that [`attention_bwd`] of `n` images allocates at most.
 pub fn scratch_bwd(n: usize, sizes: Sizes, threads: usize) -> usize {
     let Sizes { t, u, heads, .. } = sizes;
-    let queries = 2 * block_rows(t, u / 2).min(t) * u;
-    let keys = 2 * block_rows(u, t / 2).min(u) * t;
-    threads * queries.max(keys) + n * heads * t
+    let task = |own: usize, all: usize| {
+        let rows = block_rows(own, all / 2).min(own);
+        2 * rows * all + packed(rows, all, sizes.d()).max(packed(rows, sizes.d(), all))
+    };
+    threads * task(t, u).max(task(u, t)) + n * heads * t
 }
 
 /// Rows of a task whose scores have `width` columns.

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::gemm::{Mat, MatMut, gemm};
+use super::gemm::{Mat, MatMut, gemm, packed};
 use super::product::{self, Dense, Rows, product};
 use crate::ir::Padding;
 use crate::tensor::{Real, Shape};
@@ -65,7 +65,7 @@ pub fn conv2d_bwd<T: Real>(
 pub fn scratch(w: &Shape, stride: usize, padding: Padding, out: &Shape, threads: usize) -> usize {
     let (o, r, s, c) = filter(w);
     let dense = (r, s, stride) == (1, 1, 1) && padding == Padding::NONE;
-    product::scratch((out[0], out[1] * out[2], o), 1, if dense { 0 } else { r * s * c }, threads)
+    product::scratch((out[0], out[1] * out[2], o, r * s * c), 1, !dense, threads)
 }
 
 /// Elements that [`conv2d_bwd`] from `dy` to `out` allocates at most.
@@ -83,10 +83,11 @@ pub fn scratch_bwd(
         let tasks = out[0] * out[1].div_ceil(lines);
         // Lines of dy whose windows touch a task's lines of dx.
         let touched = (lines + r - 1).div_ceil(stride).min(dy[1]) + 1;
-        return threads.min(tasks) * touched * wide * window;
+        let rows = touched * wide;
+        return threads.min(tasks) * (rows * window + packed(rows, window, o));
     }
     let dense = (r, s) == (1, 1) && padding == Padding::NONE;
-    product::scratch((out[0], out[1] * out[2], c), r * s, if dense { 0 } else { o }, threads)
+    product::scratch((out[0], out[1] * out[2], c, o), r * s, !dense, threads)
 }
 
 /// Windows of the output pixels: row (i, j) is x[i stride + r - top, j stride + s - left, c] over (r, s, c).

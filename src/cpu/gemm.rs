@@ -90,6 +90,16 @@ pub fn gemm<T: Real>(out: MatMut<T>, accumulate: bool, scale: T, a: Mat<T>, b: M
     }
 }
 
+/// Deepest panel that the library packs, and the widest of an operand that it packs whole.
+const DEPTH: usize = 512;
+const WHOLE: usize = 768;
+
+/// Elements that the library packs for one product of `[m, k]` and `[k, n]`, at most.
+pub fn packed(m: usize, n: usize, k: usize) -> usize {
+    // Panels are whole vectors wide; which operand is packed depends on the strides.
+    k.min(DEPTH) * (m.max(n) + m.min(n).min(WHOLE) + 128)
+}
+
 fn fits(len: usize, rows: usize, cols: usize, stride: usize) -> bool {
     let end = || rows.checked_sub(1)?.checked_mul(stride)?.checked_add(cols);
     rows == 0 || cols == 0 || end().is_some_and(|end| end <= len)

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::gemm::{Mat, MatMut, gemm};
+use super::gemm::{Mat, MatMut, gemm, packed};
 use super::loops;
 use crate::tensor::Real;
 
@@ -64,18 +64,21 @@ pub fn product<T: Real>(
     }
 }
 
-/// Elements that [`product`] allocates at most: `copied` is the number of elements of a row that
-/// [`Rows::rows`] copies together, none where rows lie in order.
+/// Elements that [`product`] of `[n, rows, inner]` and `[inner, cols]` allocates at most, the library's included;
+/// `copies` says whether [`Rows::rows`] copies its rows together.
 pub fn scratch(
-    (images, rows, cols): (usize, usize, usize),
+    (images, rows, cols, inner): (usize, usize, usize, usize),
     terms: usize,
-    copied: usize,
+    copies: bool,
     threads: usize,
 ) -> usize {
+    let copied = if copies { inner } else { 0 };
     if rows >= 2 * TALL {
-        threads.min(images * rows.div_ceil(TALL)) * TALL * copied
+        let tasks = threads.min(images * rows.div_ceil(TALL));
+        tasks * (TALL * copied + packed(TALL, cols, inner))
     } else {
-        images * rows * (terms * copied + cols.next_multiple_of(FLAT))
+        let tiles = images * cols.div_ceil(FLAT);
+        images * terms * rows * copied + tiles * FLAT * rows + threads.min(tiles) * packed(FLAT, rows, inner)
     }
 }
 

@@ -124,7 +124,7 @@ impl<T: Real> Backend for Cpu<T> {
     fn scratch_bytes(&self, step: &StepProgram) -> usize {
         let threads = rayon::current_num_threads();
         let bytes = |node: &Node| scratch::bytes(&step.graph, node, size_of::<T>(), threads);
-        step.graph.nodes.iter().map(bytes).max().unwrap_or(0)
+        step.graph.nodes.iter().map(bytes).max().unwrap_or(0) + threads * scratch::KEPT_BYTES
     }
 
     fn limit(&self) -> Option<usize> {

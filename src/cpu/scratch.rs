@@ -1,26 +1,24 @@
 //! What operations allocate for themselves while they run, from shapes alone: at most, in bytes.
 //!
 //! Counted: copied rows of convolutions, transposed tiles, blocks of scores, sums of norms, images on the way of a
-//! resampling. Not counted: lists of tasks (a few words a task), and what the matrix library packs of its operands
-//! ([`LIBRARY_BYTES`] a thread, and the panel of the right operand).
+//! resampling, and what the matrix library packs. Not counted: lists of tasks (a few words a task), and the
+//! panel that the library keeps for every thread from the first product on ([`KEPT_BYTES`], counted once a run).
 
 use super::eval::{attention_sizes, group_sizes};
 use super::{attention, conv, norm, product};
 use crate::ir::{Graph, Node, Op};
 
-/// Room of the matrix library for a thread: a panel of the left operand, which fits into a second-level cache.
-const LIBRARY_BYTES: usize = 1 << 20;
-/// Deepest panel that the matrix library packs.
-const LIBRARY_DEPTH: usize = 512;
+/// What the matrix library keeps for a thread: as much as a second-level cache of a common machine.
+pub const KEPT_BYTES: usize = 1 << 20;
 
 /// Bytes that `node` allocates at most on `threads` threads, at `element` bytes a number.
 pub fn bytes(graph: &Graph, node: &Node, element: usize, threads: usize) -> usize {
     let shape = |i: usize| graph.shape(node.inputs[i]);
     let out = || graph.shape(node.outputs[0]);
-    let ours = match &node.op {
+    match &node.op {
         Op::Linear | Op::LinearBwd => {
             let (rows, cols) = (shape(0).rows() / shape(0)[0].max(1), out().last());
-            product::scratch((shape(0)[0], rows, cols), 1, 0, threads) * element
+            product::scratch((shape(0)[0], rows, cols, shape(0).last()), 1, false, threads) * element
         }
         Op::Conv2d { stride, padding } => {
             conv::scratch(shape(1), *stride, *padding, out(), threads) * element
@@ -48,19 +46,5 @@ pub fn bytes(graph: &Graph, node: &Node, element: usize, threads: usize) -> usiz
             (shape(0).count() + half) * element
         }
         _ => 0,
-    };
-    let multiplies = matches!(
-        node.op,
-        Op::Linear
-            | Op::LinearBwd
-            | Op::Conv2d { .. }
-            | Op::Conv2dBwd { .. }
-            | Op::Attention { .. }
-            | Op::AttentionBwd { .. }
-    );
-    if !multiplies {
-        return ours;
     }
-    let widest = shape(0).last().max(out().last()).min(LIBRARY_DEPTH * 4);
-    ours + threads * (LIBRARY_BYTES + LIBRARY_DEPTH * widest * element)
 }

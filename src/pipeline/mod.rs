@@ -14,4 +14,4 @@ pub use model::{Model, ModelSource};
 pub use observe::{GeneratedImage, Observer, StepReport, Trace};
 pub use plans::{Memory, Plans, Target};
 pub use request::{Guidance, MAX_BATCH, Method, Request, check_side};
-pub use run::generate;
+pub use run::{generate, required_memory};

@@ -7,7 +7,7 @@ use super::blueprint::Blueprint;
 use super::contexts::{Contexts, embed};
 use super::model::Model;
 use super::observe::{GeneratedImage, GuardReport, Observer, StepReport};
-use super::plans::{Plans, Target};
+use super::plans::{Memory, Plans, Target};
 use super::programs::{Guard, Steering, StepSpec, names};
 use super::request::{Guidance, Method, Request};
 use crate::backend::{Backend, Program, Stop};
@@ -86,12 +86,19 @@ pub fn generate(
     failed.map_or(Ok(()), Err)
 }
 
+/// What [`generate`] takes for a request at the busiest moment.
+pub fn required_memory(model: &Model, backend: &dyn Backend, request: &Request) -> Result<Memory> {
+    request.check(model.factor())?;
+    Ok(Planned::new(model, backend, request, &step_spec(model, request)?)?.memory)
+}
+
 /// The plans of a run.
 struct Planned {
     all: Plans,
     /// The step of the last batch, where that is smaller than the others.
     last: Option<StepProgram>,
     batch: usize,
+    memory: Memory,
 }
 
 impl Planned {
@@ -100,17 +107,18 @@ impl Planned {
         let scratch = |program: &StepProgram| backend.scratch_bytes(program);
         let target = Target { storage, fuse, scratch: &scratch, keep_text: false };
         let blueprint = Blueprint::of(model);
-        let plan = |batch: usize| -> Result<Plans> {
+        let plan = |batch: usize| -> Result<(Plans, Memory)> {
             let spec = StepSpec { batch, ..spec.clone() };
             let plans = Plans::new(&blueprint, &spec, &target, backend.limit())?;
             let memory = plans.memory(&spec, &target);
             tracing::info!(batch, bytes = memory.total_bytes(), at = memory.peak_step, "planned");
-            Ok(plans)
+            Ok((plans, memory))
         };
         let batch = request.batch_size.min(request.images());
         let rest = request.images() % batch;
-        let last = if rest == 0 { None } else { Some(plan(rest)?.step) };
-        Ok(Self { all: plan(batch)?, last, batch })
+        let last = if rest == 0 { None } else { Some(plan(rest)?.0.step) };
+        let (all, memory) = plan(batch)?;
+        Ok(Self { all, last, batch, memory })
     }
 
     /// The step of a batch of that size.

@@ -148,3 +148,51 @@ fn decide(graph: Graph, storage: Storage, fuse: Fuse) -> (Graph, u64) {
     let timeline = search.now();
     (rewrite(&graph, &fusion, &schedule, &timeline.steps), timeline.extra_flops)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Builder, Flag, Padding, Row};
+    use crate::tensor::DType;
+
+    /// Two convolutions with a norm each, of which the second one's input waits for the backward pass.
+    fn forward_and_backward() -> Graph {
+        let mut b = Builder::new();
+        let x = b.buffer("x", [1, 8, 8, 8], DType::F32);
+        let gate = b.buffer("gate", [1], DType::F32);
+        let gradient = b.buffer("gradient", [1, 8, 8, 8], DType::F32);
+        b.for_each_sample(|b| {
+            let x = b.load(x, Row::Sample)?;
+            let h = b.conv2d("conv1", x, (8, 3), (1, Padding::all(1)), false)?;
+            let mut y = b.group_norm("norm", h, (2, 1e-5), None)?;
+            for i in 0..3 {
+                y = b.conv2d(&format!("after{i}"), y, (32, 3), (1, Padding::all(1)), false)?;
+            }
+            let y = b.conv2d("last", y, (8, 3), (1, Padding::all(1)), false)?;
+            b.when(Flag::Sample(gate), |b| {
+                let gamma = b.param("norm.weight", [8], crate::ir::Layout::Plain)?;
+                let beta = b.param("norm.bias", [8], crate::ir::Layout::Plain)?;
+                let backward = Op::GroupNormBwd { groups: 2, eps: 1e-5, act: None };
+                let dx = b.push("norm.grad", backward, &[h, gamma, beta, y])?;
+                b.store(dx, gradient, Row::Sample)
+            })
+        })
+        .expect("shapes fit");
+        b.finish()
+    }
+
+    #[test]
+    fn what_is_not_kept_is_made_again_right_before_it_is_wanted() {
+        let planner = Planner::new(forward_and_backward(), Storage::Uniform(4), Fusion::none).unwrap();
+        let free = planner.plan().unwrap();
+        // Two wide images and what waits for the backward pass, of 2048 bytes.
+        assert_eq!((free.arena_bytes, free.peak.kept_bytes), (2 * 8192 + 2048, 2048));
+        let Fit::Fits(lean) = planner.within(2 * 8192).unwrap() else { panic!("two wide images are enough") };
+        assert_eq!((lean.arena_bytes, lean.peak.kept_bytes), (2 * 8192, 0));
+        assert_eq!(lean.extra_flops, 2 * 64 * 8 * 9 * 8);
+        let names: Vec<_> = lean.graph.order().iter().map(|&id| lean.graph.node(id).name.clone()).collect();
+        assert_eq!(names[names.len() - 3..], ["conv1.again", "norm.grad", "gradient"]);
+        let Fit::Smallest(least) = planner.within(8192).unwrap() else { panic!("that is too little") };
+        assert_eq!(least.arena_bytes, 2 * 8192);
+    }
+}

@@ -177,6 +177,7 @@ impl fmt::Display for StepProgram {
             self.arena_bytes,
             100.0 * waste
         )?;
+        writeln!(f, "kept    {:>14} bytes at `{}`, the busiest step", self.peak.kept_bytes, self.peak.step)?;
         writeln!(f, "weights {:>14} bytes in {} tensors", self.param_bytes(), self.params.len())?;
         writeln!(f, "buffers {:>14} bytes", self.buffer_bytes())?;
         for buffer in &self.graph.buffers {
@@ -216,7 +217,9 @@ impl StepProgram {
 
     fn print_step(&self, id: NodeId, indent: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let node = self.graph.node(id);
-        write!(f, "{indent}{:<18} {}", node.op.name(), node.name)?;
+        let words: Vec<_> =
+            self.fusion.members(id).iter().map(|&member| self.graph.node(member).op.name()).collect();
+        write!(f, "{indent}{:<18} {}", words.join("+"), node.name)?;
         for &output in &node.outputs {
             if let Slot::Arena { offset, bytes } = self.slot(output) {
                 write!(f, "  {}@{offset}+{bytes}", self.graph.shape(output))?;

@@ -1,5 +1,7 @@
 //! The program as a child process in a directory of its own, and what it said.
 
+#![allow(dead_code, reason = "every test file uses a part of it")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
