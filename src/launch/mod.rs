@@ -4,6 +4,7 @@
 //! makes one has its params checked against what the kernel relies on ([`params::Rules`]). [`general()`] turns any
 //! operation into launches of the general forms, which take any size and alignment.
 
+pub mod attention;
 pub mod binaries;
 mod general;
 pub mod params;
