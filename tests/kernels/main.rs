@@ -3,6 +3,7 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+mod attention;
 
 use bytemuck::{bytes_of, cast_slice};
 use half::{bf16, f16};
