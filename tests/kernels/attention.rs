@@ -8,19 +8,6 @@ use unguide::launch::params::DevicePtr;
 use unguide::simt::{Mode, Simt};
 
 use crate::support::device::attention::{Trial, trial};
-use crate::support::device::proofs;
-
-/// Proofs of attention alone, for whoever works on it.
-#[test]
-fn attention_agrees_with_the_cpu_backend_in_every_form() {
-    for storage in Storage::BOTH {
-        for proof in proofs().iter().filter(|proof| proof.name.starts_with("Attention")) {
-            let start = std::time::Instant::now();
-            match proof.hold(storage) { Ok(()) => {}, Err(e) => eprintln!("FAIL {}", e) }
-            eprintln!("{:?} {}", start.elapsed(), proof.name);
-        }
-    }
-}
 
 #[test]
 fn tiles_are_read_without_bank_conflicts() {
@@ -117,4 +104,29 @@ fn the_form_follows_from_width_and_alignment_and_says_why() {
     ] {
         assert!(choice.to_string().starts_with(words), "{choice}");
     }
+}
+
+#[test]
+fn tiles_refuse_rows_that_they_could_not_copy() {
+    let tokens = |row| Tokens { at: DevicePtr(1 << 20), row };
+    let sizes = Sizes { n: 1, t: 64, u: 64, heads: 8, d: 40, causal: false };
+    let forward = Forward {
+        sizes,
+        q: tokens(320),
+        k: tokens(324),
+        v: tokens(320),
+        o: tokens(320),
+        lse: DevicePtr(4096),
+    };
+    let refused = |forward: Forward| {
+        let error = forward.launches(Form::Tiled, Storage::F16, DevicePtr::NONE).expect_err("refused");
+        error.to_string()
+    };
+    let text = refused(forward);
+    assert!(text.contains("`attention_f16_d40`: `k_row` must be a multiple of 8, found 324"), "{text}");
+    let short = refused(Forward { k: tokens(312), ..forward });
+    assert!(short.contains("`k_row` must be at least 320, found 312"), "{short}");
+    let odd = Tokens { at: DevicePtr((1 << 20) + 8), row: 320 };
+    let text = refused(Forward { k: odd, ..forward });
+    assert!(text.contains("`k` must be aligned to 16 bytes"), "{text}");
 }

@@ -1,9 +1,9 @@
 //! Every kernel on the SIMT layer against the CPU backend, on the same table of cases; and the layer itself,
 //! on kernels that are wrong on purpose.
 
+mod attention;
 #[path = "../support/mod.rs"]
 mod support;
-mod attention;
 
 use bytemuck::{bytes_of, cast_slice};
 use half::{bf16, f16};
