@@ -134,6 +134,42 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
     mutation("conv2d-right-edge", "conv2d_f16", "column >= p.w) continue;", "column > p.w) continue;"),
     mutation("resample-clamp", "resample_f16", "at >= size ? size - 1 : at", "at > size ? size - 1 : at"),
+    // -- attention by tiles ------------------------------------------------------------------------------
+    mutation(
+        "attention-mma-barrier",
+        "attention_f16_d40",
+        "        sync_block();\n        load(step + STAGES - 1);",
+        "        load(step + STAGES - 1);",
+    ),
+    mutation("attention-mma-wait", "attention_bf16_d80", "group<STAGES - 2>();", "group<STAGES - 1>();"),
+    mutation("attention-mma-key-bound", "attention_f16_d64", "column < keys &&", "column <= keys &&"),
+    mutation("attention-mma-causal", "attention_f16_d160", "column <= ahead + row", "column < ahead + row"),
+    mutation(
+        "attention-dkv-barrier",
+        "attention_bwd_dkv_f16_d64",
+        "        sync_block();\n        load(tile + STAGES - 1);",
+        "        load(tile + STAGES - 1);",
+    ),
+    mutation(
+        "attention-dkv-query-bound",
+        "attention_bwd_dkv_bf16_d80",
+        "+ i, row = query < p.t ? query : p.t - 1;",
+        "+ i, row = query;",
+    ),
+    mutation(
+        "attention-dq-without-scale",
+        "attention_bwd_dq_f16_d40",
+        "power[h] = scaling::power_of(head.peak[row]);",
+        "power[h] = 1.f;",
+    ),
+    mutation("product-mma-wait", "product_nt_f16_mma", "group<STAGES - 2>();", "group<STAGES - 1>();"),
+    mutation("product-mma-depth", "product_nn_bf16_mma", "left < 8 ? int(left) * 2 : 16", "16"),
+    mutation(
+        "product-barrier-before-next-tile",
+        "product_tn_f16",
+        "smem.b[fast][k];\n        sync_block();",
+        "smem.b[fast][k];\n",
+    ),
     // -- guards ------------------------------------------------------------------------------------------
     mutation(
         "gate-multiplied",

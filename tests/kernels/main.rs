@@ -3,6 +3,7 @@
 
 mod hopper;
 mod layouts;
+mod attention;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -1,5 +1,6 @@
 //! Kernels on the SIMT layer: operands in the storage type, launches, and how their results are judged.
 
+pub mod attention;
 mod trials;
 
 use bytemuck::{Pod, cast_slice};
@@ -13,7 +14,9 @@ use super::{Class, Value};
 
 /// Every proof of every family.
 pub fn proofs() -> Vec<Proof> {
-    trials::proofs()
+    let mut all = trials::proofs();
+    all.extend(attention::proofs());
+    all
 }
 
 /// Launches, and what must come out of them.

@@ -1,0 +1,132 @@
+//! What attention promises beyond right numbers.
+
+use std::ops::Range;
+
+use unguide::launch::Storage;
+use unguide::launch::attention::{Backward, Choice, Form, Forward, Sizes, Tokens, WIDTHS};
+use unguide::launch::params::DevicePtr;
+use unguide::simt::{Mode, Simt};
+
+use crate::support::device::attention::{Trial, trial};
+
+#[test]
+fn tiles_are_read_without_bank_conflicts() {
+    let mut trials: Vec<Trial> = WIDTHS.iter().map(|&d| trial([1, 40, 65, 1, d])).collect();
+    trials.push(trial([1, 20, 40, 1, 168]));
+    for (trial, backward) in trials.iter().flat_map(|trial| [(trial, false), (trial, true)]) {
+        let mut simt = Simt::new();
+        let prepared = trial.prepare(&mut simt, Storage::F16, backward);
+        let counts = prepared.run(&mut simt, Mode::FAST).expect("attention is right");
+        let tiled = prepared.launches.iter().zip(counts).filter(|(launch, _)| launch.kernel.shared_bytes > 0);
+        for (launch, counts) in tiled {
+            assert!(counts.mma > 0, "{}", launch.kernel.name);
+            assert_eq!(counts.bank_conflicts, 0, "{}", launch.kernel.name);
+        }
+    }
+}
+
+/// Runs one attention on slices of tensors `[2, 70, 3 heads of d]`; returns o, lse, dq, dk and dv, each whole.
+fn run_slice(d: usize, images: Range<usize>, heads: Range<usize>, queries: Range<usize>) -> Outputs {
+    const TOKENS: usize = 70;
+    let (mut simt, c) = (Simt::new(), 3 * d);
+    let whole = |simt: &mut Simt, seed: usize| {
+        let data: Vec<u16> = (0..2 * TOKENS * c)
+            .map(|i| half::f16::from_f32((((i + seed) * 7919) % 1009) as f32 / 504.0 - 1.0).to_bits())
+            .collect();
+        simt.put(bytemuck::cast_slice(&data))
+    };
+    let tokens = |at: DevicePtr, first: usize| Tokens {
+        at: DevicePtr(at.0 + (2 * ((images.start * TOKENS + first) * c + heads.start * d)) as u64),
+        row: c,
+    };
+    let [q, k, v, d_o] = [0, 10, 20, 30].map(|seed| whole(&mut simt, seed));
+    let (n, t) = (images.len(), queries.len());
+    let sizes = Sizes { n, t, u: TOKENS, heads: heads.len(), d, causal: false };
+    let outputs = [0; 4].map(|_| simt.alloc(2 * 2 * TOKENS * c));
+    let lse = simt.alloc(4 * n * heads.len() * t);
+    let (q, k, v) = (tokens(q, queries.start), tokens(k, 0), tokens(v, 0));
+    let (o, d_o) = (tokens(outputs[0], queries.start), tokens(d_o, queries.start));
+    let forward = Forward { sizes, q, k, v, o, lse };
+    let dq = tokens(outputs[1], queries.start);
+    let of_keys = Some((tokens(outputs[2], 0), tokens(outputs[3], 0)));
+    let backward = Backward { sizes, q, k, v, o, d_o, lse, dq, of_keys };
+    assert_eq!(forward.choose().form, Form::Tiled);
+    let workspace = simt.alloc(backward.workspace(Form::Tiled));
+    let mut launches = forward.launches(Form::Tiled, Storage::F16, DevicePtr::NONE).expect("legal");
+    launches.extend(backward.launches(Form::Tiled, Storage::F16, workspace).expect("legal"));
+    for launch in &launches {
+        simt.run(launch, Mode::FAST).expect("attention is right");
+    }
+    let bits = |at| bytemuck::cast_slice::<u8, u16>(&simt.get(at)).to_vec();
+    outputs.map(bits)
+}
+
+type Outputs = [Vec<u16>; 4];
+
+#[test]
+fn a_head_has_the_same_bits_alone_and_a_query_among_others() {
+    for d in [40, 160] {
+        let (c, row) = (3 * d, |image: usize, token: usize| (image * 70 + token) * 3 * d);
+        let all = run_slice(d, 0..2, 0..3, 0..70);
+        let alone = run_slice(d, 1..2, 2..3, 0..70);
+        for (all, alone) in all.iter().zip(&alone) {
+            for token in 0..70 {
+                let at = row(1, token) + 2 * d;
+                assert_eq!(all[at..at + d], alone[at..at + d], "d {d}, token {token}");
+            }
+        }
+        // o and dq of some queries do not know of the others.
+        let some = run_slice(d, 1..2, 0..3, 5..23);
+        for (all, some) in all.iter().zip(&some).take(2) {
+            let at = row(1, 5)..row(1, 22) + c;
+            assert_eq!(all[at.clone()], some[at], "d {d}");
+        }
+    }
+}
+
+#[test]
+fn the_form_follows_from_width_and_alignment_and_says_why() {
+    let at = DevicePtr(1 << 20);
+    let choose = |t: usize, d: usize, row: usize, offset: u64| -> Choice {
+        let tokens = Tokens { at: DevicePtr(at.0 + offset), row };
+        let sizes = Sizes { n: 1, t, u: t, heads: 1, d, causal: false };
+        Forward { sizes, q: tokens, k: tokens, v: tokens, o: tokens, lse: at }.choose()
+    };
+    for (choice, words) in [
+        (choose(4096, 40, 960, 0), "tiled: a width with kernels of its own, in whole chunks of 16 bytes"),
+        (choose(4096, 40, 961, 0), "general: rows do not begin at multiples of 16 bytes"),
+        (choose(4096, 40, 960, 8), "general: rows do not begin at multiples of 16 bytes"),
+        (choose(4096, 33, 33, 0), "general: no kernel has this head width"),
+        (choose(4096, 200, 201, 0), "general: no kernel has this head width"),
+        (choose(4096, 512, 512, 0), "pieces of 1024 queries, tiled products: one head's"),
+        (choose(9216, 512, 512, 0), "pieces of 384 queries, tiled products: one head's"),
+        (choose(50, 257, 257, 0), "pieces of 50 queries, general products: one head's"),
+    ] {
+        assert!(choice.to_string().starts_with(words), "{choice}");
+    }
+}
+
+#[test]
+fn tiles_refuse_rows_that_they_could_not_copy() {
+    let tokens = |row| Tokens { at: DevicePtr(1 << 20), row };
+    let sizes = Sizes { n: 1, t: 64, u: 64, heads: 8, d: 40, causal: false };
+    let forward = Forward {
+        sizes,
+        q: tokens(320),
+        k: tokens(324),
+        v: tokens(320),
+        o: tokens(320),
+        lse: DevicePtr(4096),
+    };
+    let refused = |forward: Forward| {
+        let error = forward.launches(Form::Tiled, Storage::F16, DevicePtr::NONE).expect_err("refused");
+        error.to_string()
+    };
+    let text = refused(forward);
+    assert!(text.contains("`attention_f16_d40`: `k_row` must be a multiple of 8, found 324"), "{text}");
+    let short = refused(Forward { k: tokens(312), ..forward });
+    assert!(short.contains("`k_row` must be at least 320, found 312"), "{short}");
+    let odd = Tokens { at: DevicePtr((1 << 20) + 8), row: 320 };
+    let text = refused(Forward { k: odd, ..forward });
+    assert!(text.contains("`k` must be aligned to 16 bytes"), "{text}");
+}

@@ -1,0 +1,289 @@
+//! Attention in all its forms: tiled by head width, general, in pieces; forward and backward.
+
+use std::sync::Arc;
+
+use unguide::ir::Op;
+use unguide::launch::attention::{Backward, Form, Forward, Sizes, Tokens};
+use unguide::launch::params::DevicePtr;
+use unguide::launch::{Launch, Storage};
+use unguide::plan::StepState;
+use unguide::simt::Simt;
+use unguide::tensor::{Shape, Tensor};
+
+use super::{Output, Prepared, Proof, Wanted, put, rounded};
+use crate::support::{Class, Random, Value, run};
+
+pub fn proofs() -> Vec<Proof> {
+    let all = trials().into_iter().flat_map(|trial| [false, true].map(|backward| (trial.clone(), backward)));
+    // The weight of a single key does not move: its gradient is nothing but rounding.
+    let all = all.filter(|(trial, backward)| !(*backward && trial.sizes.u == 1));
+    let proof = |(trial, backward): (Trial, bool)| {
+        let direction = if backward { "AttentionBwd" } else { "Attention" };
+        let name = format!("{direction} {}", trial.name());
+        let (small, trial) = (trial.small, Arc::new(trial));
+        let same = Arc::clone(&trial);
+        let prepare = move |simt: &mut Simt, storage| trial.prepare(simt, storage, backward);
+        Proof::new(name, small, prepare, move |storage| same.wanted(storage, backward))
+    };
+    all.map(proof).collect()
+}
+
+/// One attention with its operands, and how it is computed.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    pub sizes: Sizes,
+    /// The form that is chosen where there is none.
+    pub form: Option<Form>,
+    pub fill: Fill,
+    /// q, k and v are one tensor, and so are their gradients.
+    pub fused: bool,
+    /// Of the gradients dq alone is wanted.
+    pub dq_alone: bool,
+    pub small: bool,
+}
+
+/// What stands in the operands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fill {
+    Plain,
+    /// Scores of some hundred.
+    Steep,
+    /// All keys are the same: weights are equal.
+    EqualKeys,
+    /// One key takes nearly everything.
+    OneKey,
+    /// Gradients of that size, and keys so large that those of queries show every digit of them.
+    Gradients(f32),
+}
+
+/// Images, queries, keys, heads, head width.
+pub fn trial([n, t, u, heads, d]: [usize; 5]) -> Trial {
+    let sizes = Sizes { n, t, u, heads, d, causal: false };
+    Trial { sizes, form: None, fill: Fill::Plain, fused: false, dq_alone: false, small: false }
+}
+
+impl Trial {
+    pub fn causal(mut self) -> Self {
+        self.sizes.causal = true;
+        self
+    }
+
+    fn small(self) -> Self {
+        Self { small: true, ..self }
+    }
+
+    pub fn fused(self) -> Self {
+        Self { fused: true, ..self }
+    }
+
+    fn dq_alone(self) -> Self {
+        Self { dq_alone: true, ..self }
+    }
+
+    fn of(self, fill: Fill) -> Self {
+        Self { fill, ..self }
+    }
+
+    pub fn as_form(self, form: Form) -> Self {
+        Self { form: Some(form), ..self }
+    }
+
+    fn name(&self) -> String {
+        let Sizes { n, t, u, heads, d, causal } = self.sizes;
+        let causal = if causal { " causal" } else { "" };
+        let fused = if self.fused { " fused" } else { "" };
+        let alone = if self.dq_alone { " dq alone" } else { "" };
+        let form = self.form.map_or(String::new(), |form| format!(" {form:?}"));
+        format!("[{n}, {t}, {u}, {heads}, {d}]{causal}{fused}{alone} {:?}{form}", self.fill)
+    }
+
+    fn width(&self) -> usize {
+        self.sizes.heads * self.sizes.d
+    }
+
+    /// q, k, v and do.
+    fn operands(&self) -> [Value<f32>; 4] {
+        let (Sizes { n, t, u, d, .. }, c) = (self.sizes, self.width());
+        let mut random = Random::named(&self.name());
+        let mut normals = |rows: usize, spread: f64| {
+            Value::Real(Tensor::new(Shape::from([n, rows, c]), random.normals(n * rows * c, 0.0, spread)))
+        };
+        let (queries, keys, gradients) = match self.fill {
+            Fill::Steep => (12.0, 12.0, 1.0),
+            Fill::Gradients(size) => (1.0 / 64.0, 64.0, f64::from(size)),
+            _ => (1.0, 1.0, 1.0),
+        };
+        let mut operands = [normals(t, queries), normals(u, keys), normals(u, 1.0), normals(t, gradients)];
+        if let Value::Real(k) = &mut operands[1] {
+            let k = k.data_mut();
+            match self.fill {
+                Fill::EqualKeys => (c..k.len()).for_each(|i| k[i] = k[i - c]),
+                Fill::OneKey => {
+                    let key = u / 2 * c;
+                    k[key..key + c].iter_mut().for_each(|x| *x *= 3.0 * (d as f32).sqrt());
+                }
+                _ => {}
+            }
+        }
+        operands
+    }
+
+    /// The operands as the kernel sees them.
+    fn stored(&self, storage: Storage) -> [Value<f32>; 4] {
+        self.operands().map(|x| rounded(&x, storage))
+    }
+
+    fn op(&self, backward: bool) -> Op {
+        let Sizes { heads, causal, .. } = self.sizes;
+        if backward { Op::AttentionBwd { heads, causal } } else { Op::Attention { heads, causal } }
+    }
+
+    /// o and lse on the CPU.
+    fn attended(&self, operands: &[Value<f32>]) -> [Tensor<f32>; 2] {
+        let results = run(&self.op(false), &operands[..3], &StepState::default());
+        results.try_into().expect("attention has two results")
+    }
+
+    /// What the gradient is computed from: o as it is stored.
+    fn saved(&self, storage: Storage) -> [Value<f32>; 6] {
+        let [q, k, v, d_o] = self.stored(storage);
+        let [o, lse] = self.attended(&[q.clone(), k.clone(), v.clone()]);
+        [q, k, v, rounded(&Value::Real(o), storage), Value::Real(lse), d_o]
+    }
+
+    fn wanted(&self, storage: Storage, backward: bool) -> Vec<Wanted> {
+        let Sizes { t, u, d, .. } = self.sizes;
+        let class = Class::Contracted(u.max(t).max(d));
+        let (rounded, exact) = if backward {
+            let [q, k, v, d_o] = self.operands();
+            let [o, lse] = self.attended(&[q.clone(), k.clone(), v.clone()]);
+            let exact = [q, k, v, Value::Real(o), Value::Real(lse), d_o];
+            let gradients = |operands: &[Value<f32>]| run(&self.op(true), operands, &StepState::default());
+            (gradients(&self.saved(storage)), gradients(&exact))
+        } else {
+            (self.attended(&self.stored(storage)).to_vec(), self.attended(&self.operands()).to_vec())
+        };
+        let (rounded, exact) = match (self.fused, backward) {
+            (true, true) => (vec![self.side_by_side(&rounded)], vec![self.side_by_side(&exact)]),
+            _ => (rounded, exact),
+        };
+        let judged = if self.dq_alone && backward { 1 } else { rounded.len() };
+        let pairs = rounded.into_iter().zip(exact).take(judged);
+        pairs.map(|(rounded, exact)| Wanted::new(rounded, exact, class)).collect()
+    }
+
+    /// Tensors `[n, t, c]` as one, `[n, t, c and c ..]`.
+    fn side_by_side(&self, tensors: &[Tensor<f32>]) -> Tensor<f32> {
+        let (Sizes { n, t, .. }, c) = (self.sizes, self.width());
+        let rows = (0..n * t).flat_map(|row| tensors.iter().flat_map(move |x| &x.data()[row * c..][..c]));
+        Tensor::new(Shape::from([n, t, tensors.len() * c]), rows.copied().collect())
+    }
+
+    /// q, k and v on the device.
+    fn put_inputs(&self, simt: &mut Simt, operands: &[Value<f32>], storage: Storage) -> [Tokens; 3] {
+        if self.fused {
+            let all = operands[..3].iter().map(|x| x.real().clone()).collect::<Vec<_>>();
+            return self.thirds(put(simt, &Value::Real(self.side_by_side(&all)), Some(storage)));
+        }
+        [0, 1, 2].map(|i| Tokens { at: put(simt, &operands[i], Some(storage)), row: self.width() })
+    }
+
+    fn thirds(&self, at: DevicePtr) -> [Tokens; 3] {
+        let c = self.width();
+        [0, 1, 2].map(|i| Tokens { at: DevicePtr(at.0 + (2 * i * c) as u64), row: 3 * c })
+    }
+
+    fn output(&self, simt: &mut Simt, rows: usize, storage: Storage) -> (Tokens, Output) {
+        let output = Output::new(simt, &Shape::from([self.sizes.n, rows, self.width()]), Some(storage));
+        (Tokens { at: output.at, row: self.width() }, output)
+    }
+
+    pub fn prepare(&self, simt: &mut Simt, storage: Storage, backward: bool) -> Prepared {
+        if backward { self.prepare_backward(simt, storage) } else { self.prepare_forward(simt, storage) }
+    }
+
+    fn prepare_forward(&self, simt: &mut Simt, storage: Storage) -> Prepared {
+        let Sizes { n, t, heads, .. } = self.sizes;
+        let [q, k, v] = self.put_inputs(simt, &self.stored(storage), storage);
+        let (o, o_output) = self.output(simt, t, storage);
+        let lse = Output::new(simt, &Shape::from([n, heads, t]), None);
+        let forward = Forward { sizes: self.sizes, q, k, v, o, lse: lse.at };
+        let form = self.form.unwrap_or(forward.choose().form);
+        let workspace = simt.alloc(forward.workspace(form));
+        let launches = forward.launches(form, storage, workspace).expect("a trial is legal");
+        Prepared { launches, outputs: vec![o_output, lse] }
+    }
+
+    fn prepare_backward(&self, simt: &mut Simt, storage: Storage) -> Prepared {
+        let Sizes { n, t, u, .. } = self.sizes;
+        let saved = self.saved(storage);
+        let [q, k, v] = self.put_inputs(simt, &saved, storage);
+        let row = self.width();
+        let [o, d_o] = [3, 5].map(|i| Tokens { at: put(simt, &saved[i], Some(storage)), row });
+        let lse = put(simt, &saved[4], None);
+        let (dq, dk, dv, outputs) = if self.fused {
+            let output = Output::new(simt, &Shape::from([n, t, 3 * row]), Some(storage));
+            let [dq, dk, dv] = self.thirds(output.at);
+            (dq, dk, dv, vec![output])
+        } else {
+            let [(dq, a), (dk, b), (dv, c)] = [t, u, u].map(|rows| self.output(simt, rows, storage));
+            (dq, dk, dv, if self.dq_alone { vec![a] } else { vec![a, b, c] })
+        };
+        let of_keys = (!self.dq_alone).then_some((dk, dv));
+        let backward = Backward { sizes: self.sizes, q, k, v, o, d_o, lse, dq, of_keys };
+        let form = self.form.unwrap_or(backward.choose().form);
+        let workspace = simt.alloc(backward.workspace(form));
+        let launches: Vec<Launch> = backward.launches(form, storage, workspace).expect("a trial is legal");
+        Prepared { launches, outputs }
+    }
+}
+
+fn trials() -> Vec<Trial> {
+    let pieces = |queries, tiled| Form::Pieces { queries, tiled };
+    vec![
+        // -- tiled: edges of tiles of queries and of keys --------------------------------------------------
+        trial([1, 7, 77, 2, 40]).small(),
+        trial([2, 65, 65, 1, 40]).causal().fused().small(),
+        trial([1, 1, 1, 1, 64]).small(),
+        trial([1, 1, 2, 1, 64]).small(),
+        trial([1, 33, 77, 1, 80]).dq_alone().small(),
+        trial([1, 77, 77, 1, 64]).causal().small(),
+        trial([1, 50, 129, 1, 64]).small(),
+        trial([1, 64, 63, 1, 80]).causal().small(),
+        trial([2, 33, 65, 1, 80]).small(),
+        trial([1, 65, 50, 1, 160]).small(),
+        trial([1, 33, 33, 2, 160]).causal().fused().small(),
+        trial([1, 129, 257, 1, 40]).causal(),
+        trial([1, 257, 129, 2, 40]),
+        trial([1, 257, 257, 1, 64]).fused(),
+        trial([1, 197, 197, 2, 64]).causal(),
+        trial([2, 129, 197, 1, 80]),
+        trial([1, 197, 63, 1, 80]).causal(),
+        trial([1, 129, 129, 1, 160]),
+        trial([1, 64, 257, 1, 160]).causal(),
+        // -- tiled: what is hard ---------------------------------------------------------------------------
+        trial([1, 65, 130, 1, 40]).of(Fill::Steep),
+        trial([1, 65, 130, 1, 80]).of(Fill::Steep).causal(),
+        trial([1, 65, 257, 1, 64]).of(Fill::EqualKeys),
+        trial([1, 65, 130, 1, 160]).of(Fill::OneKey),
+        trial([1, 17, 130, 1, 40]).of(Fill::Gradients(1e-5)).small(),
+        trial([1, 40, 4096, 1, 40]).of(Fill::Gradients(1e-5)),
+        trial([1, 20, 9216, 1, 64]),
+        trial([1, 65, 257, 1, 64]).of(Fill::Gradients(1e-4)),
+        trial([1, 197, 130, 1, 40]).of(Fill::Gradients(3e-6)),
+        trial([1, 65, 130, 1, 160]).of(Fill::Gradients(300.0)),
+        // -- general: odd widths, and one that is not aligned ----------------------------------------------
+        trial([1, 9, 35, 2, 33]).small(),
+        trial([2, 34, 7, 1, 33]).causal().small(),
+        trial([1, 5, 6, 1, 255]),
+        trial([1, 9, 6, 1, 8]).dq_alone(),
+        // -- in pieces -------------------------------------------------------------------------------------
+        trial([1, 70, 77, 1, 512]).as_form(pieces(32, true)),
+        trial([1, 129, 140, 1, 512]).of(Fill::Gradients(1e-4)).as_form(pieces(128, true)),
+        trial([2, 37, 37, 2, 168]).causal().fused().as_form(pieces(16, true)),
+        trial([1, 9, 21, 1, 168]).as_form(pieces(8, true)).small(),
+        trial([1, 9, 11, 2, 257]).causal().as_form(pieces(4, false)).small(),
+        trial([1, 40, 35, 1, 512]).as_form(pieces(40, false)),
+        trial([1, 9, 35, 1, 512]).dq_alone(),
+    ]
+}
