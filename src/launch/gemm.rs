@@ -153,7 +153,8 @@ impl Gemm {
         };
         let [x, y] = tile.blocks(&part.epilogue, m, n);
         let parts = Launch::new(&kernel, [x, y, grid_of([1, 1, splits])[2]], &part)?;
-        let join = JoinParams { sums, d: at.d, epilogue, d_row: params.d_row, m, n, splits: int(splits)?, pad: 0 };
+        let join =
+            JoinParams { sums, d: at.d, epilogue, d_row: params.d_row, m, n, splits: int(splits)?, pad: 0 };
         let [x, y] = size(tune::JOIN)?.blocks(&epilogue, m, n);
         let [rows, columns] = tune::JOIN;
         let kernel = format!("join_{}_m{rows}n{columns}", storage.name());
@@ -209,4 +210,79 @@ fn int(extent: usize) -> Result<i32> {
 /// What does not fit is a grid that no device takes, and refused as one.
 fn grid_of(blocks: [usize; 3]) -> [u32; 3] {
     blocks.map(|count| u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tune::TILES;
+
+    #[test]
+    fn the_batch_chooses_among_tiles_but_not_how_sums_are_made() {
+        let layers = [(64, 1280, 1280), (4096, 320, 320), (256, 1280, 5120), (77, 768, 768), (1, 1280, 320)];
+        for (rows, n, k) in layers {
+            let forms = [1, 2, 16].map(|images| {
+                let mut gemm = Gemm { images, ..Gemm::new(rows * images, n, k, Order::ByColumns) };
+                let Form::Tiled { splits, k_split, .. } = gemm.choice("sm_90a").form else {
+                    panic!("{rows} x {n} x {k} is aligned")
+                };
+                gemm.after.stats = true;
+                (splits, k_split, gemm.stat_rows("sm_90a"))
+            });
+            assert!(forms.iter().all(|form| *form == forms[0]), "{rows} x {n} x {k}: {forms:?}");
+        }
+    }
+
+    #[test]
+    fn a_choice_says_why() {
+        let odd = Gemm::new(33, 5, 7, Order::ByColumns);
+        assert_eq!(odd.choice("sm_80").to_string(), "general: rows of operands are not aligned to 16 bytes");
+        let level = Gemm { images: 2, ..Gemm::new(8192, 320, 320, Order::ByColumns) };
+        let text = level.choice("sm_90a").to_string();
+        assert_eq!(text, "m128n160k32s4: 128 blocks, at most 1 on a multiprocessor");
+        let small = Gemm { images: 2, ..Gemm::new(128, 1280, 1280, Order::ByRows) };
+        let text = small.choice("sm_90a").to_string();
+        assert_eq!(
+            text,
+            "m64n64k32s4 x 3: 120 blocks, at most 1 on a multiprocessor, depth in 3 parts of 448"
+        );
+        assert_eq!(small.workspace("sm_90a"), 3 * 128 * 1280 * 4);
+    }
+
+    #[test]
+    fn a_product_that_a_kernel_cannot_make_is_refused_before_the_launch() {
+        let some = DevicePtr(4096);
+        let (stats, bias, channels, residual) = (some, some, some, some);
+        let places = Places { a: some, b: some, d: some, bias, channels, residual, stats, workspace: some };
+        let tiled = |change: fn(&mut Gemm)| {
+            let mut gemm = Gemm::new(64, 64, 64, Order::ByColumns);
+            change(&mut gemm);
+            gemm.tiled(&TILES[3], 1, gemm.k, Storage::F16, &places).map_err(|e| e.to_string())
+        };
+        assert!(tiled(|_| ()).is_ok());
+        let wrong: [(&str, fn(&mut Gemm)); 6] = [
+            ("`b_column` must be a multiple of 8, found 60", |gemm| gemm.rows[1] = 60),
+            ("`k` must be a multiple of 8, found 60", |gemm| gemm.k = 60),
+            ("`activation` must be an activation", |gemm| gemm.after.activation = 7),
+            ("`stats` must be none with GEGLU", |gemm| {
+                (gemm.after.stats, gemm.after.activation) = (true, Epilogue::GEGLU);
+            }),
+            ("`m` must be whole images, found 64", |gemm| (gemm.images, gemm.after.stats) = (3, true)),
+            ("`grid` must be one matrix, found 2", |gemm| {
+                (gemm.batch, gemm.after.channels) = (2, Some(Channels::OfAll));
+            }),
+        ];
+        for (words, change) in wrong {
+            let error = tiled(change).expect_err(words);
+            assert!(error.contains(words), "{error}");
+        }
+        let mut gemm = Gemm::new(64, 64, 64, Order::ByRows);
+        gemm.after.stats = true;
+        let error =
+            gemm.general(Storage::F16, &places).expect_err("statistics of a general form").to_string();
+        assert!(error.contains("`stats` must be none with a general form"), "{error}");
+        let aside = Places { a: DevicePtr(4098), ..places };
+        let launches = Gemm::new(64, 64, 64, Order::ByRows).launches("sm_80", Storage::F16, &aside);
+        assert_eq!(launches.expect("the general form takes any address")[0].kernel.name, "gemm_f16");
+    }
 }

@@ -45,12 +45,11 @@ pub struct Tile {
 }
 
 /// From the largest; the first of equals is taken.
-pub const TILES: [Tile; 5] = [
+pub const TILES: [Tile; 4] = [
     // The channels of Stable Diffusion are multiples of 320.
     Tile { m: 128, n: 160, rate: 100 },
     Tile { m: 128, n: 128, rate: 98 },
     Tile { m: 128, n: 64, rate: 85 },
-    Tile { m: 64, n: 128, rate: 85 },
     Tile { m: 64, n: 64, rate: 70 },
 ];
 
@@ -68,7 +67,10 @@ const SHALLOWEST: usize = 256;
 pub fn choose(target: &str, extents: &Extents) -> Choice {
     let Extents { rows, images, n, k, batch, aligned, stats } = *extents;
     if !aligned {
-        return Choice { form: Form::General, reason: "rows of operands are not aligned to 16 bytes".to_owned() };
+        return Choice {
+            form: Form::General,
+            reason: "rows of operands are not aligned to 16 bytes".to_owned(),
+        };
     }
     let (splits, k_split) = splits(rows, n, k, batch);
     // Statistics are those of a tile, so that there one image alone decides; of splits the join takes them.
