@@ -138,8 +138,9 @@ fn resources(log: &str) -> Vec<Resources> {
         }
         let Some(last) = found.last_mut() else { continue };
         if line.contains("spill stores") {
-            last.local_bytes = number_before(line, " bytes stack frame");
-            last.spill_bytes =
+            // One line for the entry point and one for every function that it calls.
+            last.local_bytes += number_before(line, " bytes stack frame");
+            last.spill_bytes +=
                 number_before(line, " bytes spill stores") + number_before(line, " bytes spill loads");
         }
         if line.contains("Used ") {

@@ -9,6 +9,7 @@ pub mod attention;
 pub mod binaries;
 mod cost;
 pub mod device;
+pub mod gemm;
 mod general;
 mod lower;
 pub mod params;
@@ -16,6 +17,7 @@ mod place;
 mod program;
 mod types;
 mod weights;
+pub mod tune;
 
 use bytemuck::bytes_of;
 

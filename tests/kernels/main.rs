@@ -4,6 +4,7 @@
 mod hopper;
 mod layouts;
 mod attention;
+mod gemm;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -1,6 +1,7 @@
 //! Kernels on the SIMT layer: operands in the storage type, launches, and how their results are judged.
 
 pub mod attention;
+pub mod gemm;
 mod trials;
 
 use bytemuck::{Pod, cast_slice};
@@ -14,9 +15,7 @@ use super::{Class, Value};
 
 /// Every proof of every family.
 pub fn proofs() -> Vec<Proof> {
-    let mut all = trials::proofs();
-    all.extend(attention::proofs());
-    all
+    [trials::proofs(), gemm::proofs(), attention::proofs()].into_iter().flatten().collect()
 }
 
 /// Launches, and what must come out of them.

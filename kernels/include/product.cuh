@@ -1,0 +1,70 @@
+// product.cuh - one tile of one product on tensor cores: what gemm_tile.cu and gemm_tile_bwd.cu share.
+#pragma once
+#include "epilogue.cuh"
+
+namespace product {
+
+constexpr int THREADS = 128;
+
+// A tile and the rows of the sums in it.
+template <int M, int N, int K, int STAGES, bool B_BY_ROWS>
+struct Smem {
+    typedef tile::Tile<M, N, K, STAGES, 2, 2, B_BY_ROWS> Tile;
+    static constexpr int STAGED = epilogue::shared_bytes<typename Tile::Of>();
+    alignas(16) unsigned char bytes[Tile::RING_BYTES > STAGED ? Tile::RING_BYTES : STAGED];
+};
+
+// b is [n, k], or [k, n] where it comes by rows.
+template <typename T, int M, int N, int K, int STAGES, bool B_BY_ROWS>
+DEVICE void run(const GemmParams& p) {
+    typedef Smem<M, N, K, STAGES, B_BY_ROWS> Shared;
+    typedef typename Shared::Tile Tile;
+    typedef typename Tile::Of Warps;
+    DYNAMIC_SHARED(Shared, smem);
+    KERNEL_ASSERT(blockDim.x == THREADS && p.k % 8 == 0 && (B_BY_ROWS ? p.n : p.k) % 8 == 0);
+    // z counts the matrices of the batch, or the splits of k.
+    const bool split = p.sums.address != 0;
+    const int matrix = split ? 0 : blockIdx.z, k0 = split ? blockIdx.z * p.k_split : 0;
+    const int k_end = split && p.k - k0 > p.k_split ? k0 + p.k_split : p.k;
+    const T* a = p.a.as<T>() + matrix * p.a_batch;  // [m, k]
+    const T* b = p.b.as<T>() + matrix * p.b_batch;  // [n, k] or [k, n]
+    const epilogue::Rows rows = epilogue::rows_of<M>(p.epilogue, blockIdx.x, p.m);
+    const int column0 = blockIdx.y * N;
+
+    // 1. The sums. A chunk is eight elements, all inside or all outside. Addresses outside are not followed.
+    typedef typename Tile::A A;
+    typedef typename Tile::B B;
+    static_assert(A::REGULAR, "one chunk a thread");
+    const T* a_first = a + (rows.first + A::row(0)) * p.a_row + k0 + A::chunk(0) * 8;
+    const int64_t b_row = B_BY_ROWS ? p.b_k : p.b_column, b_step = B_BY_ROWS ? K * b_row : K;
+    const T* b_begin = b + (B_BY_ROWS ? k0 * b_row + column0 : column0 * b_row + k0);
+    const T* b_first = b_begin + B::row(0) * b_row + B::chunk(0) * 8;
+    typename Warps::Accumulators acc;
+    Warps::clear(acc);
+    Tile::template run<T>(acc, cvta_to_shared(smem.bytes), (k_end - k0 + K - 1) / K,
+                          [&](int step, uint32_t a_slab, uint32_t b_slab) {
+        const int left = k_end - k0 - step * K;
+        const T* a_now = a_first + int64_t(step) * K;
+        A::fill(a_slab, [&](int i, int row, int chunk) {
+            const bool in = row < rows.count && chunk * 8 < left;
+            return tile::Piece{a_now + i * (A::APART * p.a_row), in ? 16 : 0};
+        });
+        const T* b_now = b_first + step * b_step;
+        B::fill(b_slab, [&](int i, int row, int chunk) {
+            const int k = B_BY_ROWS ? row : chunk * 8, column = column0 + (B_BY_ROWS ? chunk * 8 : row);
+            const T* from = B::REGULAR ? b_now + i * (B::APART * b_row)
+                                       : b_begin + step * b_step + row * b_row + chunk * 8;
+            return tile::Piece{from, column < p.n && k < left ? 16 : 0};
+        });
+    });
+
+    // 2. What becomes of them.
+    if (split) return epilogue::store_sums<Warps>(acc, rows, column0, p.n,
+                                                  p.sums.as<float>() + int64_t(blockIdx.z) * p.m * p.n);
+    const T* residual = p.epilogue.residual.as<T>();
+    if (residual != nullptr) residual += matrix * p.d_batch;
+    epilogue::finish<T, Warps>(p.epilogue, acc, rows, column0, p.n, p.d.as<T>() + matrix * p.d_batch, residual,
+                               p.d_row, reinterpret_cast<float*>(smem.bytes));
+}
+
+}  // namespace product
