@@ -6,7 +6,10 @@
 
 pub mod binaries;
 mod general;
+pub mod layout;
+pub mod norms;
 pub mod params;
+pub mod pointwise;
 
 use bytemuck::bytes_of;
 
