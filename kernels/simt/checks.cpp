@@ -136,9 +136,11 @@ static void access(int thread, const void* address, int bytes, bool write, Cell:
             cell->write_pc = pc;
             cell->readers = 0;
         } else {
-            int slot = cell->readers < 2 ? cell->readers++ : int(random_bits() % 2);
+            int slot = -1;
             for (int i = 0; i < cell->readers; ++i)
                 if (cell->reader[i] == thread && cell->read_block[i] == c.block) slot = i;
+            // A thread that reads again takes no second place: a place without a reader would be block 0's thread 0.
+            if (slot < 0) slot = cell->readers < 2 ? cell->readers++ : int(random_bits() % 2);
             cell->reader[slot] = uint16_t(thread);
             cell->read_clock[slot] = known[thread];
             cell->read_block[slot] = c.block;
