@@ -181,9 +181,11 @@ static void access(const Actor& who, const void* address, int bytes, bool write,
             cell->write_pc = pc;
             cell->readers = 0;
         } else {
-            int slot = cell->readers < 2 ? cell->readers++ : int(random_bits() % 2);
+            int slot = -1;
             for (int i = 0; i < cell->readers; ++i)
                 if (cell->reader[i] == who.number && cell->read_block[i] == c.block) slot = i;
+            // A thread that reads again takes no second place: a place without a reader would be block 0's thread 0.
+            if (slot < 0) slot = cell->readers < 2 ? cell->readers++ : int(random_bits() % 2);
             cell->reader[slot] = uint16_t(who.number);
             cell->read_clock[slot] = who.clock;
             cell->read_block[slot] = c.block;

@@ -64,7 +64,8 @@ pub fn cases<'p>(programs: impl IntoIterator<Item = (&'p Graph, &'p LaunchProgra
 
 /// `[2, 64, 64, 320] [320, 3, 3, 320] -> [2, 64, 64, 320]` for every node.
 fn shapes(graph: &Graph) -> HashMap<&str, String> {
-    let words = |values: &[_]| graph.shapes(values).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let words =
+        |values: &[_]| graph.shapes(values).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     let named = |node: &'_ crate::ir::Node| format!("{} -> {}", words(&node.inputs), words(&node.outputs));
     graph.nodes.iter().map(|node| (node.name.as_str(), named(node))).collect()
 }
@@ -78,10 +79,11 @@ impl Case {
     /// What is known about it for a target, on a device that runs that target.
     pub fn on(self, target: &'static str, gpu: &Gpu) -> Row {
         let kernel = self.launch.kernel;
-        let resources = binaries::RESOURCES.iter().find(|used| used.kernel == kernel.name && used.target == target);
-        let occupancy = resources.zip(limits(target)).map(|(used, limits)| {
-            Occupancy::of(kernel, used.registers, used.shared_bytes, limits)
-        });
+        let resources =
+            binaries::RESOURCES.iter().find(|used| used.kernel == kernel.name && used.target == target);
+        let occupancy = resources
+            .zip(limits(target))
+            .map(|(used, limits)| Occupancy::of(kernel, used.registers, used.shared_bytes, limits));
         let blocks: f64 = self.launch.grid.iter().map(|&n| f64::from(n)).product();
         let at_once = occupancy.map(|occupancy| f64::from(occupancy.blocks * gpu.multiprocessors));
         Row {

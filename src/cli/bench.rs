@@ -65,7 +65,8 @@ fn launches(
         let problem = format!("expected 1 to {MAX_BATCH}, found {}", args.batch_size);
         return Err(Error::usage("--batch-size", problem));
     }
-    let blueprint = settings::blueprint(&Default::default(), Some(name).filter(|&name| name != "demo"), demo)?;
+    let blueprint =
+        settings::blueprint(&Default::default(), Some(name).filter(|&name| name != "demo"), demo)?;
     let storage = settings::storage(args.dtype)?;
     let step = |steering| blueprint.step(&blueprint.step_spec(steering, blueprint.size, args.batch_size));
     let factor = blueprint.decoder.factor();
@@ -103,11 +104,24 @@ fn count_instructions(rows: &mut [Row], target: &str) -> Result<()> {
 }
 
 fn table(rows: &[Row], target: &str, gpu: &Gpu) -> Result<()> {
-    print_line(format!("floors of {} at {} TFLOP/s and {} GB/s; binaries for {target}", gpu.name, gpu.tflops, gpu.gb_per_second))?;
+    print_line(format!(
+        "floors of {} at {} TFLOP/s and {} GB/s; binaries for {target}",
+        gpu.name, gpu.tflops, gpu.gb_per_second
+    ))?;
     print_line("nothing was measured: this build runs no kernels on a GPU")?;
     print_line(format!(
         "{:<30} {:>5} {:>10} {:>10} {:>9} {:>4} {:>7} {:>6} {:>6}  {:<14} {:<24} shape",
-        "kernel", "uses", "GFLOP", "MB", "floor_us", "regs", "smem", "blocks", "waves", "bound by", "instructions"
+        "kernel",
+        "uses",
+        "GFLOP",
+        "MB",
+        "floor_us",
+        "regs",
+        "smem",
+        "blocks",
+        "waves",
+        "bound by",
+        "instructions"
     ))?;
     for row in rows {
         print_line(line(row))?;

@@ -54,7 +54,8 @@ mod tests {
 
     #[test]
     fn the_floor_is_the_slower_of_arithmetic_and_memory() {
-        let gpu = Gpu { name: "x", target: "sm_80", tflops: 100.0, gb_per_second: 1000.0, multiprocessors: 1 };
+        let gpu =
+            Gpu { name: "x", target: "sm_80", tflops: 100.0, gb_per_second: 1000.0, multiprocessors: 1 };
         assert_eq!(Cost { flops: 100_000_000, bytes: 1000 }.floor_us(&gpu), 1.0);
         assert_eq!(Cost { flops: 100_000_000, bytes: 5_000_000 }.floor_us(&gpu), 5.0);
     }

@@ -11,13 +11,16 @@ mod cost;
 pub mod device;
 pub mod gemm;
 mod general;
+pub mod layout;
 mod lower;
+pub mod norms;
 pub mod params;
 mod place;
+pub mod pointwise;
 mod program;
+pub mod tune;
 mod types;
 mod weights;
-pub mod tune;
 
 use bytemuck::bytes_of;
 

@@ -1,10 +1,12 @@
 //! Every kernel on the SIMT layer against the CPU backend, on the same table of cases; and the layer itself,
 //! on kernels that are wrong on purpose.
 
-mod hopper;
-mod layouts;
 mod attention;
 mod gemm;
+mod hopper;
+mod layouts;
+mod noise;
+mod norms;
 #[path = "../support/mod.rs"]
 mod support;
 

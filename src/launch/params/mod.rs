@@ -7,7 +7,9 @@ mod attention;
 mod conv2d;
 mod epilogue;
 mod gemm;
+mod groups;
 mod images;
+mod layout;
 mod method;
 mod norms;
 mod pointwise;
@@ -19,7 +21,9 @@ pub use attention::{AttentionBwdParams, AttentionParams, ProductParams, SoftmaxP
 pub use conv2d::Conv2dParams;
 pub use epilogue::Epilogue;
 pub use gemm::{GemmParams, JoinParams, Tile};
+pub use groups::{GroupApplyParams, GroupBwdParams, GroupFoldParams, GroupTilesParams};
 pub use images::{EmbedPatchesParams, EmbedTextParams, ResampleParams, UpsampleParams};
+pub use layout::{GatherParams, NormaliseParams, PlaceParams, SumCopiesParams};
 pub use method::{
     CfgX0BwdParams, CfgX0Params, ClipCosineParams, DdimUnguideParams, FrozenPullbackParams, GuideEpsParams,
     SldX0Params,

@@ -40,6 +40,16 @@ impl Params for PointwiseParams {
             (0..=5).contains(&self.activation),
             "an activation, 0 to 5",
         );
+        if rules.kernel.name.contains("_v8") {
+            for (field, address) in [("x", self.x), ("y", self.y), ("out", self.out)] {
+                rules.aligned(field, address, 16);
+            }
+            if rules.kernel.name.starts_with("geglu") {
+                rules.at_least("c", self.c, 8);
+                rules.multiple_of("c", self.c, 8);
+                rules.multiple_of("count", self.count, self.c.max(1).into());
+            }
+        }
     }
 }
 

@@ -2,6 +2,9 @@
 
 pub mod attention;
 pub mod gemm;
+mod layout;
+pub mod noise;
+pub mod norms;
 mod trials;
 
 use bytemuck::{Pod, cast_slice};
@@ -15,7 +18,15 @@ use super::{Class, Value};
 
 /// Every proof of every family.
 pub fn proofs() -> Vec<Proof> {
-    [trials::proofs(), gemm::proofs(), attention::proofs()].into_iter().flatten().collect()
+    let families = [
+        trials::proofs(),
+        gemm::proofs(),
+        attention::proofs(),
+        norms::proofs(),
+        layout::proofs(),
+        noise::proofs(),
+    ];
+    families.into_iter().flatten().collect()
 }
 
 /// Launches, and what must come out of them.
