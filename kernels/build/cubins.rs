@@ -10,13 +10,13 @@ use super::nvrtc::Nvrtc;
 use super::sources::Sources;
 
 /// What the compiler says about one entry point on one target.
-struct Resources {
-    entry: String,
-    registers: u32,
-    shared_bytes: u32,
-    spill_bytes: u32,
+pub struct Resources {
+    pub entry: String,
+    pub registers: u32,
+    pub shared_bytes: u32,
+    pub spill_bytes: u32,
     /// Of local memory: arrays that did not fit into registers.
-    local_bytes: u32,
+    pub local_bytes: u32,
 }
 
 /// Compiles all and returns the body of the generated table; errors name kernel, file and line.
@@ -67,9 +67,8 @@ fn compile(
     let source = sources.unit(file, |kernel| kernel.arch.runs_on(target));
     let (path, log) = translate(nvrtc, sources, cache, file, &source, target)?;
     let Some(log) = log else { return Ok((path, Vec::new())) };
-    let found = resources(&log);
-    check(file, target, &log, &found)?;
-    Ok((path, found))
+    let rows = KERNELS.iter().filter(|kernel| kernel.file == file && kernel.arch.runs_on(target));
+    Ok((path, accept(rows, &log)?))
 }
 
 /// The layer's own probes, which no row names and nobody embeds: that every instruction's wrapper is one that NVRTC
@@ -157,10 +156,12 @@ fn number_before(line: &str, words: &str) -> u32 {
     line[digits..end].parse().unwrap_or(0)
 }
 
-/// Refuses serialised matrix instructions, spills, and more registers than a row allows.
-fn check(file: &str, target: &str, log: &str, found: &[Resources]) -> Result<(), String> {
+/// What the rows of one file take, by the compiler's log. Refuses serialised matrix instructions, spills, and more
+/// registers than a row allows.
+pub fn accept<'a>(rows: impl Iterator<Item = &'a Kernel>, log: &str) -> Result<Vec<Resources>, String> {
+    let found = resources(log);
     refuse_serialised(log)?;
-    for kernel in KERNELS.iter().filter(|k| k.file == file && k.arch.runs_on(target)) {
+    for kernel in rows {
         let place = || format!("kernel {} ({})", kernel.name, place_of(kernel));
         let Some(used) = found.iter().find(|used| used.entry == kernel.name) else {
             return Err(format!("{}: the compiler's log does not speak of it", place()));
@@ -177,7 +178,7 @@ fn check(file: &str, target: &str, log: &str, found: &[Resources]) -> Result<(),
             return Err(format!("{}: {used} registers, its row in the manifest allows {budget}", place()));
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 /// The file and line where the kernel's function stands.
