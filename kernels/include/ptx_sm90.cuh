@@ -89,8 +89,8 @@ DEVICE void mbarrier_arrive_expect_tx(uint32_t mbarrier, uint32_t bytes) {
 // Waits until the phase of that parity has ended; phases count from 0.
 DEVICE void mbarrier_wait_parity(uint32_t mbarrier, uint32_t parity) {
     SM90_ASM(
-        "{\n.reg .pred done;\nWAIT_%=:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra WAIT_%=;\n}" ::"r"(
-            mbarrier),
+        "{\n.reg .pred done;\nWAIT_%=:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra WAIT_%=;\n}" ::"r"(mbarrier),
         "r"(parity)
         : "memory");
 }
@@ -103,7 +103,8 @@ DEVICE void prefetch_tensormap(const TensorMap& map) { SM90_ASM("prefetch.tensor
 // bytes are counted by the mbarrier. One thread calls it. `to` is aligned to 128 bytes.
 DEVICE void cp_async_bulk_tensor_2d(uint32_t to, const TensorMap& map, uint32_t mbarrier, int c0, int c1) {
     SM90_ASM(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], "
+        "[%2];" ::"r"(to),
         "l"(&map), "r"(mbarrier), "r"(c0), "r"(c1)
         : "memory");
 }
@@ -156,7 +157,8 @@ DEVICE void keep_registers(float (&d)[R]) {
 #define WGMMA_LIST_64 WGMMA_LIST_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define WGMMA_LIST_80 WGMMA_LIST_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define WGMMA_LIST_96 WGMMA_LIST_80 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define WGMMA_LIST_128 WGMMA_LIST_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
+#define WGMMA_LIST_128 WGMMA_LIST_96 \
+    ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
     ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define WGMMA_IO_4 WGMMA_4(0)
 #define WGMMA_IO_8 WGMMA_IO_4, WGMMA_4(4)
