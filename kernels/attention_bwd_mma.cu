@@ -16,7 +16,8 @@
 //   2. p is kept 2^BOOST times as large: a row of thousands of weights would be below f16's normal numbers.
 //   3. ds is kept without 1 / sqrt(d) and with do scaled by a power of two, that of the largest |do| of the row
 //      (dq) or of the head (dk): gradients of any size have their digits. The factor goes where f32 is stored.
-//   4. What is beyond the end or hidden has p = 0 by selection. Tiles in which all is hidden are left out.
+//   4. What is beyond the end or hidden has the lowest score, and by that p = 0. Tiles in which all is hidden are
+//      left out.
 //   5. d = 40 is 48 in shared memory and where channels are the depth of a product.
 //
 // Three stages, so that one barrier a tile is enough. Tiles shrink with d, since registers hold 2 d sums a row in
@@ -163,6 +164,7 @@ DEVICE void go(Smem<D>& smem, const Pair<T>& own, int first, const Pair<T>& othe
         step(cvta_to_shared(smem.other[tile % STAGES][0]), cvta_to_shared(smem.other[tile % STAGES][1]),
              tile * S::OTHER);
     }
+    cp_async_wait_group<0>();  // where no tile came by, own rows are on their way still
 }
 
 template <typename T, int D>
@@ -196,15 +198,18 @@ __device__ void queries(const AttentionBwdParams& p) {
               float s[S::OTHER / 8][4], ds[S::OTHER / 8][4];
               multiply<T, D>(s, q, k);
               multiply<T, D>(ds, d_o, v);
+              const int keys = p.u - key0, ahead = first - key0;
+              if (keys < S::OTHER || (p.causal && ahead < S::OTHER - 1))
+                  tiles::hide(s, [&](int row, int column) {
+                      return column < keys && (!p.causal || column <= ahead + row);
+                  });
 #pragma unroll
               for (int j = 0; j < S::OTHER / 8; ++j)
 #pragma unroll
                   for (int i = 0; i < 4; ++i) {
-                      const int h = i / 2, query = first + h * 8 + tiles::row();
-                      const int key = key0 + j * 8 + tiles::column() + i % 2;
-                      const bool in = key < p.u && (!p.causal || key <= query);
-                      const float weight = in ? ex2_approx_ftz_f32(s[j][i] * scale_2 - log_sum[h]) : 0.f;
-                      ds[j][i] = in ? weight * ((ds[j][i] - delta[h]) * shrink[h]) : 0.f;
+                      const int h = i / 2;
+                      const float weight = ex2_approx_ftz_f32(s[j][i] * scale_2 - log_sum[h]);
+                      ds[j][i] = weight * ((ds[j][i] - delta[h]) * shrink[h]);
                   }
               add_product<T, D, D>(dq, ds, k, 0);
           });
@@ -252,15 +257,17 @@ __device__ void keys(const AttentionBwdParams& p) {
               float weight[S::OTHER / 8][4], ds[S::OTHER / 8][4];
               multiply<T, D>(weight, k, q);
               multiply<T, D>(ds, v, d_o);
+              const int queries = p.t - query0, behind = first - query0;
+              if (queries < S::OTHER || (p.causal && behind > -15))
+                  tiles::hide(weight, [&](int row, int column) {
+                      return column < queries && (!p.causal || column >= behind + row);
+                  });
 #pragma unroll
               for (int j = 0; j < S::OTHER / 8; ++j)
 #pragma unroll
                   for (int i = 0; i < 4; ++i) {
-                      const int key = first + i / 2 * 8 + tiles::row();
-                      const int query = query0 + j * 8 + tiles::column() + i % 2;
-                      const bool in = query < p.t && (!p.causal || key <= query);
-                      weight[j][i] = in ? ex2_approx_ftz_f32(weight[j][i] * scale_2 - log_sum[j][i % 2]) : 0.f;
-                      ds[j][i] = in ? weight[j][i] * ((ds[j][i] - delta[j][i % 2]) * shrink) : 0.f;
+                      weight[j][i] = ex2_approx_ftz_f32(weight[j][i] * scale_2 - log_sum[j][i % 2]);
+                      ds[j][i] = weight[j][i] * ((ds[j][i] - delta[j][i % 2]) * shrink);
                   }
               add_product<T, D, S::PART>(dv, weight, d_o, part * (S::PART / 8));
               add_product<T, D, S::PART>(dk, ds, q, part * (S::PART / 8));

@@ -11,7 +11,7 @@
 //   1. Exponents are of 2: log2(e) / sqrt(d) is folded into one multiplication before the exponential.
 //   2. The maximum of the tiles seen so far stands for lse; sums are rescaled when it grows. Key 0 is seen by
 //      every query and comes first, so the maximum is finite from the first tile on.
-//   3. Keys beyond the end, or hidden, have weight zero by selection. Tiles that hide all keys are left out: they
+//   3. Keys beyond the end, or hidden, have the lowest score, and by that weight zero. Tiles that hide all keys are left out: they
 //      would multiply the sums by one and add zero.
 //   4. d = 40 is 48 in shared memory and in the first product, where depth comes by 16; o has 40.
 //
@@ -29,7 +29,6 @@ namespace attention_mma {
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
 constexpr int STAGES = 3;
-constexpr float LOWEST = -3.402823466e38f;
 constexpr float LOG2_E = 1.44269504088896341f, LN_2 = 0.69314718055994531f;
 
 template <int D>
@@ -97,16 +96,15 @@ DEVICE void softmax(Rows<D>& rows, float (&s)[Sizes<D>::M][Sizes<D>::KEYS / 8][4
     const bool whole = keys >= S::KEYS && (!causal || ahead >= S::KEYS - 1);
 #pragma unroll
     for (int m = 0; m < S::M; ++m) {
-        float highest[2] = {LOWEST, LOWEST};
+        if (!whole)
+            tiles::hide(s[m], [&](int row, int column) {
+                return column < keys && (!causal || column <= ahead + m * 16 + row);
+            });
+        float highest[2] = {tiles::LOWEST, tiles::LOWEST};
 #pragma unroll
         for (int j = 0; j < S::KEYS / 8; ++j)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int column = j * 8 + tiles::column() + i % 2, row = m * 16 + i / 2 * 8 + tiles::row();
-                const bool seen = whole || (column < keys && (!causal || column <= ahead + row));
-                s[m][j][i] = seen ? s[m][j][i] : LOWEST;
-                highest[i / 2] = fmaxf(highest[i / 2], s[m][j][i]);
-            }
+            for (int i = 0; i < 4; ++i) highest[i / 2] = fmaxf(highest[i / 2], s[m][j][i]);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             highest[h] = fmaxf(highest[h], shuffle_xor(highest[h], 1));
@@ -210,7 +208,7 @@ __device__ void run(const AttentionParams& p) {
 #pragma unroll
     for (int m = 0; m < S::M; ++m) {
 #pragma unroll
-        for (int h = 0; h < 2; ++h) rows.highest[m][h] = LOWEST, rows.total[m][h] = 0.f;
+        for (int h = 0; h < 2; ++h) rows.highest[m][h] = tiles::LOWEST, rows.total[m][h] = 0.f;
 #pragma unroll
         for (int j = 0; j < D / 8; ++j) rows.o[m][j][0] = rows.o[m][j][1] = rows.o[m][j][2] = rows.o[m][j][3] = 0.f;
     }

@@ -76,4 +76,15 @@ DEVICE void as_a(uint32_t (&a)[4], const float (&left)[4], const float (&right)[
 DEVICE int row() { return threadIdx.x % 32 / 4; }
 DEVICE int column() { return threadIdx.x % 4 * 2; }
 
+// Scores, 16 rows by 8 N columns, become LOWEST where not `seen(row, column)`: there the exponential is zero.
+constexpr float LOWEST = -3.402823466e38f;
+template <int N, typename Seen>
+DEVICE void hide(float (&s)[N][4], Seen seen) {
+#pragma unroll
+    for (int j = 0; j < N; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            if (!seen(i / 2 * 8 + row(), j * 8 + column() + i % 2)) s[j][i] = LOWEST;
+}
+
 }  // namespace tiles

@@ -250,7 +250,7 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
     mutation("attention-mma-wait", "attention_bf16_d80", "group<STAGES - 2>();", "group<STAGES - 1>();"),
     mutation("attention-mma-key-bound", "attention_f16_d64", "column < keys &&", "column <= keys &&"),
-    mutation("attention-mma-causal", "attention_f16_d160", "column <= ahead + row", "column < ahead + row"),
+    mutation("attention-mma-causal", "attention_f16_d160", "column <= ahead + m", "column < ahead + m"),
     mutation(
         "attention-dkv-barrier",
         "attention_bwd_dkv_f16_d64",

@@ -84,7 +84,7 @@ impl Trial {
         Self { fill, ..self }
     }
 
-    pub fn as_form(self, form: Form) -> Self {
+    pub fn by(self, form: Form) -> Self {
         Self { form: Some(form), ..self }
     }
 
@@ -278,12 +278,12 @@ fn trials() -> Vec<Trial> {
         trial([1, 5, 6, 1, 255]),
         trial([1, 9, 6, 1, 8]).dq_alone(),
         // -- in pieces -------------------------------------------------------------------------------------
-        trial([1, 70, 77, 1, 512]).as_form(pieces(32, true)),
-        trial([1, 129, 140, 1, 512]).of(Fill::Gradients(1e-4)).as_form(pieces(128, true)),
-        trial([2, 37, 37, 2, 168]).causal().fused().as_form(pieces(16, true)),
-        trial([1, 9, 21, 1, 168]).as_form(pieces(8, true)).small(),
-        trial([1, 9, 11, 2, 257]).causal().as_form(pieces(4, false)).small(),
-        trial([1, 40, 35, 1, 512]).as_form(pieces(40, false)),
+        trial([1, 70, 77, 1, 512]).by(pieces(32, true)),
+        trial([1, 129, 140, 1, 512]).of(Fill::Gradients(1e-4)).by(pieces(128, true)),
+        trial([2, 37, 37, 2, 168]).causal().fused().by(pieces(16, true)),
+        trial([1, 9, 21, 1, 168]).by(pieces(8, true)).small(),
+        trial([1, 9, 11, 2, 257]).causal().by(pieces(4, false)).small(),
+        trial([1, 40, 35, 1, 512]).by(pieces(40, false)),
         trial([1, 9, 35, 1, 512]).dq_alone(),
     ]
 }
