@@ -226,7 +226,7 @@ pub struct GenerateArgs {
     #[arg(long, conflicts_with = "device", hide = true)]
     pub cpu: bool,
 
-    /// Storage type of the computation; the CPU computes in f32.
+    /// What weights and activations are stored in [default: f32 on cpu, which takes no other; f16 elsewhere]
     #[arg(long, value_enum, visible_alias = "type")]
     pub dtype: Option<DTypeArg>,
 
@@ -265,6 +265,8 @@ pub enum InspectWhat {
     Graph(InspectStepArgs),
     /// The same with the place of every result, and the memory that it takes.
     Plan(InspectStepArgs),
+    /// The kernels that a GPU would run for it, one a line, with what each costs at least. Needs no GPU.
+    Launches(InspectLaunchesArgs),
 }
 
 #[derive(Args, Debug)]
@@ -296,6 +298,24 @@ pub struct InspectStepArgs {
     /// One JSON line an operation.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct InspectLaunchesArgs {
+    #[command(flatten)]
+    pub step: InspectStepArgs,
+
+    /// What the kernels are compiled for: sm_80, sm_90a, sm_100, sm_120 or compute_80 [default: that of --gpu]
+    #[arg(long, value_name = "TARGET")]
+    pub arch: Option<String>,
+
+    /// Whose limits the floors are: h100, h200, a100 or rtx4090 [default: the first that --arch runs on]
+    #[arg(long, value_name = "NAME")]
+    pub gpu: Option<String>,
+
+    /// f16 or bf16 [default: f16]
+    #[arg(long, value_enum, visible_alias = "type")]
+    pub dtype: Option<DTypeArg>,
 }
 
 #[derive(Args, Debug)]

@@ -4,8 +4,8 @@ use serde_json::json;
 
 use super::args::{DTypeArg, GradientArg, MemoryArgs, MemoryMethod};
 use super::{print_line, settings};
-use crate::cpu::Cpu;
 use crate::backend::Backend;
+use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::passes;
 use crate::pipeline::programs::Steering;
@@ -38,7 +38,8 @@ struct Row {
 
 pub fn run(args: &MemoryArgs, demo: EmbeddedFiles) -> Result<()> {
     let blueprint = blueprint(args, demo)?;
-    let cases: Vec<_> = ALL.into_iter().filter(|&(method, gradient)| wanted(args, method, gradient)).collect();
+    let cases: Vec<_> =
+        ALL.into_iter().filter(|&(method, gradient)| wanted(args, method, gradient)).collect();
     if cases.is_empty() {
         let problem = "no method has that gradient: plain and sld have none, safe-taesd has x0, safe and \
                        classifier have x0 and xt";
@@ -71,7 +72,8 @@ pub fn run(args: &MemoryArgs, demo: EmbeddedFiles) -> Result<()> {
 /// A published model by name, wherever a model may be named, or the files of one.
 fn blueprint(args: &MemoryArgs, demo: EmbeddedFiles) -> Result<Blueprint> {
     let named = args.model.model.as_ref().and_then(|path| path.to_str());
-    let named = named.filter(|name| Blueprint::PRESETS.contains(name) && !std::path::Path::new(name).exists());
+    let named =
+        named.filter(|name| Blueprint::PRESETS.contains(name) && !std::path::Path::new(name).exists());
     settings::blueprint(&args.model, args.preset.as_deref().or(named), demo)
 }
 
@@ -178,7 +180,17 @@ fn table(rows: &[Row]) -> String {
         format!("{}: bytes by plan, in MB (10^6); a driver's own memory is not in them", rows[0].model),
         format!(
             "{:<16} {:>5} {:>5} {:>9} {:>9} {:>8} {:>9} {:>7} {:>7} {:>7} {:>6}  at",
-            "method", "batch", "dtype", "total", "weights", "kept", "transient", "work-sp", "waste", "buffers", "work"
+            "method",
+            "batch",
+            "dtype",
+            "total",
+            "weights",
+            "kept",
+            "transient",
+            "work-sp",
+            "waste",
+            "buffers",
+            "work"
         ),
     ];
     lines.extend(rows.iter().map(Row::line));
@@ -189,12 +201,10 @@ fn table(rows: &[Row]) -> String {
         };
         if let Some(xt) = rows.iter().find(same) {
             let share = 100.0 * x0.memory.total_bytes() as f64 / xt.memory.total_bytes() as f64;
-            lines.push(format!(
-                "x0 against xt, both ours, batch {}, {}: {share:.1} %",
-                x0.batch, x0.dtype
-            ));
+            lines.push(format!("x0 against xt, both ours, batch {}, {}: {share:.1} %", x0.batch, x0.dtype));
         }
     }
-    lines.push("ours against torch, same method: not measured (benches/torch_memory.py, on a GPU)".to_owned());
+    lines
+        .push("ours against torch, same method: not measured (benches/torch_memory.py, on a GPU)".to_owned());
     lines.join("\n")
 }

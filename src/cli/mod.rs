@@ -4,6 +4,7 @@ pub mod args;
 mod doctor;
 mod generate;
 mod inspect;
+mod launches;
 mod memory;
 mod progress;
 mod settings;

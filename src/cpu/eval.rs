@@ -178,6 +178,11 @@ pub(super) fn attention_sizes(q: &Shape, k: &Shape, heads: usize, causal: bool) 
     attention::Sizes { t: q[1], u: k[1], c: q[2], heads, causal }
 }
 
-pub(super) fn group_sizes(x: &Shape, groups: usize, eps: f32, act: Option<crate::ir::Activation>) -> norm::Groups {
+pub(super) fn group_sizes(
+    x: &Shape,
+    groups: usize,
+    eps: f32,
+    act: Option<crate::ir::Activation>,
+) -> norm::Groups {
     norm::Groups { pixels: x[1..x.len() - 1].iter().product(), c: x.last(), groups, eps, act }
 }

@@ -41,7 +41,9 @@ impl<T: Real> Cpu<T> {
 
     /// Bytes up to the last one of a poisoned arena that somebody wrote; none without a program.
     pub fn touched_bytes(&self) -> usize {
-        let Some(arena) = self.arena.lock().unwrap_or_else(PoisonError::into_inner).upgrade() else { return 0 };
+        let Some(arena) = self.arena.lock().unwrap_or_else(PoisonError::into_inner).upgrade() else {
+            return 0;
+        };
         let arena = arena.lock().unwrap_or_else(PoisonError::into_inner);
         let last = arena.iter().rposition(|&value| value != self.fill);
         last.map_or(0, |last| (last + 1) * size_of::<T>())

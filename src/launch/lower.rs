@@ -225,7 +225,7 @@ impl Lowering<'_> {
     ) -> Result<Operand> {
         let shape = self.step.graph.shape(value).clone();
         let value = root(&self.step.graph, value);
-        let (place, of_sample) = self.home(value);
+        let (place, of_sample) = self.home(reader, value)?;
         if !of_sample && self.types.value(value) == wanted {
             return Ok(Operand { at: place.symbol(), shape });
         }
@@ -249,12 +249,17 @@ impl Lowering<'_> {
     }
 
     /// Where the plan has a value, and whether it is the row of the current sample.
-    fn home(&self, value: ValueId) -> (Place, bool) {
-        match self.step.slot(value) {
+    fn home(&self, reader: &Node, value: ValueId) -> Result<(Place, bool)> {
+        Ok(match self.step.slot(value) {
             Slot::Param { index } => (Place::start(Space::Weight(index as u32)), false),
             Slot::Buffer { buffer, row } => (Place::start(Space::Buffer(buffer.0)), row == Row::Sample),
             Slot::Arena { offset, .. } => (arena(offset), false),
-        }
+            Slot::Passing => {
+                let problem =
+                    format!("`{}` reads what never reaches memory: its group has no kernel", reader.name);
+                return Err(Error::Bug(problem));
+            }
+        })
     }
 
     fn output(&self, node: &Node, value: ValueId, dtype: DType) -> Result<Operand> {
@@ -269,7 +274,7 @@ impl Lowering<'_> {
 
     fn store(&mut self, node: &Node, buffer: BufferId, row: Row, run: &mut Vec<LaunchStep>) -> Result<()> {
         let value = root(&self.step.graph, node.inputs[0]);
-        let (place, of_sample) = self.home(value);
+        let (place, of_sample) = self.home(node, value)?;
         let from = Side { at: place.symbol(), dtype: self.types.value(value), of_sample };
         let at = Place::start(Space::Buffer(buffer.0)).symbol();
         let to = Side { at, dtype: self.types.buffer(buffer), of_sample: row == Row::Sample };

@@ -143,10 +143,11 @@ impl<'g> Fuser<'g> {
         });
         let overwritten: Vec<_> = overwritten.collect();
         let reads = members.iter().flat_map(|&id| &self.graph.node(id).inputs);
-        let mut loads = reads.filter_map(|input| match self.graph.producer(self.roots[input.0 as usize]).op {
-            Op::Load { buffer, .. } => Some(buffer),
-            _ => None,
-        });
+        let mut loads =
+            reads.filter_map(|input| match self.graph.producer(self.roots[input.0 as usize]).op {
+                Op::Load { buffer, .. } => Some(buffer),
+                _ => None,
+            });
         !loads.any(|buffer| overwritten.contains(&buffer))
     }
 

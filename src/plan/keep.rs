@@ -49,8 +49,7 @@ impl Planner {
 
     /// The plan without a budget.
     pub fn plan(&self) -> Result<StepProgram> {
-        let mut program =
-            StepProgram::fused(self.graph.clone(), (self.fuse)(&self.graph), self.storage)?;
+        let mut program = StepProgram::fused(self.graph.clone(), (self.fuse)(&self.graph), self.storage)?;
         program.extra_flops = self.extra_flops;
         Ok(program)
     }

@@ -130,13 +130,11 @@ impl Schedule {
         // In the order of the values, so that equal graphs get equal plans.
         let mut owners: Vec<ValueId> = live.keys().copied().collect();
         owners.sort();
-        let values = owners.iter().map(|owner| Demand {
-            bytes: self.bytes[owner.0 as usize],
-            live: live[owner].clone(),
-        });
+        let values = owners
+            .iter()
+            .map(|owner| Demand { bytes: self.bytes[owner.0 as usize], live: live[owner].clone() });
         let workspaces = self.units.iter().enumerate().filter(|(_, unit)| unit.workspace > 0);
-        let workspaces =
-            workspaces.map(|(i, unit)| Demand { bytes: unit.workspace, live: i..i + 1 });
+        let workspaces = workspaces.map(|(i, unit)| Demand { bytes: unit.workspace, live: i..i + 1 });
         let demands = values.chain(workspaces).collect();
         (owners, demands)
     }

@@ -159,7 +159,8 @@ impl<'s> Search<'s> {
         let crowded: Vec<usize> = (0..self.dropped.len()).filter(crowded).collect();
         let nothing = Change { drop: Vec::new(), keep: None };
         let moves = self.moves(now, target).into_iter().chain([nothing]);
-        let swap = |change: Change| crowded.iter().map(move |&unit| Change { keep: Some(unit), ..change.clone() });
+        let swap =
+            |change: Change| crowded.iter().map(move |&unit| Change { keep: Some(unit), ..change.clone() });
         moves.flat_map(swap).collect()
     }
 

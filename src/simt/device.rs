@@ -1,8 +1,8 @@
 //! The simulated device as a backend: the launches of a step, run one after the other by the kernels themselves.
 //!
 //! Slow but complete: what a GPU would be given is what runs here, so whole images prove packing, lowering and
-//! kernels together. Every buffer, the arena, the state and every weight is memory of its own whose neighbourhood
-//! faults; the arena begins as NaN.
+//! kernels together. Every buffer, the state, every weight and every program's arena is memory of its own whose
+//! neighbourhood faults; an arena begins as NaN.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,12 +12,12 @@ use bytemuck::bytes_of;
 use super::{Mode, Simt};
 use crate::backend::{Backend, Program, Stop, WeightSource};
 use crate::error::{Error, Result};
-use crate::ir::Flag;
+use crate::ir::{Flag, Fusion};
 use crate::launch::params::{self, DevicePtr};
 use crate::launch::{
     LaunchProgram, LaunchStage, LaunchStep, Space, Storage, Weight, from_bytes, lower, relocate, to_bytes,
 };
-use crate::plan::{StepProgram, StepState};
+use crate::plan::{self, Fuse, StepProgram, StepState};
 use crate::tensor::DType;
 
 /// What the launches are made for: the forms that every GPU since Ampere runs.
@@ -44,10 +44,7 @@ impl SimtDevice {
     /// [`Backend::load`] with its own type.
     pub fn load_program(&self, step: StepProgram, source: &dyn WeightSource) -> Result<SimtProgram> {
         let program = lower(&step, self.storage, TARGET)?;
-        let mut shared = lock(&self.weights);
-        let weights: Vec<DevicePtr> =
-            program.weights.iter().map(|weight| shared.take(weight, source)).collect::<Result<_>>()?;
-        drop(shared);
+        let weights = lock(&self.weights).take_all(&program.weights, source)?;
         let mut simt = Simt::new();
         let arena = simt.alloc(program.arena_bytes);
         let state = simt.alloc(size_of::<params::StepState>());
@@ -74,6 +71,17 @@ fn lock(weights: &Mutex<Weights>) -> MutexGuard<'_, Weights> {
 }
 
 impl Weights {
+    /// The largest first: the copy that reading one takes is then never on top of the whole.
+    fn take_all(&mut self, weights: &[Weight], source: &dyn WeightSource) -> Result<Vec<DevicePtr>> {
+        let mut order: Vec<usize> = (0..weights.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(weights[i].bytes));
+        let mut places = vec![DevicePtr::NONE; weights.len()];
+        for i in order {
+            places[i] = self.take(&weights[i], source)?;
+        }
+        Ok(places)
+    }
+
     /// Where a weight is; it is read and packed at its first use.
     fn take(&mut self, weight: &Weight, source: &dyn WeightSource) -> Result<DevicePtr> {
         let key = (weight.param.name.clone(), weight.dtype);
@@ -94,6 +102,16 @@ impl Weights {
 impl Backend for SimtDevice {
     fn name(&self) -> &'static str {
         "simt"
+    }
+
+    fn storage(&self) -> (plan::Storage, Fuse) {
+        (plan::Storage::of(self.storage.dtype()), Fusion::none)
+    }
+
+    /// Copies of what kernels read in another type, and of samples' rows.
+    fn scratch_bytes(&self, program: &StepProgram) -> usize {
+        // A program that cannot be lowered is refused when it is loaded.
+        lower(program, self.storage, TARGET).map_or(0, |lowered| lowered.arena_bytes - program.arena_bytes)
     }
 
     fn load(&self, step: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>> {
