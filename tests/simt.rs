@@ -8,22 +8,24 @@ use unguide::backend::{Backend, Program, Stop};
 use unguide::cpu::Cpu;
 use unguide::ir::Graph;
 use unguide::launch::Storage;
-use unguide::pipeline::programs::{self, names};
 use unguide::pipeline::Model;
+use unguide::pipeline::programs::{self, names};
 use unguide::plan::{Planner, StepState};
 use unguide::simt::SimtDevice;
 use unguide::tensor::compare;
 
 fn load(model: &Model, backend: &dyn Backend, graph: Graph) -> Box<dyn Program> {
     let (storage, fuse) = backend.storage();
-    let plan = Planner::new(unguide::passes::run_all(graph).expect("a graph"), storage, fuse).expect("a plan").plan();
+    let plan = Planner::new(unguide::passes::run_all(graph).expect("a graph"), storage, fuse)
+        .expect("a plan")
+        .plan();
     model.load(backend, plan.expect("a plan")).expect("a program")
 }
 
 #[test]
 fn texts_and_latents_become_what_they_are_on_the_cpu() {
     let model = open(&demo());
-    let simt = SimtDevice::new(Storage::F16);
+    let simt = SimtDevice::new(Storage::F16, 2);
     let cpu = Cpu::<f32>::new();
     let run = |backend: &dyn Backend| {
         let graph = programs::encode_text(&model.text, model.text.positions).expect("a graph");

@@ -57,7 +57,7 @@ pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Resu
     };
     let program = program.map(|launch| {
         relocate(launch, |place| match place.space {
-            Space::Copy(index) => arena(behind + placed.offsets[index as usize]).symbol(),
+            Space::Scratch(index) => arena(behind + placed.offsets[index as usize]).symbol(),
             _ => place.symbol(),
         })
     });
@@ -199,7 +199,7 @@ impl Lowering<'_> {
             .map(|(&value, letter)| self.output(node, value, of_letter(letter, self.storage)))
             .collect::<Result<_>>()?;
         for operand in &inputs {
-            if let Some(Place { space: Space::Copy(index), .. }) = Place::of(operand.at) {
+            if let Some(Place { space: Space::Scratch(index), .. }) = Place::of(operand.at) {
                 self.copies[index as usize].live.end = self.launches + 1;
             }
         }
@@ -237,7 +237,7 @@ impl Lowering<'_> {
                 let bytes = shape.count() * wanted.bytes();
                 let live = self.launches..self.launches + 1;
                 self.copies.push(Demand { bytes, live });
-                let copy = Place::start(Space::Copy(index)).symbol();
+                let copy = Place::start(Space::Scratch(index)).symbol();
                 let from = Side { at: place.symbol(), dtype: self.types.value(value), of_sample };
                 let to = Side { at: copy, dtype: wanted, of_sample: false };
                 self.copy(reader, from, to, &shape, run)?;
@@ -245,7 +245,7 @@ impl Lowering<'_> {
                 index
             }
         };
-        Ok(Operand { at: Place::start(Space::Copy(index)).symbol(), shape })
+        Ok(Operand { at: Place::start(Space::Scratch(index)).symbol(), shape })
     }
 
     /// Where the plan has a value, and whether it is the row of the current sample.

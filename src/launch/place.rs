@@ -18,8 +18,8 @@ pub enum Space {
     Weight(u32),
     /// By index in [`super::LaunchProgram::buffers`].
     Buffer(u32),
-    /// Of a copy whose place in the arena is not chosen yet; a finished program has none.
-    Copy(u32),
+    /// What lives between few launches, before its place in the arena is chosen; a finished program has none.
+    Scratch(u32),
 }
 
 /// A byte of a piece of memory.
@@ -47,7 +47,7 @@ impl Place {
             Space::State => (2, 0),
             Space::Weight(index) => (3, index),
             Space::Buffer(index) => (4, index),
-            Space::Copy(index) => (5, index),
+            Space::Scratch(index) => (5, index),
         };
         let index = u64::from(index);
         assert!(self.offset < OFFSETS && index < INDICES, "{self:?} lies beyond what a symbol holds");
@@ -62,7 +62,7 @@ impl Place {
             2 => Space::State,
             3 => Space::Weight(index),
             4 => Space::Buffer(index),
-            5 => Space::Copy(index),
+            5 => Space::Scratch(index),
             _ => return None,
         };
         Some(Self { space, offset: symbol.0 & (OFFSETS - 1) })
@@ -88,7 +88,8 @@ mod tests {
 
     #[test]
     fn a_symbol_is_its_place_and_keeps_its_alignment() {
-        let spaces = [Space::Arena, Space::State, Space::Weight(7), Space::Buffer(0), Space::Copy(1 << 20)];
+        let spaces =
+            [Space::Arena, Space::State, Space::Weight(7), Space::Buffer(0), Space::Scratch(1 << 20)];
         for space in spaces {
             for offset in [0, 2, 256, 4096 + 16, (1 << 36) - 2] {
                 let place = Place { space, offset };

@@ -23,9 +23,13 @@ use crate::tensor::DType;
 /// What the launches are made for: the forms that every GPU since Ampere runs.
 const TARGET: &str = "sm_80";
 
+/// Fewer blocks are not worth a thread.
+const FEWEST_BLOCKS: u32 = 4;
+
 /// A device that is this process' own CPU.
 pub struct SimtDevice {
     storage: Storage,
+    threads: usize,
     weights: Arc<Mutex<Weights>>,
 }
 
@@ -37,8 +41,9 @@ struct Weights {
 }
 
 impl SimtDevice {
-    pub fn new(storage: Storage) -> Self {
-        Self { storage, weights: Arc::default() }
+    /// The blocks of a launch are shared out among `threads` threads. No bit depends on how many there are.
+    pub fn new(storage: Storage, threads: usize) -> Self {
+        Self { storage, threads, weights: Arc::default() }
     }
 
     /// [`Backend::load`] with its own type.
@@ -57,12 +62,14 @@ impl SimtDevice {
                     Space::State => state,
                     Space::Weight(index) => weights[index as usize],
                     Space::Buffer(index) => buffers[index as usize],
-                    Space::Copy(_) => unreachable!("a lowered program has settled its copies"),
+                    Space::Scratch(_) => unreachable!("in a lowered program all scratch has its place"),
                 };
                 DevicePtr(base.0 + place.offset)
             })
         });
-        Ok(SimtProgram { step, launches, simt, state, buffers, _weights: Arc::clone(&self.weights) })
+        let helpers = (1..self.threads).map(|_| Simt::new()).collect();
+        let weights = Arc::clone(&self.weights);
+        Ok(SimtProgram { step, launches, simt, helpers, state, buffers, _weights: weights })
     }
 }
 
@@ -125,6 +132,8 @@ pub struct SimtProgram {
     /// With addresses.
     launches: LaunchProgram,
     simt: Simt,
+    /// Without buffers: for the other threads' blocks.
+    helpers: Vec<Simt>,
     state: DevicePtr,
     buffers: Vec<DevicePtr>,
     /// Launches have addresses in there.
@@ -168,7 +177,25 @@ impl SimtProgram {
     }
 
     fn launch(&mut self, step: &LaunchStep) -> Result<()> {
-        let ran = self.simt.run(&step.launch, Mode::FAST);
+        let Self { simt, helpers, .. } = self;
+        let blocks = step.launch.grid.iter().map(|&n| u64::from(n)).product::<u64>();
+        let blocks = u32::try_from(blocks).map_err(|_| {
+            Error::Bug(format!("`{}`: a grid of {blocks} blocks on the simulated device", step.node))
+        })?;
+        let share = blocks.div_ceil(1 + helpers.len() as u32).max(FEWEST_BLOCKS);
+        let parts = (0..blocks).step_by(share as usize).map(|first| first..(first + share).min(blocks));
+        let ran = std::thread::scope(|scope| {
+            let mut contexts = [simt].into_iter().chain(helpers);
+            let mut work = contexts
+                .by_ref()
+                .zip(parts)
+                .map(|(context, part)| move || context.run_blocks(&step.launch, part, Mode::FAST));
+            let first = work.next().expect("a grid has blocks");
+            let others: Vec<_> = work.map(|work| scope.spawn(work)).collect();
+            let first = first();
+            let others = others.into_iter().map(|other| other.join().expect("the runtime does not panic"));
+            others.chain([first]).collect::<Result<Vec<_>, _>>()
+        });
         ran.map(drop).map_err(|error| Error::Bug(format!("`{}` on the simulated device: {error}", step.node)))
     }
 
