@@ -113,6 +113,25 @@ const fn general(
     }
 }
 
+/// A row for heads of one width: name, file, function, template arguments, params, shared bytes, registers.
+const fn heads(
+    name: &'static str,
+    file: &'static str,
+    function: &'static str,
+    arguments: &'static str,
+    params: &'static str,
+    shared_bytes: u32,
+    registers: u32,
+) -> Kernel {
+    Kernel { threads: 128, shared_bytes, ..general(name, file, function, arguments, params, registers) }
+}
+
+/// A row of a matrix product by tiles: name, template arguments.
+const fn product(name: &'static str, arguments: &'static str) -> Kernel {
+    let shared_bytes = 49152;
+    Kernel { shared_bytes, ..general(name, "product_mma.cu", "run", arguments, "ProductParams", 168) }
+}
+
 #[rustfmt::skip]
 pub const KERNELS: &[Kernel] = &[
     general("activate_f16",         "pointwise.cu",      "activate",        "f16",       "PointwiseParams",      40),
@@ -188,6 +207,52 @@ pub const KERNELS: &[Kernel] = &[
     general("conv2d_bwd_bf16",      "conv2d.cu",         "backward",        "bf16",      "Conv2dParams",         64),
     general("attention_f16",        "attention.cu",      "run",             "f16",       "AttentionParams",      64),
     general("attention_bf16",       "attention.cu",      "run",             "bf16",      "AttentionParams",      64),
+    general("attention_bwd_f16", "attention_bwd.cu", "run", "f16", "AttentionBwdParams", 80),
+    general("attention_bwd_delta_f16", "attention_bwd.cu", "delta", "f16", "AttentionBwdParams", 40),
+    general("attention_bwd_bf16", "attention_bwd.cu", "run", "bf16", "AttentionBwdParams", 80),
+    general("attention_bwd_delta_bf16", "attention_bwd.cu", "delta", "bf16", "AttentionBwdParams", 40),
+    heads("attention_f16_d40", "attention_mma.cu", "run", "f16, 40", "AttentionParams", 49152, 255),
+    heads("attention_f16_d64", "attention_mma.cu", "run", "f16, 64", "AttentionParams", 65536, 255),
+    heads("attention_f16_d80", "attention_mma.cu", "run", "f16, 80", "AttentionParams", 40960, 255),
+    heads("attention_f16_d160", "attention_mma.cu", "run", "f16, 160", "AttentionParams", 81920, 255),
+    heads("attention_bf16_d40", "attention_mma.cu", "run", "bf16, 40", "AttentionParams", 49152, 255),
+    heads("attention_bf16_d64", "attention_mma.cu", "run", "bf16, 64", "AttentionParams", 65536, 255),
+    heads("attention_bf16_d80", "attention_mma.cu", "run", "bf16, 80", "AttentionParams", 40960, 255),
+    heads("attention_bf16_d160", "attention_mma.cu", "run", "bf16, 160", "AttentionParams", 81920, 255),
+    heads("attention_bwd_dq_f16_d40", "attention_bwd_mma.cu", "queries", "f16, 40", "AttentionBwdParams", 49152, 192),
+    heads("attention_bwd_dkv_f16_d40", "attention_bwd_mma.cu", "keys", "f16, 40", "AttentionBwdParams", 49152, 255),
+    heads("attention_bwd_dq_f16_d64", "attention_bwd_mma.cu", "queries", "f16, 64", "AttentionBwdParams", 65536, 192),
+    heads("attention_bwd_dkv_f16_d64", "attention_bwd_mma.cu", "keys", "f16, 64", "AttentionBwdParams", 65536, 255),
+    heads("attention_bwd_dq_f16_d80", "attention_bwd_mma.cu", "queries", "f16, 80", "AttentionBwdParams", 51200, 192),
+    heads("attention_bwd_dkv_f16_d80", "attention_bwd_mma.cu", "keys", "f16, 80", "AttentionBwdParams", 51200, 255),
+    heads("attention_bwd_dq_f16_d160", "attention_bwd_mma.cu", "queries", "f16, 160", "AttentionBwdParams", 71680, 192),
+    heads("attention_bwd_dkv_f16_d160", "attention_bwd_mma.cu", "keys", "f16, 160", "AttentionBwdParams", 71680, 255),
+    heads("attention_bwd_dq_bf16_d40", "attention_bwd_mma.cu", "queries", "bf16, 40", "AttentionBwdParams", 49152, 192),
+    heads("attention_bwd_dkv_bf16_d40", "attention_bwd_mma.cu", "keys", "bf16, 40", "AttentionBwdParams", 49152, 255),
+    heads("attention_bwd_dq_bf16_d64", "attention_bwd_mma.cu", "queries", "bf16, 64", "AttentionBwdParams", 65536, 192),
+    heads("attention_bwd_dkv_bf16_d64", "attention_bwd_mma.cu", "keys", "bf16, 64", "AttentionBwdParams", 65536, 255),
+    heads("attention_bwd_dq_bf16_d80", "attention_bwd_mma.cu", "queries", "bf16, 80", "AttentionBwdParams", 51200, 192),
+    heads("attention_bwd_dkv_bf16_d80", "attention_bwd_mma.cu", "keys", "bf16, 80", "AttentionBwdParams", 51200, 255),
+    heads("attention_bwd_dq_bf16_d160", "attention_bwd_mma.cu", "queries", "bf16, 160", "AttentionBwdParams", 71680, 192),
+    heads("attention_bwd_dkv_bf16_d160", "attention_bwd_mma.cu", "keys", "bf16, 160", "AttentionBwdParams", 71680, 255),
+    general("softmax_f16", "softmax.cu", "run", "f16", "SoftmaxParams", 48),
+    general("softmax_bwd_f16", "softmax.cu", "backward", "f16", "SoftmaxParams", 48),
+    general("round_rows_f16", "softmax.cu", "round_rows", "f16", "SoftmaxParams", 48),
+    general("softmax_bf16", "softmax.cu", "run", "bf16", "SoftmaxParams", 48),
+    general("softmax_bwd_bf16", "softmax.cu", "backward", "bf16", "SoftmaxParams", 48),
+    general("round_rows_bf16", "softmax.cu", "round_rows", "bf16", "SoftmaxParams", 48),
+    general("product_nt_f16", "product.cu", "run", "f16, f32, product::NT", "ProductParams", 64),
+    general("product_nn_f16", "product.cu", "run", "f16, f16, product::NN", "ProductParams", 64),
+    general("product_tn_f16", "product.cu", "run", "f16, f32, product::TN", "ProductParams", 64),
+    general("product_nt_bf16", "product.cu", "run", "bf16, f32, product::NT", "ProductParams", 64),
+    general("product_nn_bf16", "product.cu", "run", "bf16, bf16, product::NN", "ProductParams", 64),
+    general("product_tn_bf16", "product.cu", "run", "bf16, f32, product::TN", "ProductParams", 64),
+    product("product_nt_f16_mma", "f16, f32, product_mma::NT"),
+    product("product_nn_f16_mma", "f16, f16, product_mma::NN"),
+    product("product_tn_f16_mma", "f16, f32, product_mma::TN"),
+    product("product_nt_bf16_mma", "bf16, f32, product_mma::NT"),
+    product("product_nn_bf16_mma", "bf16, bf16, product_mma::NN"),
+    product("product_tn_bf16_mma", "bf16, f32, product_mma::TN"),
 ];
 
 #[cfg(test)]

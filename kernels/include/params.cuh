@@ -174,6 +174,34 @@ static_assert(sizeof(Conv2dParams) == 80, "as in src/launch/params");
 
 struct AttentionParams {
     DevicePtr q, k, v, o, lse;
+    int32_t q_row, k_row, v_row, o_row;  // elements between two tokens
     int32_t n, t, u, heads, d, causal;
 };
-static_assert(sizeof(AttentionParams) == 64, "as in src/launch/params");
+static_assert(sizeof(AttentionParams) == 80, "as in src/launch/params");
+
+struct AttentionBwdParams {
+    DevicePtr q, k, v, o, d_o, lse;
+    DevicePtr delta, peak;  // f32 [n, heads, t]
+    DevicePtr dq, dk, dv;
+    int32_t q_row, k_row, v_row, o_row, d_o_row, dq_row, dk_row, dv_row;  // elements between two tokens
+    int32_t n, t, u, heads, d, causal;
+};
+static_assert(sizeof(AttentionBwdParams) == 144, "as in src/launch/params");
+
+struct ProductParams {
+    DevicePtr a, b, c;
+    DevicePtr peak;                // none, or f32 [peaks]: see power_of in scaling.cuh
+    int64_t a_row, b_row, c_row;   // elements between two rows as they are stored
+    int32_t m, n, k, peaks;
+    float alpha;
+    int32_t adds;                  // c is added to
+};
+static_assert(sizeof(ProductParams) == 80, "as in src/launch/params");
+
+struct SoftmaxParams {
+    DevicePtr s, dp, p, ds;
+    DevicePtr lse, delta, peak;       // f32 [t]
+    int64_t score_row, weight_row;    // elements between two rows of s and dp, and of p and ds
+    int32_t rows, u, first, t, causal, pad;  // first: of the first row among the t queries
+};
+static_assert(sizeof(SoftmaxParams) == 96, "as in src/launch/params");

@@ -2,6 +2,7 @@
 //!
 //! They are the fallback where no tuned form fits, and what tuned forms are compared with.
 
+use super::attention::{Backward, Forward, Sizes, Tokens};
 use super::params::{self as p, DevicePtr, Params};
 use super::{Launch, Storage};
 use crate::error::{Error, Result};
@@ -57,6 +58,7 @@ pub fn kinds(op: &Op) -> Option<Kinds> {
         Op::Conv2d { .. } => ("conv2d", "ttf", "t"),
         Op::Conv2dBwd { .. } => ("conv2d_bwd", "tt", "t"),
         Op::Attention { .. } => ("attention", "ttt", "tf"),
+        Op::AttentionBwd { .. } => ("attention_bwd", "ttttft", "ttt"),
         _ => return None,
     };
     Some(Kinds { kernel, inputs, outputs })
@@ -306,20 +308,18 @@ pub fn general(
             make.launch(&params, make.strided(count(0)))
         }
         Op::Attention { heads, causal } => {
-            let params = p::AttentionParams {
-                q: input(0),
-                k: input(1),
-                v: input(2),
-                o: output(0),
-                lse: output(1),
-                n: int(to[0]),
-                t: int(to[1]),
-                u: int(shape(1)[1]),
-                heads: int(*heads),
-                d: int(to[2] / heads),
-                causal: i32::from(*causal),
-            };
-            make.launch(&params, [to[1].div_ceil(8) as u32, *heads as u32, to[0] as u32])
+            let sizes = attention_sizes(to, shape(1), *heads, *causal);
+            let rows = |at| Tokens { at, row: to.last() };
+            let (q, k, v, o) = (rows(input(0)), rows(input(1)), rows(input(2)), rows(output(0)));
+            Forward { sizes, q, k, v, o, lse: output(1) }.general(storage)
+        }
+        Op::AttentionBwd { heads, causal } => {
+            let sizes = attention_sizes(to, shape(1), *heads, *causal);
+            let rows = |at| Tokens { at, row: to.last() };
+            let (q, k, v) = (rows(input(0)), rows(input(1)), rows(input(2)));
+            let (o, lse, d_o) = (rows(input(3)), input(4), rows(input(5)));
+            let (dq, of_keys) = (rows(output(0)), Some((rows(output(1)), rows(output(2)))));
+            Backward { sizes, q, k, v, o, d_o, lse, dq, of_keys }.general(storage)
         }
         _ => Err(none_for(op)),
     }
@@ -355,6 +355,10 @@ impl Make {
 
 fn int(n: usize) -> i32 {
     i32::try_from(n).expect("extents were compared with MOST")
+}
+
+fn attention_sizes(q: &Shape, k: &Shape, heads: usize, causal: bool) -> Sizes {
+    Sizes { n: q[0], t: q[1], u: k[1], heads, d: q[2] / heads, causal }
 }
 
 fn resample(

@@ -5,6 +5,7 @@
 //! operation into launches of the general forms, which take any size and alignment. [`lower()`] turns a whole step
 //! into a [`LaunchProgram`]: launches in order, with places instead of addresses.
 
+pub mod attention;
 pub mod binaries;
 mod cost;
 pub mod device;

@@ -14,7 +14,7 @@ mod rules;
 
 use bytemuck::{Pod, Zeroable};
 
-pub use attention::AttentionParams;
+pub use attention::{AttentionBwdParams, AttentionParams, ProductParams, SoftmaxParams};
 pub use conv2d::Conv2dParams;
 pub use gemm::GemmParams;
 pub use images::{EmbedPatchesParams, EmbedTextParams, ResampleParams, UpsampleParams};
