@@ -41,6 +41,11 @@ DEVICE float ex2_approx_ftz_f32(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+DEVICE float rcp_approx_ftz_f32(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 // The address in the shared window.
 DEVICE uint32_t cvta_to_shared(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 DEVICE void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
@@ -107,10 +112,10 @@ DEVICE uint32_t cvt_rn_f16x2_f32(float low, float high) {
 DEVICE uint32_t cvt_rn_bf16x2_f32(float low, float high) {
     return cvt_rn_bf16_f32(low) | uint32_t(cvt_rn_bf16_f32(high)) << 16;
 }
-DEVICE float ex2_approx_ftz_f32(float x) {
-    const float y = exp2f(x);
-    return y < 1.17549435e-38f ? 0.f : y;  // NaN stays NaN
-}
+// A subnormal number is zero to these two, as operand and as result.
+DEVICE float without_subnormals(float x) { return fabsf(x) < 1.17549435e-38f ? copysignf(0.f, x) : x; }
+DEVICE float ex2_approx_ftz_f32(float x) { return without_subnormals(exp2f(without_subnormals(x))); }
+DEVICE float rcp_approx_ftz_f32(float x) { return without_subnormals(1.f / without_subnormals(x)); }
 DEVICE uint32_t cvta_to_shared(const void* p) { return simt::shared_address(p); }
 DEVICE void ldmatrix_x4(uint32_t (&r)[4], uint32_t address, SIMT_SITE) {
     simt::ldmatrix(r, 4, false, address, site);

@@ -3,6 +3,7 @@
 //! They are the fallback where no tuned form fits, and what tuned forms are compared with.
 
 use super::attention::{Backward, Forward, Sizes, Tokens};
+use super::layout::{Element, Place, strided};
 use super::params::{self as p, DevicePtr, Params};
 use super::{Launch, Storage};
 use crate::error::{Error, Result};
@@ -42,6 +43,16 @@ pub fn kinds(op: &Op) -> Option<Kinds> {
         Op::DdimUnguide { .. } => ("ddim_unguide", "fffft", "ff"),
         Op::GuideEps { .. } => ("guide_eps", "fffft", "ff"),
         Op::FrozenPullback => ("frozen_pullback", "t", "t"),
+        Op::Concat => ("place", "tt", "t"),
+        Op::SliceChannels { .. }
+        | Op::PadChannels { .. }
+        | Op::SliceTokens { .. }
+        | Op::PadTokens { .. }
+        | Op::SliceBatch { .. }
+        | Op::RepeatBatch { .. } => ("place", "t", "t"),
+        Op::GatherToken => ("gather_token", "ti", "t"),
+        Op::SumBatch { .. } => ("sum_batch", "t", "t"),
+        Op::Normalise => ("normalise", "t", "t"),
         Op::ClipCosine { .. } => ("clip_cosine", "tf", "ffftf"),
         Op::EmbedText => ("embed_text", "itt", "t"),
         Op::EmbedPatches => ("embed_patches", "ttt", "t"),
@@ -149,7 +160,7 @@ pub fn general(
                 count: count(0) as i64,
                 image: (count(0) / to[0]) as i64,
                 scale_log2: *scale_log2,
-                pad: 0,
+                ..Default::default()
             };
             make.launch(&params, make.strided(count(0)))
         }
@@ -321,7 +332,28 @@ pub fn general(
             let (dq, of_keys) = (rows(output(0)), Some((rows(output(1)), rows(output(2)))));
             Backward { sizes, q, k, v, o, d_o, lse, dq, of_keys }.general(storage)
         }
-        _ => Err(none_for(op)),
+        Op::GatherToken => {
+            let (x, index, out) = (input(0), input(1), output(0));
+            let (t, d) = (int(shape(0)[1]), int(shape(0)[2]));
+            let params = p::GatherParams { x, index, out, count: count(0) as i64, t, d };
+            make.launch(&params, make.strided(count(0)))
+        }
+        Op::SumBatch { times } => {
+            let (x, out, count) = (input(0), output(0), count(0));
+            let params = p::SumCopiesParams { x, out, count: count as i64, times: int(*times), pad: 0 };
+            make.launch(&params, make.strided(count))
+        }
+        Op::Normalise => {
+            let (x, out, rows) = (input(0), output(0), to[0]);
+            let params = p::NormaliseParams { x, out, rows: rows as i64, d: int(to.last()), pad: 0 };
+            make.launch(&params, [make.blocks(rows), 1, 1])
+        }
+        _ => {
+            let place =
+                inputs.first().and_then(|x| Place::of(op, &x.shape, to)).ok_or_else(|| none_for(op))?;
+            let element = Element::Stored(storage);
+            place.launch((element, element), most_blocks, state, [input(0), input(1), output(0)])
+        }
     }
 }
 
@@ -349,7 +381,7 @@ impl Make {
 
     /// For a kernel whose threads take one element after the other.
     fn strided(&self, count: usize) -> [u32; 3] {
-        [self.blocks(count.div_ceil(256)), 1, 1]
+        strided(count, self.most_blocks)
     }
 }
 

@@ -56,15 +56,15 @@ impl SimtDevice {
         let buffers: Vec<DevicePtr> =
             program.buffers.iter().map(|buffer| simt.put(&vec![0; buffer.bytes()])).collect();
         let launches = program.map(|launch| {
-            relocate(launch, |place| {
-                let base = match place.space {
+            relocate(launch, |location| {
+                let base = match location.space {
                     Space::Arena => arena,
                     Space::State => state,
                     Space::Weight(index) => weights[index as usize],
                     Space::Buffer(index) => buffers[index as usize],
                     Space::Scratch(_) => unreachable!("in a lowered program all scratch has its place"),
                 };
-                DevicePtr(base.0 + place.offset)
+                DevicePtr(base.0 + location.offset)
             })
         });
         let helpers = (1..self.threads).map(|_| Simt::new()).collect();

@@ -96,14 +96,12 @@ impl Params for AttentionBwdParams {
         let dv = (["dv", "dv_row"], self.dv, self.dv_row);
         let (rows, sums): (Vec<_>, &[_]) = match rules.kernel.function {
             "delta" => (vec![o, d_o], &[("delta", self.delta), ("peak", self.peak)]),
-            "queries" => (
-                vec![q, k, v, d_o, dq],
-                &[("lse", self.lse), ("delta", self.delta), ("peak", self.peak)],
-            ),
-            "keys" => (
-                vec![q, k, v, d_o, dk, dv],
-                &[("lse", self.lse), ("delta", self.delta), ("peak", self.peak)],
-            ),
+            "queries" => {
+                (vec![q, k, v, d_o, dq], &[("lse", self.lse), ("delta", self.delta), ("peak", self.peak)])
+            }
+            "keys" => {
+                (vec![q, k, v, d_o, dk, dv], &[("lse", self.lse), ("delta", self.delta), ("peak", self.peak)])
+            }
             _ => {
                 // Without blocks for the keys, theirs are not wanted.
                 let queries_alone = i64::from(rules.grid[0]) == (i64::from(self.t) + 7) / 8;

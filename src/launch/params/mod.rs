@@ -6,7 +6,9 @@
 mod attention;
 mod conv2d;
 mod gemm;
+mod groups;
 mod images;
+mod layout;
 mod method;
 mod norms;
 mod pointwise;
@@ -17,13 +19,15 @@ use bytemuck::{Pod, Zeroable};
 pub use attention::{AttentionBwdParams, AttentionParams, ProductParams, SoftmaxParams};
 pub use conv2d::Conv2dParams;
 pub use gemm::GemmParams;
+pub use groups::{GroupApplyParams, GroupBwdParams, GroupFoldParams, GroupTilesParams};
 pub use images::{EmbedPatchesParams, EmbedTextParams, ResampleParams, UpsampleParams};
+pub use layout::{GatherParams, NormaliseParams, PlaceParams, SumCopiesParams};
 pub use method::{
     CfgX0BwdParams, CfgX0Params, ClipCosineParams, DdimUnguideParams, FrozenPullbackParams, GuideEpsParams,
     SldX0Params,
 };
 pub use norms::{GroupNormBwdParams, GroupNormParams, LayerNormBwdParams, LayerNormParams};
-pub use pointwise::{CopyParams, LayoutParams, PointwiseParams, TimestepParams};
+pub use pointwise::{LayoutParams, PointwiseParams, TimestepParams};
 pub use rules::Rules;
 
 use crate::{ir, plan};
