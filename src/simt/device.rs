@@ -38,12 +38,18 @@ pub struct SimtDevice {
 struct Weights {
     simt: Simt,
     held: HashMap<(String, DType), DevicePtr>,
+    bytes: usize,
 }
 
 impl SimtDevice {
     /// The blocks of a launch are shared out among `threads` threads. No bit depends on how many there are.
     pub fn new(storage: Storage, threads: usize) -> Self {
         Self { storage, threads, weights: Arc::default() }
+    }
+
+    /// Bytes of all weights that were taken in.
+    pub fn weight_bytes(&self) -> usize {
+        lock(&self.weights).bytes
     }
 
     /// [`Backend::load`] with its own type.
@@ -102,6 +108,7 @@ impl Weights {
             Ok(())
         })?;
         self.held.insert(key, at);
+        self.bytes += weight.bytes;
         Ok(at)
     }
 }
