@@ -34,13 +34,6 @@ struct TimestepParams {
 };
 static_assert(sizeof(TimestepParams) == 32, "as in src/launch/params");
 
-struct CopyParams {
-    DevicePtr state, x, out;
-    int64_t count;          // elements that are copied
-    int64_t x_row, out_row;  // elements from one sample to the next; 0: the same for all
-};
-static_assert(sizeof(CopyParams) == 48, "as in src/launch/params");
-
 struct LayoutParams {
     DevicePtr x, out;
     int64_t pixels;

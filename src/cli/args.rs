@@ -228,7 +228,7 @@ pub struct GenerateArgs {
     #[arg(long, conflicts_with = "device", hide = true)]
     pub cpu: bool,
 
-    /// Storage type of the computation; the CPU computes in f32.
+    /// What weights and activations are stored in [default: f32 on cpu, which takes no other; f16 elsewhere]
     #[arg(long, value_enum, visible_alias = "type")]
     pub dtype: Option<DTypeArg>,
 
@@ -267,6 +267,8 @@ pub enum InspectWhat {
     Graph(InspectStepArgs),
     /// The same with the place of every result, and the memory that it takes.
     Plan(InspectPlanArgs),
+    /// The kernels that a GPU would run for it, one a line, with what each costs at least. Needs no GPU.
+    Launches(InspectLaunchesArgs),
 }
 
 #[derive(Args, Debug)]
@@ -351,6 +353,24 @@ pub struct InspectPlanArgs {
     /// f16 and bf16 are plans for a GPU, with the operations that it runs as one; f32 is the CPU backend's.
     #[arg(long, value_enum, default_value_t = DTypeArg::F32, visible_alias = "type")]
     pub dtype: DTypeArg,
+}
+
+#[derive(Args, Debug)]
+pub struct InspectLaunchesArgs {
+    #[command(flatten)]
+    pub step: InspectStepArgs,
+
+    /// What the kernels are compiled for: sm_80, sm_90a, sm_100, sm_120 or compute_80 [default: that of --gpu]
+    #[arg(long, value_name = "TARGET")]
+    pub arch: Option<String>,
+
+    /// Whose limits the floors are: h100, h200, a100 or rtx4090 [default: the first that --arch runs on]
+    #[arg(long, value_name = "NAME")]
+    pub gpu: Option<String>,
+
+    /// f16 or bf16 [default: f16]
+    #[arg(long, value_enum, visible_alias = "type")]
+    pub dtype: Option<DTypeArg>,
 }
 
 #[derive(Args, Debug)]

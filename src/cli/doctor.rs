@@ -55,7 +55,8 @@ pub fn run(args: &DoctorArgs, demo: EmbeddedFiles) -> Result<()> {
                 }
             }
         }
-        print_line("backends   cpu (this build has no kernels for GPUs yet)")?;
+        let simt = if cfg!(feature = "simt") { ", simt" } else { "" };
+        print_line(format!("backends   cpu{simt} (nothing runs on GPUs yet)"))?;
         let verdict = if right { "right" } else { "WRONG" };
         print_line(format!(
             "self-test  {verdict}: {STEPS} guarded steps of the demo model in {:.2} s, gate open at {}",

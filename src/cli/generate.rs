@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 
 use super::args::GenerateArgs;
 use super::progress::Progress;
+use super::settings::Device;
 use super::{print_line, settings, signals};
+use crate::backend::Backend;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::image::{Metadata, OutputPattern, Parameters, Picture, Target, check_writable, write_atomically};
@@ -37,11 +39,11 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
     }
 
     let stop = signals::listen()?;
-    let threads = early.threads;
+    let (threads, device) = (early.threads, early.device);
     let model = Arc::new(Model::open(&settings::model_source(&args.model, demo))?);
     let request = early.request(args, &model)?;
     let mut output = Output {
-        record: settings::record(&request, &model),
+        record: settings::record(&request, &model, device),
         digests: (!args.no_metadata).then(|| Digests::start(&model)),
         pattern,
         targets,
@@ -57,13 +59,21 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
     tracing::info!(seed = request.seed, images, "starting");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| Error::usage("--threads", error.to_string()))?;
-    let backend = Cpu::<f32>::new().within(args.max_vram);
-    let result = pool.install(|| generate(&model, &backend, &request, &mut output, &stop));
+    let backend = backend(device, threads, args.max_vram);
+    let result = pool.install(|| generate(&model, backend.as_ref(), &request, &mut output, &stop));
     output.progress.finish();
     if let (Some(path), Some(trace), Ok(())) = (&args.trace, &output.trace, &result) {
         write_atomically(path, args.overwrite, &to_safetensors(trace.tensors())?)?;
     }
     result
+}
+
+fn backend(device: Device, threads: usize, max_vram: Option<usize>) -> Box<dyn Backend + Sync> {
+    match device {
+        #[cfg(feature = "simt")]
+        Device::Simt(storage) => Box::new(crate::simt::SimtDevice::new(storage, threads)),
+        _ => Box::new(Cpu::<f32>::new().within(max_vram)),
+    }
 }
 
 /// A directory that was made for the images, and that goes again if none came.

@@ -3,13 +3,12 @@
 use serde_json::json;
 
 use super::args::{DTypeArg, InspectArgs, InspectModelArgs, InspectStepArgs, InspectWhat};
-use super::{print_line, settings};
+use super::{launches, print_line, settings};
 use crate::error::Result;
 use crate::ir::{Cost, Graph};
 use crate::passes;
 use crate::pipeline::Model;
 use crate::pipeline::programs::Steering;
-
 use crate::plan::{Planner, Slot, StepProgram, Storage};
 use crate::safety;
 use crate::tensor::DType;
@@ -31,6 +30,7 @@ pub fn run(args: &InspectArgs, demo: EmbeddedFiles) -> Result<()> {
             };
             if args.step.json { plan_lines(&program) } else { print_line(program) }
         }
+        InspectWhat::Launches(args) => launches::run(args, demo),
     }
 }
 
@@ -89,7 +89,7 @@ fn model(args: &InspectModelArgs, demo: EmbeddedFiles) -> Result<()> {
 }
 
 /// The graph of one denoising step, of a model or of the sizes of one.
-fn step(args: &InspectStepArgs, demo: EmbeddedFiles) -> Result<Graph> {
+pub(super) fn step(args: &InspectStepArgs, demo: EmbeddedFiles) -> Result<Graph> {
     let blueprint = settings::blueprint(&args.model, args.preset.as_deref(), demo)?;
     let batch = args.size.batch_size.unwrap_or(1);
     let size = settings::checked_size(&args.size.image, batch, &blueprint)?;

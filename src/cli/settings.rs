@@ -11,6 +11,7 @@ use super::args::{
 };
 use crate::error::{Error, Result};
 use crate::ir::Reduce;
+use crate::launch::Storage;
 use crate::pipeline::{Blueprint, Guidance, MAX_BATCH, Method, Model, ModelSource, Request, check_side};
 use crate::safety::methods::SAFETY_CONCEPT;
 use crate::safety::{self, Concepts, GammaSchedule, GuideWindow, Normalisation, SafetyProfile};
@@ -45,6 +46,7 @@ pub fn model_source(args: &ModelArgs, demo: EmbeddedFiles) -> ModelSource {
 
 /// What can be judged before a model is opened: words, numbers, files of the user.
 pub struct Early {
+    pub device: Device,
     pub prompts: Vec<String>,
     pub seed: u64,
     pub threads: usize,
@@ -59,11 +61,12 @@ pub struct Early {
 
 impl Early {
     pub fn new(args: &GenerateArgs) -> Result<Self> {
-        check_device(args)?;
+        let device = device(args)?;
         let safety = &args.safety;
         let method: safety::Method = safety.safety.parse()?;
         check_safety_flags(safety, method)?;
         let early = Self {
+            device,
             prompts: prompts(args)?,
             seed: seed(args.seed)?,
             threads: threads(args.threads)?,
@@ -225,22 +228,73 @@ pub fn checked_size(args: &ImageArgs, batch: usize, blueprint: &Blueprint) -> Re
     Ok((width, height))
 }
 
-fn check_device(args: &GenerateArgs) -> Result<()> {
-    let device = args.device.as_str();
-    match device.split(':').next().unwrap_or_default() {
-        "auto" | "cpu" if !device.contains(':') => {}
-        "cuda" | "simt" => {
-            let problem = "this build computes on the CPU only; use --device cpu".to_owned();
-            return Err(Error::Device { device: device.to_owned(), problem });
-        }
-        _ => {
-            let problem = format!("expected auto, cpu, simt or cuda[:N], found `{device}`");
-            return Err(Error::usage("--device", problem));
+/// Where a run computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Cpu,
+    /// The kernels of GPUs on the CPU.
+    Simt(Storage),
+}
+
+impl Device {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Simt(_) => "simt",
         }
     }
-    match args.dtype {
-        None | Some(DTypeArg::F32) => Ok(()),
-        Some(_) => Err(Error::usage("--dtype", "the CPU computes in f32; leave it out or say f32")),
+
+    /// What it stores.
+    pub const fn dtype(self) -> &'static str {
+        match self {
+            Self::Cpu => "f32",
+            Self::Simt(storage) => storage.name(),
+        }
+    }
+}
+
+fn device(args: &GenerateArgs) -> Result<Device> {
+    let word = args.device.as_str();
+    match word.split(':').next().unwrap_or_default() {
+        "auto" | "cpu" if !word.contains(':') => match args.dtype {
+            None | Some(DTypeArg::F32) => Ok(Device::Cpu),
+            Some(_) => Err(Error::usage("--dtype", "the CPU computes in f32; leave it out or say f32")),
+        },
+        "simt" if word == "simt" => {
+            let storage = storage(args.dtype)?;
+            if args.max_vram.is_some() {
+                return Err(Error::usage(
+                    "--max-vram",
+                    "the simulated device has as much memory as this machine",
+                ));
+            }
+            if cfg!(feature = "simt") {
+                return Ok(Device::Simt(storage));
+            }
+            let problem = "this build has no simulated device: build it with `--features simt`, which takes a C++ \
+                           compiler; or use --device cpu";
+            Err(Error::Device { device: word.to_owned(), problem: problem.to_owned() })
+        }
+        "cuda" => {
+            storage(args.dtype)?;
+            let problem = "this build runs on no GPU; use --device cpu".to_owned();
+            Err(Error::Device { device: word.to_owned(), problem })
+        }
+        _ => {
+            let problem = format!("expected auto, cpu, simt or cuda[:N], found `{word}`");
+            Err(Error::usage("--device", problem))
+        }
+    }
+}
+
+/// What a device with kernels stores.
+pub fn storage(dtype: Option<DTypeArg>) -> Result<Storage> {
+    match dtype {
+        None | Some(DTypeArg::F16) => Ok(Storage::F16),
+        Some(DTypeArg::Bf16) => Ok(Storage::Bf16),
+        Some(DTypeArg::F32) => {
+            Err(Error::usage("--dtype", "the kernels store f16 or bf16; f32 is for --device cpu"))
+        }
     }
 }
 
@@ -397,7 +451,7 @@ fn read_latents(path: &Path) -> Result<Tensor<f32>> {
 }
 
 /// Everything that is needed to repeat a run, for metadata and `--json`.
-pub fn record(request: &Request, model: &Model) -> Value {
+pub fn record(request: &Request, model: &Model, device: Device) -> Value {
     let safety = match &request.method {
         Method::None => json!({ "method": "none" }),
         Method::NegativePrompt { concept } => json!({ "method": "negative-prompt", "concept": concept }),
@@ -418,8 +472,8 @@ pub fn record(request: &Request, model: &Model) -> Value {
         "schema": 1,
         "program": "unguide",
         "version": env!("CARGO_PKG_VERSION"),
-        "device": "cpu",
-        "dtype": "f32",
+        "device": device.name(),
+        "dtype": device.dtype(),
         "model": model.name,
         "files": [],
         "negative_prompt": request.negative_prompt,

@@ -3,7 +3,7 @@
 //! A [`Launch`] says all that a device must know: which kernel, over which grid, with which params. Whoever
 //! makes one has its params checked against what the kernel relies on ([`params::Rules`]). [`general()`] turns any
 //! operation into launches of the general forms, which take any size and alignment. [`lower()`] turns a whole step
-//! into a [`LaunchProgram`]: launches in order, with places instead of addresses.
+//! into a [`LaunchProgram`]: launches in order, with locations instead of addresses.
 
 pub mod attention;
 pub mod binaries;
@@ -12,10 +12,10 @@ pub mod device;
 pub mod gemm;
 mod general;
 pub mod layout;
+mod location;
 mod lower;
 pub mod norms;
 pub mod params;
-mod place;
 pub mod pointwise;
 mod program;
 pub mod tune;
@@ -26,9 +26,9 @@ use bytemuck::bytes_of;
 
 pub use cost::Cost;
 pub use general::{Kinds, Operand, general, kinds};
+pub use location::{Location, Space, relocate};
 pub use lower::lower;
 use params::{Params, Rules};
-pub use place::{Place, Space, relocate};
 pub use program::{DeviceBuffer, LaunchProgram, LaunchStage, LaunchStep};
 pub use weights::{Weight, from_bytes, to_bytes};
 

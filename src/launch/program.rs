@@ -1,6 +1,4 @@
-//! A step as launches: a value that prints itself and that any device runs.
-
-use std::fmt;
+//! A step as launches: a plain value, the same for every device that runs it.
 
 use super::{Cost, Launch, Storage, Weight};
 use crate::ir::{BufferId, Flag};
@@ -137,13 +135,5 @@ impl LaunchProgram {
         let mut sum = Cost::default();
         walk(&self.body, 1, &counts, &mut sum);
         sum
-    }
-}
-
-impl fmt::Display for LaunchStep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Launch { kernel, grid: [x, y, z], .. } = &self.launch;
-        let grid = format!("{x}x{y}x{z}");
-        write!(f, "{:<22} {:<12} {:>4} {:>6}", kernel.name, grid, kernel.threads, kernel.shared_bytes)
     }
 }

@@ -1,8 +1,8 @@
 //! The simulated device as a backend: the launches of a step, run one after the other by the kernels themselves.
 //!
 //! Slow but complete: what a GPU would be given is what runs here, so whole images prove packing, lowering and
-//! kernels together. Every buffer, the arena, the state and every weight is memory of its own whose neighbourhood
-//! faults; the arena begins as NaN.
+//! kernels together. Every buffer, the state, every weight and every program's arena is memory of its own whose
+//! neighbourhood faults; an arena begins as NaN.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,20 +12,24 @@ use bytemuck::bytes_of;
 use super::{Mode, Simt};
 use crate::backend::{Backend, Program, Stop, WeightSource};
 use crate::error::{Error, Result};
-use crate::ir::Flag;
+use crate::ir::{Flag, Fusion};
 use crate::launch::params::{self, DevicePtr};
 use crate::launch::{
     LaunchProgram, LaunchStage, LaunchStep, Space, Storage, Weight, from_bytes, lower, relocate, to_bytes,
 };
-use crate::plan::{StepProgram, StepState};
+use crate::plan::{self, Fuse, StepProgram, StepState};
 use crate::tensor::DType;
 
 /// What the launches are made for: the forms that every GPU since Ampere runs.
 const TARGET: &str = "sm_80";
 
+/// Fewer blocks are not worth a thread.
+const FEWEST_BLOCKS: u32 = 4;
+
 /// A device that is this process' own CPU.
 pub struct SimtDevice {
     storage: Storage,
+    threads: usize,
     weights: Arc<Mutex<Weights>>,
 }
 
@@ -34,38 +38,44 @@ pub struct SimtDevice {
 struct Weights {
     simt: Simt,
     held: HashMap<(String, DType), DevicePtr>,
+    bytes: usize,
 }
 
 impl SimtDevice {
-    pub fn new(storage: Storage) -> Self {
-        Self { storage, weights: Arc::default() }
+    /// The blocks of a launch are shared out among `threads` threads. No bit depends on how many there are.
+    pub fn new(storage: Storage, threads: usize) -> Self {
+        Self { storage, threads, weights: Arc::default() }
+    }
+
+    /// Bytes of all weights that were taken in.
+    pub fn weight_bytes(&self) -> usize {
+        lock(&self.weights).bytes
     }
 
     /// [`Backend::load`] with its own type.
     pub fn load_program(&self, step: StepProgram, source: &dyn WeightSource) -> Result<SimtProgram> {
         let program = lower(&step, self.storage, TARGET)?;
-        let mut shared = lock(&self.weights);
-        let weights: Vec<DevicePtr> =
-            program.weights.iter().map(|weight| shared.take(weight, source)).collect::<Result<_>>()?;
-        drop(shared);
+        let weights = lock(&self.weights).take_all(&program.weights, source)?;
         let mut simt = Simt::new();
         let arena = simt.alloc(program.arena_bytes);
         let state = simt.alloc(size_of::<params::StepState>());
         let buffers: Vec<DevicePtr> =
             program.buffers.iter().map(|buffer| simt.put(&vec![0; buffer.bytes()])).collect();
         let launches = program.map(|launch| {
-            relocate(launch, |place| {
-                let base = match place.space {
+            relocate(launch, |location| {
+                let base = match location.space {
                     Space::Arena => arena,
                     Space::State => state,
                     Space::Weight(index) => weights[index as usize],
                     Space::Buffer(index) => buffers[index as usize],
-                    Space::Copy(_) => unreachable!("a lowered program has settled its copies"),
+                    Space::Scratch(_) => unreachable!("in a lowered program all scratch has its place"),
                 };
-                DevicePtr(base.0 + place.offset)
+                DevicePtr(base.0 + location.offset)
             })
         });
-        Ok(SimtProgram { step, launches, simt, state, buffers, _weights: Arc::clone(&self.weights) })
+        let helpers = (1..self.threads).map(|_| Simt::new()).collect();
+        let weights = Arc::clone(&self.weights);
+        Ok(SimtProgram { step, launches, simt, helpers, state, buffers, _weights: weights })
     }
 }
 
@@ -74,6 +84,17 @@ fn lock(weights: &Mutex<Weights>) -> MutexGuard<'_, Weights> {
 }
 
 impl Weights {
+    /// The largest first: the copy that reading one takes is then never on top of the whole.
+    fn take_all(&mut self, weights: &[Weight], source: &dyn WeightSource) -> Result<Vec<DevicePtr>> {
+        let mut order: Vec<usize> = (0..weights.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(weights[i].bytes));
+        let mut places = vec![DevicePtr::NONE; weights.len()];
+        for i in order {
+            places[i] = self.take(&weights[i], source)?;
+        }
+        Ok(places)
+    }
+
     /// Where a weight is; it is read and packed at its first use.
     fn take(&mut self, weight: &Weight, source: &dyn WeightSource) -> Result<DevicePtr> {
         let key = (weight.param.name.clone(), weight.dtype);
@@ -87,6 +108,7 @@ impl Weights {
             Ok(())
         })?;
         self.held.insert(key, at);
+        self.bytes += weight.bytes;
         Ok(at)
     }
 }
@@ -94,6 +116,16 @@ impl Weights {
 impl Backend for SimtDevice {
     fn name(&self) -> &'static str {
         "simt"
+    }
+
+    fn storage(&self) -> (plan::Storage, Fuse) {
+        (plan::Storage::of(self.storage.dtype()), Fusion::none)
+    }
+
+    /// Copies of what kernels read in another type, and of samples' rows.
+    fn scratch_bytes(&self, program: &StepProgram) -> usize {
+        // A program that cannot be lowered is refused when it is loaded.
+        lower(program, self.storage, TARGET).map_or(0, |lowered| lowered.arena_bytes - program.arena_bytes)
     }
 
     fn load(&self, step: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>> {
@@ -107,6 +139,8 @@ pub struct SimtProgram {
     /// With addresses.
     launches: LaunchProgram,
     simt: Simt,
+    /// Without buffers: for the other threads' blocks.
+    helpers: Vec<Simt>,
     state: DevicePtr,
     buffers: Vec<DevicePtr>,
     /// Launches have addresses in there.
@@ -150,7 +184,25 @@ impl SimtProgram {
     }
 
     fn launch(&mut self, step: &LaunchStep) -> Result<()> {
-        let ran = self.simt.run(&step.launch, Mode::FAST);
+        let Self { simt, helpers, .. } = self;
+        let blocks = step.launch.grid.iter().map(|&n| u64::from(n)).product::<u64>();
+        let blocks = u32::try_from(blocks).map_err(|_| {
+            Error::Bug(format!("`{}`: a grid of {blocks} blocks on the simulated device", step.node))
+        })?;
+        let share = blocks.div_ceil(1 + helpers.len() as u32).max(FEWEST_BLOCKS);
+        let parts = (0..blocks).step_by(share as usize).map(|first| first..(first + share).min(blocks));
+        let ran = std::thread::scope(|scope| {
+            let mut contexts = [simt].into_iter().chain(helpers);
+            let mut work = contexts
+                .by_ref()
+                .zip(parts)
+                .map(|(context, part)| move || context.run_blocks(&step.launch, part, Mode::FAST));
+            let first = work.next().expect("a grid has blocks");
+            let others: Vec<_> = work.map(|work| scope.spawn(work)).collect();
+            let first = first();
+            let others = others.into_iter().map(|other| other.join().expect("the runtime does not panic"));
+            others.chain([first]).collect::<Result<Vec<_>, _>>()
+        });
         ran.map(drop).map_err(|error| Error::Bug(format!("`{}` on the simulated device: {error}", step.node)))
     }
 

@@ -29,7 +29,7 @@ pub use method::{
     SldX0Params,
 };
 pub use norms::{GroupNormBwdParams, GroupNormParams, LayerNormBwdParams, LayerNormParams};
-pub use pointwise::{CopyParams, LayoutParams, PointwiseParams, TimestepParams};
+pub use pointwise::{LayoutParams, PointwiseParams, TimestepParams};
 pub use rules::Rules;
 
 use crate::{ir, plan};

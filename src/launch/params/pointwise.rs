@@ -79,34 +79,6 @@ impl Params for TimestepParams {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct CopyParams {
-    pub state: DevicePtr,
-    pub x: DevicePtr,
-    pub out: DevicePtr,
-    // elements that are copied
-    pub count: i64,
-    // elements from one sample to the next; 0: the same for all
-    pub x_row: i64,
-    pub out_row: i64,
-}
-const _: () = assert!(size_of::<CopyParams>() == 48);
-
-impl Params for CopyParams {
-    const NAME: &'static str = "CopyParams";
-    const ADDRESSES: usize = 3;
-
-    fn check(&self, rules: &mut Rules) {
-        rules.given("state", self.state);
-        rules.given("x", self.x);
-        rules.given("out", self.out);
-        rules.at_least("count", self.count, 1);
-        rules.at_least("x_row", self.x_row, 0);
-        rules.at_least("out_row", self.out_row, 0);
-    }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub struct LayoutParams {
     pub x: DevicePtr,
     pub out: DevicePtr,
