@@ -91,16 +91,20 @@ fn mutant(compiler: &Compiler, sources: &Sources, mutation: &Mutation) -> Result
         return Err(wrong("the text to replace is not there exactly once"));
     }
     let changed = whole.replace(mutation.find, mutation.replace);
-    let variant = |kind: &str| format!("{kind}-{}", mutation.name);
-    let assembly =
-        |text: &str| compiler.run(&unit(&variant("fast"), text), &["-S"], "s").and_then(|path| read(&path));
-    if assembly(&whole)? == assembly(&changed)? {
+    let fast = format!("fast-{}", mutation.name);
+    let assembly = |variant: &str, text: &str| {
+        let path = compiler.run(("cpp", &unit(variant, text)), &["-S"], "s")?;
+        read(&path)
+    };
+    // The text of the original is the same for all mutants of a row, so it is compiled once.
+    let (original, mutant) = (assembly("original", &whole)?, assembly(&fast, &changed)?);
+    if original.replace("\"original\"", &format!("\"{fast}\"")) == mutant {
         return Err(wrong("it does not change the object code"));
     }
     let context = |e: String| wrong(&e);
     Ok([
-        compiler.object(&unit(&variant("fast"), &changed), &[]).map_err(context)?,
-        compiler.object(&unit(&variant("checked"), &changed), &CHECKED).map_err(context)?,
+        compiler.run(("s", &mutant), &["-c"], "o").map_err(context)?,
+        compiler.object(&unit(&format!("checked-{}", mutation.name), &changed), &CHECKED).map_err(context)?,
     ])
 }
 
@@ -113,18 +117,23 @@ struct Compiler<'a> {
 
 impl Compiler<'_> {
     fn object(&self, text: &str, flags: &[&str]) -> Result<PathBuf, String> {
-        self.run(text, &[flags, &["-c"]].concat(), "o")
+        self.run(("cpp", text), &[flags, &["-c"]].concat(), "o")
     }
 
-    /// Compiles a text; paths in it and in messages are relative to the root of the repository.
-    fn run(&self, text: &str, flags: &[&str], extension: &str) -> Result<PathBuf, String> {
+    /// Compiles a text of that language; paths in it and in messages are relative to the root of the repository.
+    fn run(
+        &self,
+        (language, text): (&str, &str),
+        flags: &[&str],
+        extension: &str,
+    ) -> Result<PathBuf, String> {
         let tool = cc::Build::new().cpp(true).warnings(false).debug(false).opt_level(2).try_get_compiler();
         let tool = tool.map_err(|e| format!("the feature `simt` needs a C++ compiler: {e}"))?;
         let all = [&FLAGS[..], flags].concat();
         let (name, options) = (format!("{tool:?}"), all.join(" "));
         let path =
             self.cache.get(&["simt", &name, &options, text, &self.includes], &[extension], |path| {
-                let source = path.with_extension("cpp");
+                let source = path.with_extension(format!("in.{language}"));
                 fs::write(&source, text).map_err(|e| format!("{}: {e}", source.display()))?;
                 let mut command: Command = tool.to_command();
                 command
