@@ -1,15 +1,15 @@
 // gemm - D = act(A B^T + bias) + residual, for every matrix of a batch. The general form: any size and stride.
 //
-//     d[i, j] = act(sum_k a[i, k] b[j, k] + bias[j]) + residual[i, j]
+//     d[i, j] = epilogue(sum_k a[i, k] b[j, k])
 //
 // One block makes a tile of 32 x 32, four elements a thread; k advances by 32 through shared memory, in f32. The
-// order of the sum depends on k alone. b is addressed by two strides, so A B needs no transposed copy.
+// order of the sum depends on k alone. b is addressed by two strides, so A B needs no transposed copy. The two
+// columns of a GEGLU are in neighbouring lanes. There are no statistics here.
 //
 // Departures from the formula: none.
 //
 // Reference: src/cpu/gemm.rs, src/cpu/linear.rs. Class: contracted. Bound by: shared memory.
-#include "activation.cuh"
-#include "params.cuh"
+#include "epilogue.cuh"
 
 namespace gemm {
 
@@ -28,9 +28,8 @@ __device__ void run(const GemmParams& p) {
     SHARED(Smem, smem);
     const T* a = p.a.as<T>() + blockIdx.z * p.a_batch;                // [m, k]
     const T* b = p.b.as<T>() + blockIdx.z * p.b_batch;                // [n, k] by strides
-    const float* bias = p.bias.as<float>();                           // [n], or none
-    const T* residual = p.residual.as<T>();                           // [m, n], or none
-    T* d = p.d.as<T>() + blockIdx.z * p.d_batch;                      // [m, n]
+    const T* residual = p.epilogue.residual.as<T>();                  // [m, n], or none
+    T* d = p.d.as<T>() + blockIdx.z * p.d_batch;                      // [m, n]; GEGLU: [m, n / 2]
     const int64_t row0 = int64_t(blockIdx.x) * TILE, column0 = int64_t(blockIdx.y) * TILE;
     const int column = threadIdx.x % TILE, row = threadIdx.x / TILE;  // this thread: row, row + 8, ...
 
@@ -41,7 +40,7 @@ __device__ void run(const GemmParams& p) {
         for (int own = 0; own < OWN; ++own) {
             const int line = row + own * (TILE / OWN), k = k0 + column;
             const bool a_in = row0 + line < p.m && k < p.k, b_in = column0 + line < p.n && k < p.k;
-            smem.a[line][column] = a_in ? to_f32(a[(row0 + line) * p.k + k]) : 0.f;
+            smem.a[line][column] = a_in ? to_f32(a[(row0 + line) * p.a_row + k]) : 0.f;
             smem.b[line][column] = b_in ? to_f32(b[(column0 + line) * p.b_column + k * p.b_k]) : 0.f;
         }
         sync_block();
@@ -53,15 +52,19 @@ __device__ void run(const GemmParams& p) {
         sync_block();
     }
 
-    // 3. The epilogue.
+    // 3. The epilogue. All lanes take part in the exchange, also those beyond the edges.
+    const bool geglu = p.epilogue.activation == epilogue::GEGLU;
     for (int own = 0; own < OWN; ++own) {
         const int64_t i = row0 + row + own * (TILE / OWN), j = column0 + column;
-        if (i >= p.m || j >= p.n) continue;
-        float value = sum[own];
-        if (bias != nullptr) value += bias[j];
-        value = activation::value(p.activation, value);
-        if (residual != nullptr) value += to_f32(residual[blockIdx.z * p.d_batch + i * p.n + j]);
-        d[i * p.n + j] = from_f32<T>(value);
+        const bool in = i < p.m && j < p.n;
+        float value = in ? epilogue::linear<T>(p.epilogue, sum[own], i, j, p.n) : 0.f;
+        const float gate = shuffle_xor(value, 1);
+        if (!in || (geglu && column % 2 != 0)) continue;
+        value = geglu ? value * activation::value(activation::GELU, gate)
+                      : activation::value(p.epilogue.activation, value);
+        const int64_t at = i * p.d_row + (geglu ? j / 2 : j);
+        if (residual != nullptr) value += to_f32(residual[blockIdx.z * p.d_batch + at]);
+        d[at] = from_f32<T>(value);
     }
 }
 

@@ -113,6 +113,29 @@ const fn general(
     }
 }
 
+/// A row of the forms on tensor cores, whose function is `run`: name, file, template arguments, params, dynamic
+/// shared memory, registers.
+const fn tiled(
+    name: &'static str,
+    file: &'static str,
+    arguments: &'static str,
+    params: &'static str,
+    shared_bytes: u32,
+    registers: u32,
+) -> Kernel {
+    Kernel {
+        name,
+        file,
+        function: "run",
+        arguments,
+        params,
+        threads: 128,
+        shared_bytes,
+        registers,
+        arch: Arch::Sm80,
+    }
+}
+
 #[rustfmt::skip]
 pub const KERNELS: &[Kernel] = &[
     general("activate_f16",         "pointwise.cu",      "activate",        "f16",       "PointwiseParams",      40),
@@ -175,6 +198,28 @@ pub const KERNELS: &[Kernel] = &[
     general("group_norm_bwd_bf16",  "group_norm_bwd.cu", "run",             "bf16",      "GroupNormBwdParams",   64),
     general("gemm_f16",             "gemm.cu",           "run",             "f16",       "GemmParams",           64),
     general("gemm_bf16",            "gemm.cu",           "run",             "bf16",      "GemmParams",           64),
+    tiled("gemm_f16_m128n160k32s4",      "gemm_tile.cu", "f16, 128, 160, 32, 4, false","GemmParams", 81920, 255),
+    tiled("gemm_bf16_m128n160k32s4",     "gemm_tile.cu", "bf16, 128, 160, 32, 4, false","GemmParams", 81920, 255),
+    tiled("gemm_f16_m128n128k32s4",      "gemm_tile.cu", "f16, 128, 128, 32, 4, false","GemmParams", 65536, 255),
+    tiled("gemm_bf16_m128n128k32s4",     "gemm_tile.cu", "bf16, 128, 128, 32, 4, false","GemmParams", 65536, 255),
+    tiled("gemm_f16_m128n64k32s4",       "gemm_tile.cu", "f16, 128, 64, 32, 4, false","GemmParams", 49152, 168),
+    tiled("gemm_bf16_m128n64k32s4",      "gemm_tile.cu", "bf16, 128, 64, 32, 4, false","GemmParams", 49152, 168),
+    tiled("gemm_f16_m64n128k32s4",       "gemm_tile.cu", "f16, 64, 128, 32, 4, false","GemmParams", 49152, 168),
+    tiled("gemm_bf16_m64n128k32s4",      "gemm_tile.cu", "bf16, 64, 128, 32, 4, false","GemmParams", 49152, 168),
+    tiled("gemm_f16_m64n64k32s4",        "gemm_tile.cu", "f16, 64, 64, 32, 4, false", "GemmParams", 32768, 128),
+    tiled("gemm_bf16_m64n64k32s4",       "gemm_tile.cu", "bf16, 64, 64, 32, 4, false","GemmParams", 32768, 128),
+    tiled("gemm_bwd_f16_m128n160k32s4",  "gemm_tile.cu", "f16, 128, 160, 32, 4, true","GemmParams", 81920, 255),
+    tiled("gemm_bwd_bf16_m128n160k32s4", "gemm_tile.cu", "bf16, 128, 160, 32, 4, true","GemmParams", 81920, 255),
+    tiled("gemm_bwd_f16_m128n128k32s4",  "gemm_tile.cu", "f16, 128, 128, 32, 4, true","GemmParams", 65536, 255),
+    tiled("gemm_bwd_bf16_m128n128k32s4", "gemm_tile.cu", "bf16, 128, 128, 32, 4, true","GemmParams", 65536, 255),
+    tiled("gemm_bwd_f16_m128n64k32s4",   "gemm_tile.cu", "f16, 128, 64, 32, 4, true", "GemmParams", 49152, 168),
+    tiled("gemm_bwd_bf16_m128n64k32s4",  "gemm_tile.cu", "bf16, 128, 64, 32, 4, true","GemmParams", 49152, 168),
+    tiled("gemm_bwd_f16_m64n128k32s4",   "gemm_tile.cu", "f16, 64, 128, 32, 4, true", "GemmParams", 49152, 168),
+    tiled("gemm_bwd_bf16_m64n128k32s4",  "gemm_tile.cu", "bf16, 64, 128, 32, 4, true","GemmParams", 49152, 168),
+    tiled("gemm_bwd_f16_m64n64k32s4",    "gemm_tile.cu", "f16, 64, 64, 32, 4, true",  "GemmParams", 32768, 128),
+    tiled("gemm_bwd_bf16_m64n64k32s4",   "gemm_tile.cu", "bf16, 64, 64, 32, 4, true", "GemmParams", 32768, 128),
+    tiled("join_f16_m32n32",             "join.cu",      "f16, 32, 32",               "JoinParams", 4096, 64),
+    tiled("join_bf16_m32n32",            "join.cu",      "bf16, 32, 32",              "JoinParams", 4096, 64),
     general("conv2d_f16",           "conv2d.cu",         "run",             "f16",       "Conv2dParams",         64),
     general("conv2d_bf16",          "conv2d.cu",         "run",             "bf16",      "Conv2dParams",         64),
     general("conv2d_bwd_f16",       "conv2d.cu",         "backward",        "f16",       "Conv2dParams",         64),

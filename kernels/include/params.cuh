@@ -151,13 +151,36 @@ struct GroupNormBwdParams {
 };
 static_assert(sizeof(GroupNormBwdParams) == 64, "as in src/launch/params");
 
-struct GemmParams {
-    DevicePtr a, b, bias, residual, d;  // bias, residual: 0 where there is none
-    int64_t a_batch, b_batch, d_batch;  // elements between two matrices of the batch
-    int64_t b_column, b_k;              // b's element (column, k) is at column * b_column + k * b_k
-    int32_t m, n, k, activation;
+// What becomes of the sums of a product: epilogue.cuh. T is the storage type.
+struct Epilogue {
+    DevicePtr bias;      // f32 [n], or 0
+    DevicePtr channels;  // T [images, n], or 0
+    DevicePtr residual;  // T, as the result, or 0
+    DevicePtr stats;     // f32 [images, tiles of an image, n, 2], or 0
+    int32_t rows;        // of an image; matters where channels or stats are given
+    int32_t activation;  // activation::Kind, or 6: GEGLU over pairs of columns
 };
-static_assert(sizeof(GemmParams) == 96, "as in src/launch/params");
+static_assert(sizeof(Epilogue) == 40, "as in src/launch/params");
+
+struct GemmParams {
+    DevicePtr a, b, d;
+    DevicePtr sums;  // f32 [splits, m, n]: takes bare sums in the place of d; or 0
+    Epilogue epilogue;
+    int64_t a_batch, b_batch, d_batch;  // elements between two matrices of the batch; residual: as d
+    int64_t a_row, d_row;               // elements between two rows
+    int64_t b_column, b_k;              // b's element (column, k) is at column * b_column + k * b_k
+    int32_t m, n, k;
+    int32_t k_split;  // of k for a split; with sums
+};
+static_assert(sizeof(GemmParams) == 144, "as in src/launch/params");
+
+struct JoinParams {
+    DevicePtr sums, d;  // sums: f32 [splits, m, n]
+    Epilogue epilogue;
+    int64_t d_row;
+    int32_t m, n, splits, pad;
+};
+static_assert(sizeof(JoinParams) == 80, "as in src/launch/params");
 
 struct Conv2dParams {
     DevicePtr x, x2, filter, y;  // x2: 0 where there is one source

@@ -283,8 +283,10 @@ pub fn general(
             let params = p::GemmParams {
                 a: input(0),
                 b: input(1),
-                bias: input(2),
                 d: output(0),
+                epilogue: p::Epilogue { bias: input(2), ..Default::default() },
+                a_row: k as i64,
+                d_row: n as i64,
                 b_column: b_column as i64,
                 b_k: b_k as i64,
                 m: int(m),

@@ -5,6 +5,7 @@
 
 mod attention;
 mod conv2d;
+mod epilogue;
 mod gemm;
 mod images;
 mod method;
@@ -16,7 +17,8 @@ use bytemuck::{Pod, Zeroable};
 
 pub use attention::AttentionParams;
 pub use conv2d::Conv2dParams;
-pub use gemm::GemmParams;
+pub use epilogue::Epilogue;
+pub use gemm::{GemmParams, JoinParams, Tile};
 pub use images::{EmbedPatchesParams, EmbedTextParams, ResampleParams, UpsampleParams};
 pub use method::{
     CfgX0BwdParams, CfgX0Params, ClipCosineParams, DdimUnguideParams, FrozenPullbackParams, GuideEpsParams,

@@ -54,6 +54,12 @@ impl<'a> Rules<'a> {
         }
     }
 
+    /// An address that does not go with `what`.
+    pub fn absent(&mut self, field: &'static str, address: DevicePtr, what: &str) {
+        let rule = format!("none with {what}");
+        self.holds(field, format_args!("{:#x}", address.0), address == DevicePtr::NONE, &rule);
+    }
+
     /// Two addresses that make sense together alone.
     pub fn both_or_none(&mut self, a: &'static str, x: DevicePtr, b: &'static str, y: DevicePtr) {
         let same = (x == DevicePtr::NONE) == (y == DevicePtr::NONE);
