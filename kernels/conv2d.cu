@@ -11,7 +11,6 @@
 //
 // Reference: src/cpu/conv.rs. Class: contracted. Bound by: cache, every x is read r s times an output channel.
 #include "epilogue.cuh"
-#include "params.cuh"
 
 namespace conv2d {
 
@@ -44,7 +43,7 @@ __device__ void run(const Conv2dParams& p) {
                 sum = dot(x + pixel * p.c, tap, p.c, sum);
                 if (p.c2 > 0) sum = dot(x2 + pixel * p.c2, tap + p.c, p.c2, sum);
             }
-        y[at] = from_f32<T>(epilogue::value<T>(p.epilogue, sum, image, at, o, p.o));
+        y[at] = from_f32<T>(epilogue::point<T>(p.epilogue, sum, at / p.o, o, p.o));
     }
 }
 

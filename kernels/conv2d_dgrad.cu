@@ -11,7 +11,6 @@
 //
 // Reference: src/cpu/conv.rs. Class: contracted. Bound by: cache, every dy is read r s times an input channel.
 #include "epilogue.cuh"
-#include "params.cuh"
 
 namespace conv2d_dgrad {
 
@@ -47,7 +46,7 @@ __device__ void run(const Conv2dBwdParams& p) {
         for (int i = line << p.up; i < p.h && i >> p.up == line; ++i)
             for (int j = column << p.up; j < p.w && j >> p.up == column; ++j)
                 sum = gather(p, dy + image * p.height * p.width * p.o, filter + c, i, j, sum);
-        dx[at] = from_f32<T>(epilogue::value<T>(p.epilogue, sum, image, at, c, p.c));
+        dx[at] = from_f32<T>(epilogue::point<T>(p.epilogue, sum, at / p.c, c, p.c));
     }
 }
 

@@ -3,8 +3,8 @@
 //
 //     dx[m, c] = epilogue(sum_{r, s, o} dy[pixel that tap (r, s) brought pixel m to, o] f[o, r, s, first + c])
 //
-// A block makes BM pixels of one image by BN channels; a step of the walk brings 32 channels of dy under one tap and
-// 32 filters, of each BN channels of that tap. So the right matrix lies by rows of the sum, in the forward filter
+// A block makes M pixels of one image by N channels; a step of the walk brings 32 channels of dy under one tap and
+// 32 filters, of each N channels of that tap. So the right matrix lies by rows of the sum, in the forward filter
 // itself, and ldmatrix transposes it. Which pixels of dy a tap leads to (conv.cuh):
 //
 //     stride t          pixels of dx fall into t t classes by the remainders of y + top and x + left; a class has the
@@ -13,27 +13,30 @@
 //     sub-pixel         the same with packed filters (conv2d_tile.cu): 2 lines of taps a kind of output pixel
 //
 // Departures from the formula:
-//   1. With splits > 1 a block sums a share of the steps and leaves it in f32; gemm's join adds the shares in order.
-//   2. The order of a sum depends on the image's shape and `splits` alone, not on BM, BN or the batch.
+//   1. With splits > 1 a block sums a share of the steps and stores its bare sums; join.cu adds them.
+//   2. The order of a sum depends on the image's shape and `splits` alone, not on M, N or the batch.
 //
 // Needs o, channels, first and c in whole vectors of 8 and addresses of 16 bytes.
 //
 // Reference: src/cpu/conv.rs. Class: contracted. Bound by: tensor cores; DRAM for small images with wide filters.
 #include "conv.cuh"
 #include "epilogue.cuh"
-#include "params.cuh"
-#include "tile.cuh"
 
 namespace conv2d_dgrad_tile {
 
-using conv::DEPTH;
-using conv::VECTOR;
-
 constexpr int THREADS = 128;
 
-template <typename T, int BM, int BN>
+// A tile and the rows of the sums in it.
+template <int M, int N, int STAGES>
+struct Smem {
+    typedef tile::Tile<M, N, conv::DEPTH, STAGES, 2, 2, true> Tile;
+    static constexpr int STAGED = epilogue::shared_bytes<typename Tile::Of>();
+    alignas(16) unsigned char bytes[Tile::RING_BYTES > STAGED ? Tile::RING_BYTES : STAGED];
+};
+
+template <typename T, int M, int N, int STAGES>
 __device__ constexpr int shared_bytes() {
-    return sizeof(tile::Smem<BM, BN>);
+    return sizeof(Smem<M, N, STAGES>);
 }
 
 // One direction of the launch: sizes of dx (enlarged, where `up`) and dy, filter lines, padding.
@@ -64,18 +67,19 @@ struct Side {
     }
 };
 
-template <typename T, int BM, int BN>
+// Brings the steps of a walk, one after the other.
+template <typename T, typename Tile>
 struct Loader {
-    static constexpr int A_APART = THREADS / 4;                      // four vectors make a row of a step
-    static constexpr int B_VECTORS = BN / VECTOR, B_APART = THREADS / B_VECTORS;
-    static constexpr int A_OWN = BM / A_APART, B_OWN = DEPTH / B_APART;
+    typedef typename Tile::A A;
+    typedef typename Tile::B B;
 
     const Conv2dBwdParams& p;
     const T* dy;      // [height, width, o] of this image
-    const T* filter;  // [.., o, r, s, channels] from this thread's vector of channels on; none: beyond the last one
+    const T* filter;  // [kinds, o, r, s, channels] from channel first + n0 on
+    int columns;      // of dx, from n0 on
     Side y, x;
-    conv::Pixels<A_OWN> pixels;
-    int tap;  // where the tap stands in a filter of its kind
+    conv::Pixels<A::COPIES> pixels;  // rows A::row(i)
+    int tap;                         // where it stands in a filter
     conv::Walk walk;
 
     DEVICE_MEMBER void aim() {
@@ -84,31 +88,29 @@ struct Loader {
         const int kind = down.kind * p.kinds_x + across.kind;
         tap = ((kind * p.o * p.r + down.line) * p.s + across.line) * p.channels;
     }
-    DEVICE_MEMBER void load(uint32_t a, uint32_t b) {
-        const int row = threadIdx.x / 4, vector = threadIdx.x % 4, channel = walk.channel + vector * VECTOR;
-#pragma unroll
-        for (int own = 0; own < A_OWN; ++own) {
-            const bool there = pixels.at[own] >= 0 && channel < p.o;
-            const T* from = there ? dy + int64_t(pixels.at[own]) * p.o + channel : dy;
-            cp_async_cg16(tile::place(a, row + own * A_APART, vector), from, there ? 16 : 0);
-        }
-        const int b_row = threadIdx.x / B_VECTORS, b_vector = threadIdx.x % B_VECTORS;
-#pragma unroll
-        for (int own = 0; own < B_OWN; ++own) {
-            const int o = walk.channel + b_row + own * B_APART;
-            const bool there = filter != nullptr && o < p.o;
-            const T* from = there ? filter + tap + o * p.r * p.s * p.channels : dy;
-            cp_async_cg16(tile::place_wide<BN>(b, b_row + own * B_APART, b_vector), from, there ? 16 : 0);
-        }
+    DEVICE_MEMBER void step(uint32_t a, uint32_t b) {
+        const int window = p.r * p.s * p.channels;
+        A::fill(a, [&](int i, int, int chunk) {
+            const int o = walk.channel + chunk * 8;
+            const bool in = pixels.at[i] >= 0 && o < p.o;
+            return tile::Piece{in ? dy + int64_t(pixels.at[i]) * p.o + o : dy, in ? 16 : 0};
+        });
+        B::fill(b, [&](int, int row, int chunk) {
+            const int o = walk.channel + row;
+            const bool in = chunk * 8 < columns && o < p.o;
+            return tile::Piece{in ? filter + tap + o * window + chunk * 8 : filter, in ? 16 : 0};
+        });
         if (walk.advance()) aim();
     }
 };
 
-template <typename T, int BM, int BN>
+template <typename T, int M, int N, int STAGES>
 __device__ void run(const Conv2dBwdParams& p) {
-    KERNEL_ASSERT(blockDim.x == THREADS);
-    constexpr int WM = BM / 2, WN = BN / 2;
-    DYNAMIC_SHARED(decltype(tile::Smem<BM, BN>()), smem);
+    typedef Smem<M, N, STAGES> Shared;
+    typedef typename Shared::Tile Tile;
+    typedef typename Tile::Of Warps;
+    DYNAMIC_SHARED(Shared, smem);
+    KERNEL_ASSERT(blockDim.x == THREADS && p.o % 8 == 0 && p.c % 8 == 0);
 
     // 1. Which pixels, which channels, which share of the walk.
     const int classes = p.stride_y * p.stride_x;
@@ -117,53 +119,39 @@ __device__ void run(const Conv2dBwdParams& p) {
     Side down{p.h, p.height, p.r, p.stride_y, p.top, p.up, p.kinds_y, kind / p.stride_x, 0};
     Side across{p.w, p.width, p.s, p.stride_x, p.left, p.up, p.kinds_x, kind % p.stride_x, 0};
     const conv::Axis y = down.axis(), x = across.axis();
-    const int m0 = blockIdx.x * BM, n0 = blockIdx.y * BN;
-    if (m0 >= y.count * x.count) return;
-    const int channel = n0 + threadIdx.x % (BN / VECTOR) * VECTOR;
-    Loader<T, BM, BN> loader{p,
-                             p.dy.as<T>() + int64_t(image) * p.height * p.width * p.o,
-                             channel < p.c ? p.filter.as<T>() + p.first + channel : nullptr,
-                             down,
-                             across,
-                             {},
-                             0,
-                             {y.taps, x.taps, p.o, 0, 0, 0}};
-    loader.pixels.place(m0 + threadIdx.x / 4, loader.A_APART, y, x);
-    const int all = loader.walk.steps(), begin = int64_t(all) * split / p.splits;
-    const int steps = int(int64_t(all) * (split + 1) / p.splits) - begin;
-    if (steps > 0) {
-        loader.walk.start(begin);
+    const int m0 = blockIdx.x * M, n0 = blockIdx.y * N, left = y.count * x.count - m0;
+    if (left <= 0) return;
+    const int lines = (p.h + p.up) >> p.up, columns = (p.w + p.up) >> p.up;
+    const int64_t pixels = int64_t(lines) * columns;
+    const conv::Places places{image * pixels, columns, y, x, m0, left < M ? left : M,
+                              int64_t(image * classes + kind) * gridDim.x + blockIdx.x};
+    Loader<T, Tile> loader{p,
+                           p.dy.as<T>() + int64_t(image) * p.height * p.width * p.o,
+                           p.filter.as<T>() + p.first + n0,
+                           p.c - n0,
+                           down,
+                           across,
+                           {},
+                           0,
+                           {y.taps, x.taps, p.o, 0, 0, 0}};
+    loader.pixels.place([&](int i) { return m0 + Tile::A::row(i); }, y, x);
+    const conv::Share share = loader.walk.share(split, p.splits);
+    if (share.steps > 0) {  // a class without taps has none
+        loader.walk.start(share.first);
         loader.aim();
     }
 
-    // 2. The product.
-    tile::Core<T, BM, BN, WM, WN, true> core;
-    core.clear();
-    const int warp = threadIdx.x / 32, row0 = warp / 2 * WM, column0 = warp % 2 * WN;
-    tile::pipeline(core, loader, smem, steps, row0, column0);
+    // 2. The sums.
+    typename Warps::Accumulators acc;
+    Warps::clear(acc);
+    Tile::template run<T>(acc, cvta_to_shared(smem.bytes), share.steps,
+                          [&](int, uint32_t a, uint32_t b) { loader.step(a, b); });
 
-    // 3. The epilogue.
-    const int lines = (p.h + p.up) >> p.up, columns = (p.w + p.up) >> p.up;
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int i = 0; i < WM / 8; ++i) {
-        const int m = m0 + row0 + i * 8 + lane / 4, line = m / x.count, column = m - line * x.count;
-        if (line >= y.count) continue;
-        const int64_t pixel = (int64_t(image) * lines + line * y.scale + y.first) * columns + column * x.scale + x.first;
-#pragma unroll
-        for (int j = 0; j < WN / 8; ++j)
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                const int c = n0 + column0 + j * 8 + lane % 4 * 2 + e;
-                if (c >= p.c) continue;
-                const float sum = core.sum[i / 2][j][i % 2 * 2 + e];
-                const int64_t at = pixel * p.c + c;
-                if (p.splits > 1)
-                    p.partials.as<float>()[int64_t(split) * p.n * lines * columns * p.c + at] = sum;
-                else
-                    p.dx.as<T>()[at] = from_f32<T>(epilogue::value<T>(p.epilogue, sum, image, at, c, p.c));
-            }
-    }
+    // 3. What becomes of them.
+    if (p.splits > 1)
+        return epilogue::store_sums<Warps>(acc, places, n0, p.c, p.sums.as<float>() + split * p.n * pixels * p.c);
+    epilogue::finish<T, Warps>(p.epilogue, acc, places, n0, p.c, p.dx.as<T>(), p.epilogue.residual.as<T>(), p.c,
+                               reinterpret_cast<float*>(smem.bytes));
 }
 
 }  // namespace conv2d_dgrad_tile

@@ -11,7 +11,6 @@
 namespace conv {
 
 constexpr int DEPTH = 32;          // channels of a step: 64 bytes of a pixel
-constexpr int VECTOR = 8;          // elements of 16 bytes
 constexpr int OUTSIDE = -1 << 28;  // a line that no shift brings back
 
 // One direction of a class of pixels.
@@ -28,6 +27,11 @@ struct Reach {
     int line, kind;  // of the filter
 };
 
+// A share of the steps of a walk.
+struct Share {
+    int first, steps;
+};
+
 // Steps of a walk: lines of taps, columns of taps, chunks of channels, the last one fastest.
 struct Walk {
     int lines, columns, channels;  // of a whole walk
@@ -35,6 +39,10 @@ struct Walk {
 
     DEVICE_MEMBER int chunks() const { return (channels + DEPTH - 1) / DEPTH; }
     DEVICE_MEMBER int steps() const { return lines * columns * chunks(); }
+    DEVICE_MEMBER Share share(int split, int splits) const {
+        const int first = int(int64_t(steps()) * split / splits);
+        return {first, int(int64_t(steps()) * (split + 1) / splits) - first};
+    }
     DEVICE_MEMBER void start(int step) {
         const int tap = step / chunks();
         channel = (step - tap * chunks()) * DEPTH;
@@ -54,17 +62,18 @@ struct Walk {
     }
 };
 
-// The pixels that a thread brings: rows first, first + apart, ... of the tile.
+// The pixels that a thread brings, one for each of its copies.
 template <int OWN>
 struct Pixels {
-    int line[OWN], column[OWN];  // i * step_y, j * step_x of row first + own * apart
+    int line[OWN], column[OWN];  // i * step_y, j * step_x
     int at[OWN];                 // what the tap makes it read; negative: nothing
 
-    // Row m of the tile is pixel m / columns, m % columns of the class.
-    DEVICE_MEMBER void place(int first, int apart, const Axis& y, const Axis& x) {
+    // Copy `own` is for pixel `number(own)` of the class.
+    template <typename Number>
+    DEVICE_MEMBER void place(const Number& number, const Axis& y, const Axis& x) {
 #pragma unroll
         for (int own = 0; own < OWN; ++own) {
-            const int m = first + own * apart, i = m / x.count, j = m - i * x.count;
+            const int m = number(own), i = m / x.count, j = m - i * x.count;
             line[own] = i < y.count ? i * y.step : OUTSIDE;
             column[own] = j * x.step;
         }
@@ -77,6 +86,20 @@ struct Pixels {
             const bool inside = i >= y.low && i < y.high && j >= x.low && j < x.high;
             at[own] = inside ? (i >> up) * columns + (j >> up) : -1;
         }
+    }
+};
+
+// The rows of a tile as pixels of the images that are written: what epilogue::finish asks.
+struct Places {
+    int64_t image;        // its first pixel
+    int width;            // of the image
+    Axis y, x;
+    int first, count;     // pixels of the class
+    int64_t tile;         // counted over all images; rows of the statistics
+
+    DEVICE_MEMBER int64_t at(int line) const {
+        const int m = first + line, i = m / x.count, j = m - i * x.count;
+        return image + int64_t(i * y.scale + y.first) * width + j * x.scale + x.first;
     }
 };
 

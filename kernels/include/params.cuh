@@ -184,7 +184,7 @@ static_assert(sizeof(JoinParams) == 80, "as in src/launch/params");
 
 struct Conv2dParams {
     DevicePtr x, x2, filter, y;  // x2: 0 where there is one source
-    DevicePtr partials;          // [splits, n, height, width, o] f32 for a sum in parts; else 0
+    DevicePtr sums;              // f32 [splits, n, height, width, o]: takes bare sums in the place of y; or 0
     Epilogue epilogue;
     int32_t n, h, w;             // h x w: what the filter slides over
     int32_t up;                  // 1: that is the stored image twofold, the last line and column perhaps left out
@@ -197,7 +197,7 @@ static_assert(sizeof(Conv2dParams) == 40 + sizeof(Epilogue) + 72, "as in src/lau
 
 struct Conv2dBwdParams {
     DevicePtr dy, filter, dx;
-    DevicePtr partials;               // [splits, n, lines, columns, c] f32 for a sum in parts; else 0
+    DevicePtr sums;                   // f32 [splits, n, lines, columns, c]: takes bare sums in the place of dx; or 0
     Epilogue epilogue;
     int32_t n, h, w, up;              // as in Conv2dParams
     int32_t channels, first, c;       // dx has channels first .. first + c of the filter's

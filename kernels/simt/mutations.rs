@@ -100,7 +100,12 @@ pub const MUTATIONS: &[Mutation] = &[
         "int64_t(blockIdx.x / 2) * blockDim.x + threadIdx.x",
     ),
     // -- bounds ------------------------------------------------------------------------------------------
-    mutation("gemm-row-bound", "gemm_bf16", "const bool in = i < p.m && j < p.n;", "const bool in = j < p.n;"),
+    mutation(
+        "gemm-row-bound",
+        "gemm_bf16",
+        "const bool in = i < p.m && j < p.n;",
+        "const bool in = j < p.n;",
+    ),
     mutation("gemm-a-bound", "gemm_bf16", "row0 + line < p.m && k < p.k,", "k < p.k,"),
     mutation(
         "gemm-depth-bound",

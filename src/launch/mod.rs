@@ -5,8 +5,10 @@
 //! operation into launches of the general forms, which take any size and alignment.
 
 pub mod binaries;
+pub mod conv2d;
 mod general;
 pub mod params;
+pub mod tune;
 
 use bytemuck::bytes_of;
 

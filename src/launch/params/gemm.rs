@@ -84,7 +84,12 @@ impl Params for GemmParams {
         self.epilogue.check(rules, self.m, self.n, tile.is_some());
         let per_image = self.epilogue.channels != DevicePtr::NONE || self.epilogue.stats != DevicePtr::NONE;
         if per_image {
-            rules.holds("grid", rules.grid[2], rules.grid[2] == 1 || self.sums != DevicePtr::NONE, "one matrix");
+            rules.holds(
+                "grid",
+                rules.grid[2],
+                rules.grid[2] == 1 || self.sums != DevicePtr::NONE,
+                "one matrix",
+            );
         }
         let Some(tile) = tile else {
             rules.given("d", self.d);

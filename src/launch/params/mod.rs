@@ -16,7 +16,7 @@ mod rules;
 use bytemuck::{Pod, Zeroable};
 
 pub use attention::AttentionParams;
-pub use conv2d::Conv2dParams;
+pub use conv2d::{Conv2dBwdParams, Conv2dParams};
 pub use epilogue::Epilogue;
 pub use gemm::{GemmParams, JoinParams, Tile};
 pub use images::{EmbedPatchesParams, EmbedTextParams, ResampleParams, UpsampleParams};

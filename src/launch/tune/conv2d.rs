@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::launch::Storage;
+
 /// What a tiled convolution makes of one image, and of how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
@@ -64,6 +66,39 @@ impl Problem {
         };
         let (m, n, _) = TILES.into_iter().min_by_key(cost).expect("there are tiles");
         Tile { m, n, splits }
+    }
+}
+
+impl Problem {
+    /// Tiles, where a grid may have so many blocks.
+    pub fn form(&self) -> Form {
+        let tile = self.tile();
+        let fits =
+            self.images * self.classes * tile.splits <= 65535 && self.columns.div_ceil(tile.n) <= 65535;
+        if fits { Form::Tiled(tile) } else { Form::General { why: "too many images for a grid" } }
+    }
+}
+
+impl Form {
+    /// Parts whose sums are kept: none where the sum is whole.
+    pub fn splits(&self) -> usize {
+        match *self {
+            Self::Tiled(Tile { splits, .. }) if splits > 1 => splits,
+            _ => 0,
+        }
+    }
+}
+
+impl Tile {
+    /// The row of the manifest.
+    pub fn kernel(&self, op: &str, storage: Storage) -> String {
+        format!("{op}_{}_m{}n{}k32s4", storage.name(), self.m, self.n)
+    }
+
+    /// Blocks for so many pixels of the largest class, channels, and classes of all images.
+    pub fn grid(&self, pixels: usize, columns: usize, classes: usize) -> [u32; 3] {
+        let parts = [pixels.div_ceil(self.m), columns.div_ceil(self.n), classes * self.splits];
+        parts.map(|blocks| u32::try_from(blocks).unwrap_or(u32::MAX))
     }
 }
 

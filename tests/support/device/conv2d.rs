@@ -18,7 +18,10 @@ use crate::support::{Class, Random, Value, run};
 
 pub fn proofs() -> Vec<Proof> {
     let trials = trials().into_iter().map(Arc::new);
-    trials.flat_map(|trial| [Some(Trial::forward_proof(&trial)), Trial::backward_proof(&trial)]).flatten().collect()
+    trials
+        .flat_map(|trial| [Some(Trial::forward_proof(&trial)), Trial::backward_proof(&trial)])
+        .flatten()
+        .collect()
 }
 
 /// One convolution and what comes behind its sum; the gradient is that of the convolution alone.
@@ -68,31 +71,186 @@ fn trials() -> Vec<Trial> {
         // Two sources, enlargements that are whole and cropped, strides and patches.
         (Conv2d { images: 2, size: [5, 7], channels: [4, 3], filter: [7, 3, 3], ..PLAIN }, All),
         (Conv2d { size: [3, 5], channels: [3, 0], enlarged: Some([6, 9]), filter: [4, 3, 3], ..PLAIN }, All),
-        (Conv2d { images: 2, size: [4, 1], channels: [2, 5], enlarged: Some([7, 1]), filter: [3, 3, 3], ..PLAIN }, Bias),
-        (Conv2d { size: [9, 13], channels: [3, 4], filter: [5, 3, 3], stride: 2, padding: asymmetric, ..PLAIN }, Bare),
-        (Conv2d { images: 2, size: [28, 14], channels: [3, 0], filter: [5, 14, 14], stride: 14, padding: Padding::NONE, ..PLAIN }, Bias),
+        (
+            Conv2d {
+                images: 2,
+                size: [4, 1],
+                channels: [2, 5],
+                enlarged: Some([7, 1]),
+                filter: [3, 3, 3],
+                ..PLAIN
+            },
+            Bias,
+        ),
+        (
+            Conv2d {
+                size: [9, 13],
+                channels: [3, 4],
+                filter: [5, 3, 3],
+                stride: 2,
+                padding: asymmetric,
+                ..PLAIN
+            },
+            Bare,
+        ),
+        (
+            Conv2d {
+                images: 2,
+                size: [28, 14],
+                channels: [3, 0],
+                filter: [5, 14, 14],
+                stride: 14,
+                padding: Padding::NONE,
+                ..PLAIN
+            },
+            Bias,
+        ),
     ];
     let tiled = [
         // Edges of tiles in every direction; sources that share a step; strides; images in a batch.
-        (Conv2d { images: 2, size: [9, 13], channels: [40, 24], filter: [72, 3, 3], ..PLAIN }, All, SMALL_TILE),
+        (
+            Conv2d { images: 2, size: [9, 13], channels: [40, 24], filter: [72, 3, 3], ..PLAIN },
+            All,
+            SMALL_TILE,
+        ),
         (Conv2d { size: [7, 11], channels: [8, 0], filter: [4, 3, 3], ..PLAIN }, Bias, SMALL_TILE),
-        (Conv2d { images: 2, size: [5, 7], channels: [40, 0], filter: point(24), padding: Padding::NONE, ..PLAIN }, All, SMALL_TILE),
-        (Conv2d { size: [9, 14], channels: [16, 8], filter: [8, 3, 3], stride: 2, padding: asymmetric, ..PLAIN }, Bias, SMALL_TILE),
-        (Conv2d { size: [10, 7], channels: [24, 0], filter: [16, 3, 3], stride: 2, ..PLAIN }, Bare, SMALL_TILE),
-        (Conv2d { size: [16, 24], channels: [3, 0], filter: [40, 8, 8], stride: 8, padding: Padding::NONE, ..PLAIN }, Bias, SMALL_TILE),
-        (Conv2d { images: 2, size: [5, 7], channels: [8, 16], enlarged: Some([10, 13]), filter: [8, 3, 3], ..PLAIN }, All, SMALL_TILE),
-        (Conv2d { images: 2, size: [4, 5], channels: [16, 8], enlarged: Some([8, 10]), filter: [24, 3, 3], sub_pixel: true, ..PLAIN }, All, SMALL_TILE),
-        (Conv2d { size: [5, 7], channels: [40, 0], enlarged: Some([9, 13]), filter: [16, 3, 3], sub_pixel: true, ..PLAIN }, Bias, SMALL_TILE),
-        (Conv2d { size: [3, 6], channels: [8, 0], enlarged: Some([6, 11]), filter: [8, 3, 3], sub_pixel: true, ..PLAIN }, Bare, SMALL_TILE),
-        (Conv2d { size: [1, 1], channels: [8, 0], enlarged: Some([1, 2]), filter: [8, 3, 3], sub_pixel: true, ..PLAIN }, Bare, SMALL_TILE),
-        (Conv2d { images: 2, size: [7, 11], channels: [64, 0], filter: [72, 3, 3], ..PLAIN }, All, Wish::Tiled(64, 64, 5)),
-        (Conv2d { size: [6, 5], channels: [24, 0], filter: [16, 3, 3], stride: 2, ..PLAIN }, All, Wish::Tiled(64, 64, 3)),
-        (Conv2d { size: [11, 13], channels: [32, 0], filter: [136, 3, 3], ..PLAIN }, All, Wish::Tiled(128, 128, 1)),
-        (Conv2d { size: [11, 13], channels: [32, 8], filter: [72, 3, 3], ..PLAIN }, Bias, Wish::Tiled(128, 64, 1)),
+        (
+            Conv2d {
+                images: 2,
+                size: [5, 7],
+                channels: [40, 0],
+                filter: point(24),
+                padding: Padding::NONE,
+                ..PLAIN
+            },
+            All,
+            SMALL_TILE,
+        ),
+        (
+            Conv2d {
+                size: [9, 14],
+                channels: [16, 8],
+                filter: [8, 3, 3],
+                stride: 2,
+                padding: asymmetric,
+                ..PLAIN
+            },
+            Bias,
+            SMALL_TILE,
+        ),
+        (
+            Conv2d { size: [10, 7], channels: [24, 0], filter: [16, 3, 3], stride: 2, ..PLAIN },
+            Bare,
+            SMALL_TILE,
+        ),
+        (
+            Conv2d {
+                size: [16, 24],
+                channels: [3, 0],
+                filter: [40, 8, 8],
+                stride: 8,
+                padding: Padding::NONE,
+                ..PLAIN
+            },
+            Bias,
+            SMALL_TILE,
+        ),
+        (
+            Conv2d {
+                images: 2,
+                size: [5, 7],
+                channels: [8, 16],
+                enlarged: Some([10, 13]),
+                filter: [8, 3, 3],
+                ..PLAIN
+            },
+            All,
+            SMALL_TILE,
+        ),
+        (
+            Conv2d {
+                images: 2,
+                size: [4, 5],
+                channels: [16, 8],
+                enlarged: Some([8, 10]),
+                filter: [24, 3, 3],
+                sub_pixel: true,
+                ..PLAIN
+            },
+            All,
+            SMALL_TILE,
+        ),
+        (
+            Conv2d {
+                size: [5, 7],
+                channels: [40, 0],
+                enlarged: Some([9, 13]),
+                filter: [16, 3, 3],
+                sub_pixel: true,
+                ..PLAIN
+            },
+            Bias,
+            SMALL_TILE,
+        ),
+        (
+            Conv2d {
+                size: [3, 6],
+                channels: [8, 0],
+                enlarged: Some([6, 11]),
+                filter: [8, 3, 3],
+                sub_pixel: true,
+                ..PLAIN
+            },
+            Bare,
+            SMALL_TILE,
+        ),
+        (
+            Conv2d {
+                size: [1, 1],
+                channels: [8, 0],
+                enlarged: Some([1, 2]),
+                filter: [8, 3, 3],
+                sub_pixel: true,
+                ..PLAIN
+            },
+            Bare,
+            SMALL_TILE,
+        ),
+        (
+            Conv2d { images: 2, size: [7, 11], channels: [64, 0], filter: [72, 3, 3], ..PLAIN },
+            All,
+            Wish::Tiled(64, 64, 5),
+        ),
+        (
+            Conv2d { size: [6, 5], channels: [24, 0], filter: [16, 3, 3], stride: 2, ..PLAIN },
+            All,
+            Wish::Tiled(64, 64, 3),
+        ),
+        (
+            Conv2d { size: [11, 13], channels: [32, 0], filter: [136, 3, 3], ..PLAIN },
+            All,
+            Wish::Tiled(128, 128, 1),
+        ),
+        (
+            Conv2d { size: [11, 13], channels: [32, 8], filter: [72, 3, 3], ..PLAIN },
+            Bias,
+            Wish::Tiled(128, 64, 1),
+        ),
         // Channels as they are.
         (Conv2d { size: [5, 7], channels: [320, 0], filter: [129, 3, 3], ..PLAIN }, Bias, Wish::Chosen),
         (Conv2d { size: [8, 8], channels: [640, 320], filter: [320, 3, 3], ..PLAIN }, All, Wish::Chosen),
-        (Conv2d { size: [4, 4], channels: [320, 0], enlarged: Some([8, 7]), filter: [320, 3, 3], sub_pixel: true, ..PLAIN }, Bias, Wish::Chosen),
+        (
+            Conv2d {
+                size: [4, 4],
+                channels: [320, 0],
+                enlarged: Some([8, 7]),
+                filter: [320, 3, 3],
+                sub_pixel: true,
+                ..PLAIN
+            },
+            Bias,
+            Wish::Chosen,
+        ),
     ];
     let trial = |conv, ends, form| Trial { conv, ends, form, backward: true };
     let general = general.map(|(conv, ends)| trial(conv, ends, Wish::General));
@@ -181,7 +339,8 @@ impl Trial {
     fn forward(&self, simt: &mut Simt, storage: Storage) -> Prepared {
         let values = self.values();
         let stored = Some(storage);
-        let mut at = Operands { filter: put(simt, &self.packed(&values.filter), stored), ..Operands::default() };
+        let mut at =
+            Operands { filter: put(simt, &self.packed(&values.filter), stored), ..Operands::default() };
         at.x = put(simt, &values.sources[0], stored);
         at.x2 = values.sources.get(1).map_or(DevicePtr::NONE, |x2| put(simt, x2, stored));
         at.epilogue = self.epilogue(simt, &values, storage);
@@ -214,7 +373,11 @@ impl Trial {
         let rounded = self.ended(sum, &values);
         let values = self.values();
         let exact = self.ended(self.composed(&values), &values);
-        vec![Wanted::new(rounded, exact, Class::Contracted(values.filter.shape().count() / self.conv.filter[0]))]
+        vec![Wanted::new(
+            rounded,
+            exact,
+            Class::Contracted(values.filter.shape().count() / self.conv.filter[0]),
+        )]
     }
 
     /// The sum and its bias, operation by operation.
@@ -238,7 +401,10 @@ impl Trial {
         }
         let mut y = Tensor::filled(values.dy.shape().clone(), 0.0f32);
         for kind in self.kinds() {
-            let made = eval(&Op::Conv2d { stride: 1, padding: kind.padding }, &[x.clone(), kind.filter(&values.filter)]);
+            let made = eval(
+                &Op::Conv2d { stride: 1, padding: kind.padding },
+                &[x.clone(), kind.filter(&values.filter)],
+            );
             kind.each_pixel(&self.conv, |large, small, o| {
                 y.data_mut()[large..large + o].copy_from_slice(&made.real().data()[small..small + o]);
             });
@@ -265,7 +431,8 @@ impl Trial {
 
     fn backward_proof(trial: &Arc<Self>) -> Option<Proof> {
         // Vectors of dy lie along the output channels.
-        let whole = trial.conv.filter[0].is_multiple_of(8) || matches!(trial.form, Wish::General | Wish::Chosen);
+        let whole =
+            trial.conv.filter[0].is_multiple_of(8) || matches!(trial.form, Wish::General | Wish::Chosen);
         let (prepare, wanted) = (Arc::clone(trial), Arc::clone(trial));
         (trial.backward && whole).then(|| {
             Proof::new(
@@ -299,7 +466,8 @@ impl Trial {
 
     fn backward_wanted(&self, storage: Storage) -> Vec<Wanted> {
         let values = self.rounded(storage);
-        let gradient = if self.conv.sub_pixel { self.gradient_by_kinds(&values) } else { self.gradient(&values) };
+        let gradient =
+            if self.conv.sub_pixel { self.gradient_by_kinds(&values) } else { self.gradient(&values) };
         let rounded = self.shares(gradient, &values);
         let values = self.values();
         let exact = self.shares(self.gradient(&values), &values);
@@ -312,7 +480,10 @@ impl Trial {
     fn gradient(&self, values: &Values) -> Value<f32> {
         let Conv2d { stride, padding, .. } = self.conv;
         let [height, width] = self.conv.seen();
-        let du = eval(&Op::Conv2dBwd { stride, padding, height, width }, &[values.dy.clone(), values.filter.clone()]);
+        let du = eval(
+            &Op::Conv2dBwd { stride, padding, height, width },
+            &[values.dy.clone(), values.filter.clone()],
+        );
         if self.conv.enlarged.is_none() {
             return du;
         }
@@ -323,7 +494,10 @@ impl Trial {
     fn gradient_by_kinds(&self, values: &Values) -> Value<f32> {
         let Conv2d { images, size: [height, width], filter: [o, ..], .. } = self.conv;
         let mut parts = self.kinds().into_iter().map(|kind| {
-            let (lines, columns) = (height + kind.padding.top + kind.padding.bottom - 1, width + kind.padding.left + kind.padding.right - 1);
+            let (lines, columns) = (
+                height + kind.padding.top + kind.padding.bottom - 1,
+                width + kind.padding.left + kind.padding.right - 1,
+            );
             let mut dy = Tensor::filled([images, lines, columns, o], 0.0f32);
             kind.each_pixel(&self.conv, |large, small, o| {
                 dy.data_mut()[small..small + o].copy_from_slice(&values.dy.real().data()[large..large + o]);
@@ -381,7 +555,9 @@ impl Kind {
             let last = size % 2 == 1 && at == size - 1;
             kind == if last { 2 } else { at % 2 }
         };
-        for (n, i, j) in (0..conv.images * height * width).map(|k| (k / width / height, k / width % height, k % width)) {
+        for (n, i, j) in
+            (0..conv.images * height * width).map(|k| (k / width / height, k / width % height, k % width))
+        {
             if is(i, height, self.kind[0]) && is(j, width, self.kind[1]) {
                 visit(((n * height + i) * width + j) * o, ((n * h + i / 2) * w + j / 2) * o, o);
             }
@@ -400,7 +576,10 @@ fn workspace(simt: &mut Simt, bytes: usize) -> DevicePtr {
 impl fmt::Display for Trial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Conv2d { images, size: [h, w], channels: [c, c2], filter: [o, r, s], stride, .. } = self.conv;
-        write!(f, "convolution {images} x {h} x {w} x ({c} + {c2}), filter {o} x {r} x {s}, stride {stride}")?;
+        write!(
+            f,
+            "convolution {images} x {h} x {w} x ({c} + {c2}), filter {o} x {r} x {s}, stride {stride}"
+        )?;
         if let Some([height, width]) = self.conv.enlarged {
             let how = if self.conv.sub_pixel { "sub-pixel" } else { "enlarged" };
             write!(f, ", {how} to {height} x {width}")?;

@@ -1,5 +1,6 @@
 //! Kernels on the SIMT layer: operands in the storage type, launches, and how their results are judged.
 
+mod conv2d;
 mod trials;
 
 use bytemuck::{Pod, cast_slice};
@@ -13,7 +14,7 @@ use super::{Class, Value};
 
 /// Every proof of every family.
 pub fn proofs() -> Vec<Proof> {
-    trials::proofs()
+    [trials::proofs(), conv2d::proofs()].into_iter().flatten().collect()
 }
 
 /// Launches, and what must come out of them.
