@@ -1,78 +1,30 @@
-// gemm_tile - D = act(A B + bias) + residual on tensor cores, for every matrix of a batch.
+// gemm_tile - D = act(A B^T + bias) + residual on tensor cores, for every matrix of a batch.
 //
-//     d[i, j] = epilogue(sum_k a[i, k] b[k, j])
+//     d[i, j] = epilogue(sum_k a[i, k] b[j, k])
 //
-// One block makes a tile of M x N through a ring of STAGES steps of K (tile.cuh). b is stored by columns ([n, k],
-// the filter of a linear layer) or by rows ([k, n], the same filter for the data gradient); both are read as they
-// are. With few rows and columns blocks share k: each stores its bare sums, and join.cu adds them.
+// One block makes a tile of M x N through a ring of STAGES steps of K. b is stored as linear layers keep their
+// filter. With few rows and columns blocks share k: each stores its bare sums, and join.cu adds them.
 //
 // Departures from the formula:
 //   1. Rows, columns and depth beyond the edges are zeros, by copies of no bytes.
-//   2. The sum grows by 16 of k at a time. With splits: in each, then over them in their order.
+//   2. The sum grows by 16 of k at a time; with splits in each of them, then over them in their order.
 //
 // Reference: src/cpu/gemm.rs, src/cpu/linear.rs; gemm.cu is the general form. Class: contracted.
 // Bound by: tensor cores, 2 m n k; with few rows DRAM, (k n + m k + m n) elements.
-#include "epilogue.cuh"
+#include "product.cuh"
 
 namespace gemm_tile {
 
-constexpr int THREADS = 128;
+constexpr int THREADS = product::THREADS;
 
-// A tile and the rows of the sums in it.
-template <int M, int N, int K, int STAGES, bool B_BY_ROWS>
-struct Smem {
-    typedef tile::Tile<M, N, K, STAGES, 2, 2, B_BY_ROWS> Tile;
-    static constexpr int STAGED = epilogue::shared_bytes<typename Tile::Of>();
-    alignas(16) unsigned char bytes[Tile::RING_BYTES > STAGED ? Tile::RING_BYTES : STAGED];
-};
-
-template <typename T, int M, int N, int K, int STAGES, bool B_BY_ROWS>
+template <typename T, int M, int N, int K, int STAGES>
 __device__ constexpr int shared_bytes() {
-    return sizeof(Smem<M, N, K, STAGES, B_BY_ROWS>);
+    return sizeof(product::Smem<M, N, K, STAGES, false>);
 }
 
-template <typename T, int M, int N, int K, int STAGES, bool B_BY_ROWS>
+template <typename T, int M, int N, int K, int STAGES>
 __device__ void run(const GemmParams& p) {
-    typedef Smem<M, N, K, STAGES, B_BY_ROWS> Shared;
-    typedef typename Shared::Tile Tile;
-    typedef typename Tile::Of Warps;
-    DYNAMIC_SHARED(Shared, smem);
-    KERNEL_ASSERT(blockDim.x == THREADS && p.k % 8 == 0 && (B_BY_ROWS ? p.n : p.k) % 8 == 0);
-    // z counts the matrices of the batch, or the splits of k.
-    const bool split = p.sums.address != 0;
-    const int matrix = split ? 0 : blockIdx.z, k0 = split ? blockIdx.z * p.k_split : 0;
-    const int k_end = split && p.k - k0 > p.k_split ? k0 + p.k_split : p.k;
-    const T* a = p.a.as<T>() + matrix * p.a_batch;  // [m, k]
-    const T* b = p.b.as<T>() + matrix * p.b_batch;  // [n, k] or [k, n]
-    const epilogue::Rows rows = epilogue::rows_of<M>(p.epilogue, blockIdx.x, p.m);
-    const int column0 = blockIdx.y * N;
-
-    // 1. The sums. A chunk is eight elements, all inside or all outside.
-    typename Warps::Accumulators acc;
-    Warps::clear(acc);
-    Tile::template run<T>(acc, cvta_to_shared(smem.bytes), (k_end - k0 + K - 1) / K,
-                          [&](int step, uint32_t a_slab, uint32_t b_slab) {
-        const int from = k0 + step * K;
-        Tile::A::fill(a_slab, [&](int, int row, int chunk) {
-            const int k = from + chunk * 8;
-            const bool in = row < rows.count && k < k_end;
-            return tile::Piece{in ? a + (rows.first + row) * p.a_row + k : a, in ? 16 : 0};
-        });
-        Tile::B::fill(b_slab, [&](int, int row, int chunk) {
-            const int k = from + (B_BY_ROWS ? row : chunk * 8), column = column0 + (B_BY_ROWS ? chunk * 8 : row);
-            const bool in = column < p.n && k < k_end;
-            const int64_t at = B_BY_ROWS ? k * p.b_k + column : column * p.b_column + k;
-            return tile::Piece{in ? b + at : b, in ? 16 : 0};
-        });
-    });
-
-    // 2. What becomes of them.
-    if (split) return epilogue::store_sums<Warps>(acc, rows, column0, p.n,
-                                                  p.sums.as<float>() + int64_t(blockIdx.z) * p.m * p.n);
-    const T* residual = p.epilogue.residual.as<T>();
-    if (residual != nullptr) residual += matrix * p.d_batch;
-    epilogue::finish<T, Warps>(p.epilogue, acc, rows, column0, p.n, p.d.as<T>() + matrix * p.d_batch, residual,
-                               p.d_row, reinterpret_cast<float*>(smem.bytes));
+    product::run<T, M, N, K, STAGES, false>(p);
 }
 
 }  // namespace gemm_tile

@@ -10,13 +10,13 @@ use super::nvrtc::Nvrtc;
 use super::sources::Sources;
 
 /// What the compiler says about one entry point on one target.
-struct Resources {
-    entry: String,
-    registers: u32,
-    shared_bytes: u32,
-    spill_bytes: u32,
+pub struct Resources {
+    pub entry: String,
+    pub registers: u32,
+    pub shared_bytes: u32,
+    pub spill_bytes: u32,
     /// Of local memory: arrays that did not fit into registers.
-    local_bytes: u32,
+    pub local_bytes: u32,
 }
 
 /// Compiles all and returns the body of the generated table; errors name kernel, file and line.
@@ -87,9 +87,8 @@ fn compile(
         return Ok((path.with_extension(extension), Vec::new()));
     }
     let log = fs::read_to_string(path.with_extension("log")).map_err(|e| e.to_string())?;
-    let found = resources(&log);
-    check(file, target, &log, &found)?;
-    Ok((path.with_extension(extension), found))
+    let rows = KERNELS.iter().filter(|kernel| kernel.file == file && kernel.arch.runs_on(target));
+    Ok((path.with_extension(extension), accept(rows, &log)?))
 }
 
 /// Reads `ptxas -v`.
@@ -102,8 +101,9 @@ fn resources(log: &str) -> Vec<Resources> {
         }
         let Some(last) = found.last_mut() else { continue };
         if line.contains("spill stores") {
-            last.local_bytes = number_before(line, " bytes stack frame");
-            last.spill_bytes =
+            // One line for the entry point and one for every function that it calls.
+            last.local_bytes += number_before(line, " bytes stack frame");
+            last.spill_bytes +=
                 number_before(line, " bytes spill stores") + number_before(line, " bytes spill loads");
         }
         if line.contains("Used ") {
@@ -120,12 +120,14 @@ fn number_before(line: &str, words: &str) -> u32 {
     line[digits..end].parse().unwrap_or(0)
 }
 
-/// Refuses serialised matrix instructions, spills, and more registers than a row allows.
-fn check(file: &str, target: &str, log: &str, found: &[Resources]) -> Result<(), String> {
+/// What the rows of one file take, by the compiler's log. Refuses serialised matrix instructions, spills, and more
+/// registers than a row allows.
+pub fn accept<'a>(rows: impl Iterator<Item = &'a Kernel>, log: &str) -> Result<Vec<Resources>, String> {
+    let found = resources(log);
     if let Some(line) = log.lines().find(|line| line.contains("C75")) {
         return Err(format!("matrix instructions are serialised: {line}"));
     }
-    for kernel in KERNELS.iter().filter(|k| k.file == file && k.arch.runs_on(target)) {
+    for kernel in rows {
         let place = || format!("kernel {} ({})", kernel.name, place_of(kernel));
         let Some(used) = found.iter().find(|used| used.entry == kernel.name) else {
             return Err(format!("{}: the compiler's log does not speak of it", place()));
@@ -142,7 +144,7 @@ fn check(file: &str, target: &str, log: &str, found: &[Resources]) -> Result<(),
             return Err(format!("{}: {used} registers, its row in the manifest allows {budget}", place()));
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 /// The file and line where the kernel's function stands.

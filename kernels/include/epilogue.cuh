@@ -1,7 +1,7 @@
 // epilogue.cuh - what becomes of the sums of a product before they are stored: of gemm, of conv2d, of their
 // general forms and of what joins partial sums.
 //
-//     v[i, j] = act(sum[i, j] + bias[j] + channels[image of i, j]) + residual[i, j]
+//     v[i, j] = act(sum[i, j] + bias[j] + channels[i / channel_rows, j]) + residual[i, j]
 //     GEGLU:    v[i, j] = u[i, 2j] gelu(u[i, 2j + 1]) + residual[i, j],  u = sum + bias + channels
 //
 // rounded to storage once. Of what is stored each tile can give, for every channel, the mean and the sum of
@@ -17,6 +17,8 @@ namespace epilogue {
 
 constexpr int GEGLU = 6;  // after activation::Kind
 
+DEVICE_CALL float activated(int kind, float x) { return activation::value(kind, x); }
+
 // The rows that a block makes.
 struct Rows {
     int64_t first;  // of all
@@ -30,7 +32,7 @@ struct Rows {
 // Tiles of M rows: of all m rows as if they were one image, or of each image where statistics are wanted.
 template <int M>
 DEVICE Rows rows_of(const Epilogue& e, int block, int m) {
-    const int rows = e.stats.address != 0 ? e.rows : m;
+    const int rows = e.stats.address != 0 ? e.stat_rows : m;
     const int tiles = rows / M + (rows % M != 0), image = block / tiles, first = block % tiles * M;
     return {int64_t(image) * rows + first, first + M < rows ? M : rows - first, block};
 }
@@ -39,9 +41,9 @@ DEVICE Rows rows_of(const Epilogue& e, int block, int m) {
 template <typename T>
 DEVICE float linear(const Epilogue& e, float sum, int64_t row, int column, int n) {
     const float* bias = e.bias.as<float>();      // [n]
-    const T* channels = e.channels.as<T>();      // [images, n]
+    const T* channels = e.channels.as<T>();      // [rows / channel_rows, n]
     if (bias != nullptr) sum += bias[column];
-    if (channels != nullptr) sum += to_f32(channels[row / e.rows * n + column]);
+    if (channels != nullptr) sum += to_f32(channels[row / e.channel_rows * n + column]);
     return sum;
 }
 
@@ -101,8 +103,10 @@ DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, c
 
     // 2. Four columns of a row at a time.
     const float* bias = e.bias.as<float>();  // [n], or none
-    const T* channels = e.channels.as<T>();  // [images, n], or none
-    const bool geglu = e.activation == GEGLU, whole = n % 4 == 0 && d_row % 4 == 0;
+    const T* channels = e.channels.as<T>();  // [rows / channel_rows, n], or none
+    const bool geglu = e.activation == GEGLU;
+    const uint64_t places = reinterpret_cast<uint64_t>(d) | reinterpret_cast<uint64_t>(residual) | e.channels.address;
+    const bool whole = n % 4 == 0 && d_row % 4 == 0 && places % 8 == 0;
     constexpr int QUADS = Warps::N / 4;
 #pragma unroll 1
     for (int item = threadIdx.x; item < rows.count * QUADS; item += Warps::THREADS) {
@@ -116,13 +120,14 @@ DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, c
         if (bias != nullptr)
             for (int i = 0; i < 4; ++i) value[i] += column + i < n ? bias[column + i] : 0.f;
         if (channels != nullptr) {
-            gather(other, channels + int64_t(uint32_t(row) / uint32_t(e.rows)) * n + column, whole, n - column);
+            const int64_t image = uint32_t(row) / uint32_t(e.channel_rows);
+            gather(other, channels + image * n + column, whole, n - column);
             for (int i = 0; i < 4; ++i) value[i] += other[i];
         }
         if (geglu) {
             const int64_t at = row * d_row + column / 2;
             for (int i = 0; i < 2; ++i)
-                value[i] = value[2 * i] * activation::value(activation::GELU, value[2 * i + 1]);
+                value[i] = value[2 * i] * activated(activation::GELU, value[2 * i + 1]);
             if (whole) {
                 if (residual != nullptr) {
                     load_vector<2>(other, residual + at);
@@ -135,7 +140,8 @@ DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, c
             }
             continue;
         }
-        for (int i = 0; i < 4; ++i) value[i] = activation::value(e.activation, value[i]);
+        if (e.activation != activation::IDENTITY)
+            for (int i = 0; i < 4; ++i) value[i] = activated(e.activation, value[i]);
         const int64_t at = row * d_row + column;
         if (residual != nullptr) {
             gather(other, residual + at, whole, n - column);

@@ -154,13 +154,15 @@ static_assert(sizeof(GroupNormBwdParams) == 64, "as in src/launch/params");
 // What becomes of the sums of a product: epilogue.cuh. T is the storage type.
 struct Epilogue {
     DevicePtr bias;      // f32 [n], or 0
-    DevicePtr channels;  // T [images, n], or 0
+    DevicePtr channels;  // T [rows of the result / channel_rows, n], or 0
     DevicePtr residual;  // T, as the result, or 0
     DevicePtr stats;     // f32 [images, tiles of an image, n, 2], or 0
-    int32_t rows;        // of an image; matters where channels or stats are given
-    int32_t activation;  // activation::Kind, or 6: GEGLU over pairs of columns
+    int32_t channel_rows;  // of the result, for a row of channels
+    int32_t stat_rows;     // of an image, where statistics are wanted
+    int32_t activation;    // activation::Kind, or 6: GEGLU over pairs of columns
+    int32_t pad;
 };
-static_assert(sizeof(Epilogue) == 40, "as in src/launch/params");
+static_assert(sizeof(Epilogue) == 48, "as in src/launch/params");
 
 struct GemmParams {
     DevicePtr a, b, d;
@@ -172,7 +174,7 @@ struct GemmParams {
     int32_t m, n, k;
     int32_t k_split;  // of k for a split; with sums
 };
-static_assert(sizeof(GemmParams) == 144, "as in src/launch/params");
+static_assert(sizeof(GemmParams) == 152, "as in src/launch/params");
 
 struct JoinParams {
     DevicePtr sums, d;  // sums: f32 [splits, m, n]
@@ -180,7 +182,7 @@ struct JoinParams {
     int64_t d_row;
     int32_t m, n, splits, pad;
 };
-static_assert(sizeof(JoinParams) == 80, "as in src/launch/params");
+static_assert(sizeof(JoinParams) == 88, "as in src/launch/params");
 
 struct Conv2dParams {
     DevicePtr x, x2, filter, y;  // x2: 0 where there is one source

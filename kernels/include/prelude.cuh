@@ -12,6 +12,8 @@ typedef long long int64_t;
 
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER __device__ __forceinline__
+// A function that is there once: for rare and long ones.
+#define DEVICE_CALL static __device__ __noinline__
 // A struct in the block's shared memory.
 #define SHARED(T, name) __shared__ T name
 // All of the launch's dynamic shared memory, aligned for the widest swizzle.
@@ -39,6 +41,7 @@ DEVICE bool any_lane(bool vote) { return __ballot_sync(0xffffffffu, vote) != 0; 
 
 #define DEVICE static inline __attribute__((always_inline))
 #define DEVICE_MEMBER inline __attribute__((always_inline))
+#define DEVICE_CALL static __attribute__((noinline))
 #define SHARED(T, name)                \
     static const char name##_key_ = 0; \
     T& name = *static_cast<T*>(simt::shared_object(&name##_key_, sizeof(T), alignof(T)))

@@ -127,22 +127,22 @@ struct Tile : Warps<M, N, WARPS_M, WARPS_N> {
     // shared memory. Everybody comes here, with as many steps. Afterwards the ring is free for other things.
     template <typename T, typename Fill>
     static DEVICE_MEMBER void run(typename Of::Accumulators& acc, uint32_t ring, int steps, const Fill& fill) {
-        // 1. All stages but one are on their way. Stages without a step are empty groups, so that the wait may
-        // count groups.
-#pragma unroll
-        for (int step = 0; step < STAGES - 1; ++step) {
-            const uint32_t stage = ring + step * STAGE_BYTES;
-            if (step < steps) fill(step, stage, stage + A::BYTES);
-            cp_async_commit_group();
-        }
-        uint32_t full = ring, free = ring + (STAGES - 1) * STAGE_BYTES;
-        const uint32_t last = free;
-        for (int step = 0; step < steps; ++step) {
-            // 2. This step's stage is there, for everybody; and everybody has left that of the step before.
-            cp_async_wait_group<STAGES - 2>();
-            sync_block();
+        uint32_t full = ring, free = ring;
+        const uint32_t last = ring + (STAGES - 1) * STAGE_BYTES;
+#pragma unroll 1
+        for (int step = 1 - STAGES; step < steps; ++step) {
+            // 1. This step's stage is there, for everybody; and everybody has left that of the step before. The
+            // first STAGES - 1 times there is nothing to wait for.
+            if (step >= 0) {
+                cp_async_wait_group<STAGES - 2>();
+                sync_block();
+            }
+
+            // 2. Copies for the step STAGES - 1 ahead. Beyond the last one groups are empty: the wait counts them.
             if (step + STAGES - 1 < steps) fill(step + STAGES - 1, free, free + A::BYTES);
             cp_async_commit_group();
+            free = free == last ? ring : free + STAGE_BYTES;
+            if (step < 0) continue;
 
             // 3. The product: the operands of the next 16 of k are loaded before those of this one are used.
             Fragments f[2];
@@ -153,7 +153,6 @@ struct Tile : Warps<M, N, WARPS_M, WARPS_N> {
                 multiply<T>(acc, f[k16 % 2]);
             }
             full = full == last ? ring : full + STAGE_BYTES;
-            free = free == last ? ring : free + STAGE_BYTES;
         }
         cp_async_wait_group<0>();
         sync_block();

@@ -68,6 +68,46 @@ pub const MUTATIONS: &[Mutation] = &[
         "smem.b[column][k];\n        sync_block();",
         "smem.b[column][k];\n",
     ),
+    // -- the ring of the tensor cores, and what becomes of its sums --------------------------------------
+    mutation(
+        "ring-wait-for-one-stage-less",
+        "gemm_f16_m64n64k32s4",
+        "cp_async_wait_group<STAGES - 2>();",
+        "cp_async_wait_group<STAGES - 1>();",
+    ),
+    mutation(
+        "ring-barrier-of-a-step",
+        "gemm_bwd_f16_m64n64k32s4",
+        "cp_async_wait_group<STAGES - 2>();\n                sync_block();",
+        "cp_async_wait_group<STAGES - 2>();",
+    ),
+    mutation(
+        "ring-barrier-behind-the-last-step",
+        "gemm_f16_m64n64k32s4",
+        "cp_async_wait_group<0>();\n        sync_block();",
+        "cp_async_wait_group<0>();",
+    ),
+    mutation(
+        "ring-fills-what-is-read",
+        "gemm_bf16_m64n64k32s4",
+        "fill(step + STAGES - 1, free, free + A::BYTES);",
+        "fill(step + STAGES - 1, step > 0 ? full : free, free + A::BYTES);",
+    ),
+    mutation(
+        "product-depth-bound",
+        "gemm_bf16_m64n64k32s4",
+        "const bool in = row < rows.count && k < k_end;",
+        "const bool in = row < rows.count;",
+    ),
+    mutation(
+        "product-row-bound",
+        "gemm_bwd_bf16_m64n64k32s4",
+        "const bool in = row < rows.count && k < k_end;",
+        "const bool in = k < k_end;",
+    ),
+    mutation("epilogue-barrier-before-rows", "join_f16_m32n32", BEFORE_ROWS, BEFORE_ROWS_GONE),
+    mutation("epilogue-barrier-before-statistics", "gemm_bf16_m64n64k32s4", BEFORE_STATS, BEFORE_STATS_GONE),
+    mutation("epilogue-row-bound", "gemm_f16_m64n64k32s4", "first + M < rows ? M : rows - first", "M"),
     mutation(
         "clip-cosine-scores-barrier",
         "clip_cosine_f16",
@@ -156,6 +196,10 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
 ];
 
+const BEFORE_ROWS: &str = "    sync_block();\n\n    // 2. Four columns";
+const BEFORE_ROWS_GONE: &str = "    // 2. Four columns";
+const BEFORE_STATS: &str = "    sync_block();\n\n    // 3. The statistics";
+const BEFORE_STATS_GONE: &str = "    // 3. The statistics";
 const LEADING: &str = "sync_block();  // the partials of an earlier call may still be read";
 const TRAILING: &str = "partials.of_warp[warp] = value;\n    sync_block();";
 const TRAILING_GONE: &str = "partials.of_warp[warp] = value;\n";

@@ -6,6 +6,7 @@
 
 pub mod binaries;
 pub mod conv2d;
+pub mod gemm;
 mod general;
 pub mod params;
 pub mod tune;

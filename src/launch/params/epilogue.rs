@@ -10,18 +10,21 @@ use super::{DevicePtr, Rules};
 pub struct Epilogue {
     // f32 [n], or 0
     pub bias: DevicePtr,
-    // storage type [images, n], or 0
+    // storage type [rows of the result / channel_rows, n], or 0
     pub channels: DevicePtr,
     // storage type, as the result, or 0
     pub residual: DevicePtr,
     // f32 [images, tiles of an image, n, 2], or 0
     pub stats: DevicePtr,
-    // of an image; matters where channels or stats are given
-    pub rows: i32,
+    // of the result, for a row of channels
+    pub channel_rows: i32,
+    // of an image, where statistics are wanted
+    pub stat_rows: i32,
     // `activation()`, or GEGLU
     pub activation: i32,
+    pub pad: i32,
 }
-const _: () = assert!(size_of::<Epilogue>() == 40);
+const _: () = assert!(size_of::<Epilogue>() == 48);
 
 impl Epilogue {
     /// u[2j] gelu(u[2j + 1]): the columns of the result are half as many.
@@ -37,7 +40,7 @@ impl Epilogue {
         if self.activation == Self::GEGLU { n / 2 } else { n }
     }
 
-    /// What kernels rely on for sums [m, n]; `tuned` forms take several columns in one access.
+    /// What kernels rely on for sums [m, n]; only `tuned` forms take statistics.
     pub fn check(&self, rules: &mut Rules, m: i32, n: i32, tuned: bool) {
         let known = (0..=Self::GEGLU).contains(&self.activation);
         rules.holds("activation", self.activation, known, "an activation, 0 to 5, or GEGLU, 6");
@@ -45,16 +48,15 @@ impl Epilogue {
             rules.multiple_of("n", n, 2);
             rules.absent("stats", self.stats, "GEGLU");
         }
-        if self.channels != DevicePtr::NONE || self.stats != DevicePtr::NONE {
-            rules.at_least("rows", self.rows, 1);
-            rules.holds("m", m, m % self.rows.max(1) == 0, "whole images");
+        if self.channels != DevicePtr::NONE {
+            rules.at_least("channel_rows", self.channel_rows, 1);
         }
-        if tuned {
-            for (field, address) in [("channels", self.channels), ("residual", self.residual)] {
-                rules.aligned(field, address, 16);
-            }
+        if self.stats != DevicePtr::NONE {
+            rules.at_least("stat_rows", self.stat_rows, 1);
+            rules.holds("m", m, m % self.stat_rows.max(1) == 0, "whole images");
             rules.aligned("stats", self.stats, 8);
-        } else {
+        }
+        if !tuned {
             rules.absent("stats", self.stats, "a general form");
         }
     }

@@ -30,7 +30,7 @@ pub struct GemmParams {
     // of k for a split; with sums
     pub k_split: i32,
 }
-const _: () = assert!(size_of::<GemmParams>() == 144);
+const _: () = assert!(size_of::<GemmParams>() == 152);
 
 /// What a block of a tuned form makes, as its name says: `m128n64k32s4`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +52,8 @@ impl Tile {
     pub fn blocks(self, epilogue: &Epilogue, m: i32, n: i32) -> [u32; 2] {
         let count = |extent: i32, of: i32| extent.max(1).unsigned_abs().div_ceil(of.unsigned_abs());
         let per_image = epilogue.stats != DevicePtr::NONE;
-        let rows = if per_image { epilogue.rows } else { m };
-        let images = if per_image { m / epilogue.rows.max(1) } else { 1 };
+        let rows = if per_image { epilogue.stat_rows } else { m };
+        let images = if per_image { m / epilogue.stat_rows.max(1) } else { 1 };
         [count(rows, self.m).saturating_mul(images.unsigned_abs()), count(n, self.n)]
     }
 }
@@ -96,7 +96,7 @@ impl Params for GemmParams {
             return rules.absent("sums", self.sums, "a general form");
         };
         // Chunks of eight elements are copied at once.
-        for (field, address) in [("a", self.a), ("b", self.b), ("d", self.d), ("sums", self.sums)] {
+        for (field, address) in [("a", self.a), ("b", self.b), ("sums", self.sums)] {
             rules.aligned(field, address, 16);
         }
         let by_rows = rules.kernel.name.starts_with("gemm_bwd");
@@ -107,14 +107,13 @@ impl Params for GemmParams {
             rules.multiple_of(field, stride, 8);
         }
         rules.multiple_of("a_row", self.a_row, 8);
-        rules.multiple_of("d_batch", self.d_batch, 4);
         rules.multiple_of("k", self.k, 8);
         if by_rows {
             rules.multiple_of("n", self.n, 8);
         }
         let [x, y] = tile.blocks(&self.epilogue, self.m, self.n);
-        let [grid_x, grid_y, splits] = rules.grid;
-        rules.holds("grid", format_args!("{:?}", rules.grid), [grid_x, grid_y] == [x, y], "a block a tile");
+        let grid @ [grid_x, grid_y, splits] = rules.grid;
+        rules.holds("grid", format_args!("{grid:?}"), [grid_x, grid_y] == [x, y], "a block a tile");
         if self.sums == DevicePtr::NONE {
             return rules.given("d", self.d);
         }
@@ -139,17 +138,16 @@ pub struct JoinParams {
     pub splits: i32,
     pub pad: i32,
 }
-const _: () = assert!(size_of::<JoinParams>() == 80);
+const _: () = assert!(size_of::<JoinParams>() == 88);
 
 impl Params for JoinParams {
     const NAME: &'static str = "JoinParams";
     const ADDRESSES: usize = 6;
 
     fn check(&self, rules: &mut Rules) {
-        for (field, address) in [("sums", self.sums), ("d", self.d)] {
-            rules.given(field, address);
-            rules.aligned(field, address, 16);
-        }
+        rules.given("sums", self.sums);
+        rules.aligned("sums", self.sums, 8);
+        rules.given("d", self.d);
         for (field, extent) in [("m", self.m), ("n", self.n), ("splits", self.splits)] {
             rules.at_least(field, extent, 1);
         }
@@ -157,6 +155,7 @@ impl Params for JoinParams {
         self.epilogue.check(rules, self.m, self.n, true);
         let Some(tile) = Tile::of(rules.kernel) else { return };
         let [x, y] = tile.blocks(&self.epilogue, self.m, self.n);
-        rules.holds("grid", format_args!("{:?}", rules.grid), rules.grid == [x, y, 1], "a block a tile");
+        let grid = rules.grid;
+        rules.holds("grid", format_args!("{grid:?}"), grid == [x, y, 1], "a block a tile");
     }
 }

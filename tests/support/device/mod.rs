@@ -1,6 +1,7 @@
 //! Kernels on the SIMT layer: operands in the storage type, launches, and how their results are judged.
 
-mod conv2d;
+pub mod conv2d;
+pub mod gemm;
 mod trials;
 
 use bytemuck::{Pod, cast_slice};
@@ -14,7 +15,7 @@ use super::{Class, Value};
 
 /// Every proof of every family.
 pub fn proofs() -> Vec<Proof> {
-    [trials::proofs(), conv2d::proofs()].into_iter().flatten().collect()
+    [trials::proofs(), gemm::proofs(), conv2d::proofs()].into_iter().flatten().collect()
 }
 
 /// Launches, and what must come out of them.

@@ -1,0 +1,288 @@
+//! Matrix products as launches: the tuned form where it fits, in parts where one image has few rows and columns,
+//! else the general one.
+
+use super::params::{DevicePtr, Epilogue, GemmParams, JoinParams, Tile};
+use super::tune::gemm::{self as tune, Choice, Extents, Form};
+use super::{Launch, Storage};
+use crate::error::{Error, Result};
+
+/// d = epilogue(a b) for every matrix of a batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gemm {
+    /// Rows of all images.
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// The rows are those of so many images, one after the other.
+    pub images: usize,
+    /// Matrices, each with a `b` of its own.
+    pub batch: usize,
+    pub order: Order,
+    /// Elements between two rows: of a, of b as it is stored, of d and the residual.
+    pub rows: [usize; 3],
+    /// Elements between two matrices of a, b and d.
+    pub matrices: [usize; 3],
+    pub after: After,
+}
+
+/// How b is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// `[n, k]`: the filter of a linear layer.
+    ByColumns,
+    /// `[k, n]`: the same filter for its data gradient.
+    ByRows,
+}
+
+/// What becomes of the sums; see [`Epilogue`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct After {
+    /// f32 `[n]`.
+    pub bias: bool,
+    /// `[images, n]`, or one row for all.
+    pub channels: Option<Channels>,
+    /// As [`Epilogue::activation`].
+    pub activation: i32,
+    /// As d.
+    pub residual: bool,
+    /// Mean and squared deviations of every tile and channel.
+    pub stats: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channels {
+    OfImages,
+    OfAll,
+}
+
+/// Where the operands are; those that the product does not have are not looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    pub a: DevicePtr,
+    pub b: DevicePtr,
+    pub d: DevicePtr,
+    pub bias: DevicePtr,
+    pub channels: DevicePtr,
+    pub residual: DevicePtr,
+    pub stats: DevicePtr,
+    /// As many bytes as [`Gemm::workspace`] says.
+    pub workspace: DevicePtr,
+}
+
+impl Gemm {
+    /// Dense, of one image, with nothing after it.
+    pub fn new(m: usize, n: usize, k: usize, order: Order) -> Self {
+        let b_row = if order == Order::ByColumns { k } else { n };
+        let (rows, matrices) = ([k, b_row, n], [0; 3]);
+        Self { m, n, k, images: 1, batch: 1, order, rows, matrices, after: After::default() }
+    }
+
+    /// How it runs on a device of `target`, for operands at multiples of 16 bytes.
+    pub fn choice(&self, target: &str) -> Choice {
+        let [a_row, b_row, _] = self.rows;
+        let [a_batch, b_batch, _] = self.matrices;
+        let near = if self.order == Order::ByColumns { self.k } else { self.n };
+        let eights = [self.k, near, a_row, b_row, a_batch, b_batch];
+        let aligned = eights.iter().all(|x| x % 8 == 0);
+        let Self { m, n, k, images, batch, .. } = *self;
+        let rows = m / images.max(1);
+        tune::choose(target, &Extents { rows, images, n, k, batch, aligned, stats: self.after.stats })
+    }
+
+    /// Bytes that it writes and reads besides its operands.
+    pub fn workspace(&self, target: &str) -> usize {
+        match self.choice(target).form {
+            Form::Tiled { splits, .. } if splits > 1 => splits * self.m * self.n * 4,
+            _ => 0,
+        }
+    }
+
+    /// Rows of a tile of statistics; `None` where it cannot take them.
+    pub fn stat_rows(&self, target: &str) -> Option<usize> {
+        match self.choice(target).form {
+            Form::General => None,
+            Form::Tiled { tile, splits: 1, .. } => Some(tile.m),
+            Form::Tiled { .. } => Some(tune::JOIN[0]),
+        }
+    }
+
+    /// One launch, or two where the depth is split.
+    pub fn launches(&self, target: &str, storage: Storage, at: &Places) -> Result<Vec<Launch>> {
+        let addresses = [at.a, at.b, at.workspace];
+        match self.choice(target).form {
+            Form::Tiled { tile, splits, k_split } if addresses.iter().all(|at| at.0 % 16 == 0) => {
+                self.tiled(&tile, splits, k_split, storage, at)
+            }
+            _ => Ok(vec![self.general(storage, at)?]),
+        }
+    }
+
+    /// The form that takes any size and alignment.
+    pub fn general(&self, storage: Storage, at: &Places) -> Result<Launch> {
+        let params = self.params(at)?;
+        let grid = [self.m.div_ceil(32), self.n.div_ceil(32), self.batch];
+        Launch::new(&format!("gemm_{}", storage.name()), grid_of(grid), &params)
+    }
+
+    /// That tile, with the depth in `splits` parts of `k_split`.
+    pub fn tiled(
+        &self,
+        tile: &tune::Tile,
+        splits: usize,
+        k_split: usize,
+        storage: Storage,
+        at: &Places,
+    ) -> Result<Vec<Launch>> {
+        let op = if self.order == Order::ByColumns { "gemm" } else { "gemm_bwd" };
+        let kernel = format!("{op}_{}_{}", storage.name(), tile.variant());
+        let params = self.params(at)?;
+        let size = |[m, n]: [usize; 2]| Ok::<_, Error>(Tile { m: int(m)?, n: int(n)? });
+        let tile = size([tile.m, tile.n])?;
+        let (m, n) = (params.m, params.n);
+        if splits == 1 {
+            let [x, y] = tile.blocks(&params.epilogue, m, n);
+            return Ok(vec![Launch::new(&kernel, [x, y, grid_of([1, 1, self.batch])[2]], &params)?]);
+        }
+        let (epilogue, sums) = (params.epilogue, at.workspace);
+        let part = GemmParams {
+            d: DevicePtr::NONE,
+            sums,
+            epilogue: Epilogue::default(),
+            k_split: int(k_split)?,
+            ..params
+        };
+        let [x, y] = tile.blocks(&part.epilogue, m, n);
+        let parts = Launch::new(&kernel, [x, y, grid_of([1, 1, splits])[2]], &part)?;
+        let join =
+            JoinParams { sums, d: at.d, epilogue, d_row: params.d_row, m, n, splits: int(splits)?, pad: 0 };
+        let [x, y] = size(tune::JOIN)?.blocks(&epilogue, m, n);
+        let [rows, columns] = tune::JOIN;
+        let kernel = format!("join_{}_m{rows}n{columns}", storage.name());
+        Ok(vec![parts, Launch::new(&kernel, [x, y, 1], &join)?])
+    }
+
+    fn params(&self, at: &Places) -> Result<GemmParams> {
+        let After { bias, channels, activation, residual, stats } = self.after;
+        let given = |given: bool, at: DevicePtr| if given { at } else { DevicePtr::NONE };
+        let of_image = self.m / self.images.max(1);
+        let channel_rows = if channels == Some(Channels::OfAll) { self.m } else { of_image };
+        let epilogue = Epilogue {
+            bias: given(bias, at.bias),
+            channels: given(channels.is_some(), at.channels),
+            residual: given(residual, at.residual),
+            stats: given(stats, at.stats),
+            channel_rows: int(channel_rows)?,
+            stat_rows: int(of_image)?,
+            activation,
+            pad: 0,
+        };
+        let [a_row, b_row, d_row] = self.rows.map(|stride| stride as i64);
+        let [a_batch, b_batch, d_batch] = self.matrices.map(|stride| stride as i64);
+        let (b_column, b_k) = if self.order == Order::ByColumns { (b_row, 1) } else { (1, b_row) };
+        Ok(GemmParams {
+            a: at.a,
+            b: at.b,
+            d: at.d,
+            sums: DevicePtr::NONE,
+            epilogue,
+            a_batch,
+            b_batch,
+            d_batch,
+            a_row,
+            d_row,
+            b_column,
+            b_k,
+            m: int(self.m)?,
+            n: int(self.n)?,
+            k: int(self.k)?,
+            k_split: 0,
+        })
+    }
+}
+
+fn int(extent: usize) -> Result<i32> {
+    i32::try_from(extent).map_err(|_| {
+        let problem = format!("{extent} is an extent that no kernel counts to");
+        Error::Shape { node: String::new(), op: "gemm", problem }
+    })
+}
+
+/// What does not fit is a grid that no device takes, and refused as one.
+fn grid_of(blocks: [usize; 3]) -> [u32; 3] {
+    blocks.map(|count| u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tune::TILES;
+
+    #[test]
+    fn the_batch_chooses_among_tiles_but_not_how_sums_are_made() {
+        let layers = [(64, 1280, 1280), (4096, 320, 320), (256, 1280, 5120), (77, 768, 768), (1, 1280, 320)];
+        for (rows, n, k) in layers {
+            let forms = [1, 2, 16].map(|images| {
+                let mut gemm = Gemm { images, ..Gemm::new(rows * images, n, k, Order::ByColumns) };
+                let Form::Tiled { splits, k_split, .. } = gemm.choice("sm_90a").form else {
+                    panic!("{rows} x {n} x {k} is aligned")
+                };
+                gemm.after.stats = true;
+                (splits, k_split, gemm.stat_rows("sm_90a"))
+            });
+            assert!(forms.iter().all(|form| *form == forms[0]), "{rows} x {n} x {k}: {forms:?}");
+        }
+    }
+
+    #[test]
+    fn a_choice_says_why() {
+        let odd = Gemm::new(33, 5, 7, Order::ByColumns);
+        assert_eq!(odd.choice("sm_80").to_string(), "general: rows of operands are not aligned to 16 bytes");
+        let level = Gemm { images: 2, ..Gemm::new(8192, 320, 320, Order::ByColumns) };
+        let text = level.choice("sm_90a").to_string();
+        assert_eq!(text, "m128n160k32s4: 128 blocks, at most 1 on a multiprocessor");
+        let small = Gemm { images: 2, ..Gemm::new(128, 1280, 1280, Order::ByRows) };
+        let text = small.choice("sm_90a").to_string();
+        assert_eq!(
+            text,
+            "m64n64k32s4 x 3: 120 blocks, at most 1 on a multiprocessor, depth in 3 parts of 448"
+        );
+        assert_eq!(small.workspace("sm_90a"), 3 * 128 * 1280 * 4);
+    }
+
+    #[test]
+    fn a_product_that_a_kernel_cannot_make_is_refused_before_the_launch() {
+        let some = DevicePtr(4096);
+        let (stats, bias, channels, residual) = (some, some, some, some);
+        let places = Places { a: some, b: some, d: some, bias, channels, residual, stats, workspace: some };
+        let tiled = |change: fn(&mut Gemm)| {
+            let mut gemm = Gemm::new(64, 64, 64, Order::ByColumns);
+            change(&mut gemm);
+            gemm.tiled(&TILES[3], 1, gemm.k, Storage::F16, &places).map_err(|e| e.to_string())
+        };
+        assert!(tiled(|_| ()).is_ok());
+        let wrong: [(&str, fn(&mut Gemm)); 6] = [
+            ("`b_column` must be a multiple of 8, found 60", |gemm| gemm.rows[1] = 60),
+            ("`k` must be a multiple of 8, found 60", |gemm| gemm.k = 60),
+            ("`activation` must be an activation", |gemm| gemm.after.activation = 7),
+            ("`stats` must be none with GEGLU", |gemm| {
+                (gemm.after.stats, gemm.after.activation) = (true, Epilogue::GEGLU);
+            }),
+            ("`m` must be whole images, found 64", |gemm| (gemm.images, gemm.after.stats) = (3, true)),
+            ("`grid` must be one matrix, found 2", |gemm| {
+                (gemm.batch, gemm.after.channels) = (2, Some(Channels::OfAll));
+            }),
+        ];
+        for (words, change) in wrong {
+            let error = tiled(change).expect_err(words);
+            assert!(error.contains(words), "{error}");
+        }
+        let mut gemm = Gemm::new(64, 64, 64, Order::ByRows);
+        gemm.after.stats = true;
+        let error =
+            gemm.general(Storage::F16, &places).expect_err("statistics of a general form").to_string();
+        assert!(error.contains("`stats` must be none with a general form"), "{error}");
+        let aside = Places { a: DevicePtr(4098), ..places };
+        let launches = Gemm::new(64, 64, 64, Order::ByRows).launches("sm_80", Storage::F16, &aside);
+        assert_eq!(launches.expect("the general form takes any address")[0].kernel.name, "gemm_f16");
+    }
+}

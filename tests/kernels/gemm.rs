@@ -1,0 +1,86 @@
+//! What the products on tensor cores promise beyond their numbers: the same bits from every tile, schedule and
+//! batch, and main loops without bank conflicts.
+
+use unguide::launch::Storage;
+use unguide::launch::gemm::{After, Order};
+use unguide::launch::tune::gemm::{STEP, TILES};
+use unguide::simt::{Counts, Mode, Simt};
+use unguide::tensor::Tensor;
+
+use crate::support::device::gemm::Trial;
+
+const ORDERS: [Order; 2] = [Order::ByColumns, Order::ByRows];
+
+/// All outputs of a trial, and what its launches did.
+fn outcome(trial: &Trial, storage: Storage, mode: Mode) -> (Vec<Vec<f32>>, Vec<Counts>) {
+    let mut simt = Simt::new();
+    let prepared = trial.prepare(&mut simt, storage);
+    let counts = prepared.run(&mut simt, mode).expect("the kernels are right");
+    (prepared.outputs.iter().map(|output| output.read(&simt)).collect(), counts)
+}
+
+#[test]
+fn main_loops_have_no_bank_conflicts_and_do_each_product_once() {
+    for order in ORDERS {
+        for tile in TILES {
+            let [m, n, k] = [tile.m, tile.n, 5 * STEP];
+            let (_, counts) = outcome(&Trial::new(order, tile, [m, n, k]), Storage::F16, Mode::FAST);
+            assert_eq!(counts[0].bank_conflicts, 0, "{order:?} {tile:?}");
+            assert_eq!(counts[0].mma as usize, m * n * k / (16 * 8 * 16), "{order:?} {tile:?}");
+            assert_eq!(counts[0].async_bytes as usize, (m + n) * k * 2, "{order:?} {tile:?}");
+        }
+    }
+}
+
+#[test]
+fn every_tile_and_every_schedule_gives_the_same_bits() {
+    for order in ORDERS {
+        let after = After { bias: true, residual: true, ..After::default() };
+        let trial = |tile| Trial::new(order, tile, [70, 48, 136]).after(after);
+        let want = outcome(&trial(TILES[0]), Storage::Bf16, Mode::FAST).0;
+        for tile in TILES {
+            assert!(outcome(&trial(tile), Storage::Bf16, Mode::FAST).0 == want, "{order:?} {tile:?}");
+        }
+        for mode in Mode::all() {
+            assert!(outcome(&trial(TILES[3]), Storage::Bf16, mode).0 == want, "{order:?} {mode:?}");
+        }
+    }
+}
+
+#[test]
+fn an_image_alone_gives_the_bits_that_it_gives_in_a_batch() {
+    for (n, k) in [(24, 1032), (320, 40)] {
+        let rows = 21;
+        let after = After { bias: true, stats: true, ..After::default() };
+        let mut together = Trial::new(Order::ByColumns, TILES[0], [3 * rows, n, k]).images(3).after(after);
+        together = together.chosen("sm_80");
+        let (outputs, _) = outcome(&together, Storage::F16, Mode::FAST);
+        let operands = together.operands();
+        for image in 0..3 {
+            let mut alone = together.clone();
+            (alone.gemm.m, alone.gemm.images) = (rows, 1);
+            alone.image = Some((image, operands.clone()));
+            let (of_one, _) = outcome(&alone, Storage::F16, Mode::FAST);
+            for (all, one) in outputs.iter().zip(&of_one) {
+                assert!(all[image * one.len()..][..one.len()] == one[..], "{n} {k} image {image}");
+            }
+        }
+    }
+}
+
+#[test]
+fn statistics_are_those_of_what_is_stored() {
+    let after = After { bias: true, stats: true, ..After::default() };
+    for trial in [
+        Trial::new(Order::ByColumns, TILES[3], [260, 24, 40]).images(2).after(after),
+        Trial { mean: 100.0, ..Trial::new(Order::ByRows, TILES[0], [130, 168, 40]).after(after) },
+    ] {
+        let (outputs, _) = outcome(&trial, Storage::F16, Mode::FAST);
+        let (m, n) = (trial.gemm.m, trial.gemm.n);
+        let want = trial.statistics(&Tensor::new(&[1, m, n][..], outputs[0].clone()));
+        for (i, (&got, &want)) in outputs[1].iter().zip(want.data()).enumerate() {
+            let near = (got - want).abs() <= 2e-5 * want.abs().max(1e-2);
+            assert!(near, "{i}: {got}, wanted {want}");
+        }
+    }
+}
