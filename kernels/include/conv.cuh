@@ -11,7 +11,7 @@
 namespace conv {
 
 constexpr int DEPTH = 32;          // channels of a step: 64 bytes of a pixel
-constexpr int OUTSIDE = -1 << 28;  // a line that no shift brings back
+constexpr int OUTSIDE = -(1 << 28);  // a line that no shift brings back
 
 // One direction of a class of pixels.
 struct Axis {

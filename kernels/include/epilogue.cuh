@@ -51,7 +51,7 @@ DEVICE float linear(const Epilogue& e, float sum, int64_t row, int column, int n
 template <typename T>
 DEVICE float point(const Epilogue& e, float sum, int64_t row, int column, int n) {
     const T* residual = e.residual.as<T>();  // [m, n]
-    const float value = activation::value(e.activation, linear<T>(e, sum, row, column, n));
+    const float value = activated(e.activation, linear<T>(e, sum, row, column, n));
     return residual != nullptr ? value + to_f32(residual[row * n + column]) : value;
 }
 

@@ -5,6 +5,7 @@
 
 use super::params::{self as p, DevicePtr, Epilogue};
 use super::tune::conv2d::{Form, Problem, Tile};
+use super::tune::gemm::JOIN;
 use super::{Launch, Storage};
 use crate::error::Result;
 use crate::ir::Padding;
@@ -35,7 +36,10 @@ pub struct Operands {
     pub x2: DevicePtr,
     pub filter: DevicePtr,
     pub y: DevicePtr,
+    /// What becomes of the sums; its rows are counted here.
     pub epilogue: Epilogue,
+    /// `epilogue.channels` is one vector for all images instead of one each.
+    pub one_vector: bool,
     /// Of [`Conv2d::workspace_bytes`].
     pub workspace: DevicePtr,
 }
@@ -99,8 +103,8 @@ impl Conv2d {
 }
 
 impl Conv2d {
-    /// The form that the forward kernel takes.
-    pub fn form(&self) -> Form {
+    /// The form that the forward kernel takes on a device of `target`.
+    pub fn form(&self, target: &str) -> Form {
         let Geometry { out, channels, taps, kinds, .. } = self.geometry();
         if channels.iter().any(|c| !c.is_multiple_of(8)) {
             return Form::General { why: "the channels are no whole vectors of 8" };
@@ -112,11 +116,11 @@ impl Conv2d {
             columns: self.filter[0],
             steps: taps[0] * taps[1] * channels.iter().sum::<usize>().div_ceil(DEPTH),
         };
-        problem.form()
+        problem.form(target)
     }
 
     /// The form that the data gradient takes, for that source's share.
-    pub fn bwd_form(&self, source: usize) -> Form {
+    pub fn bwd_form(&self, source: usize, target: &str) -> Form {
         let Geometry { taps, stride, kinds, up, channels, .. } = self.geometry();
         let o = self.filter[0];
         if !o.is_multiple_of(8) || channels.iter().any(|c| !c.is_multiple_of(8)) {
@@ -135,7 +139,7 @@ impl Conv2d {
             columns: channels[source],
             steps: lines[0] * lines[1] * o.div_ceil(DEPTH),
         };
-        problem.form()
+        problem.form(target)
     }
 
     /// Bytes of [`Operands::workspace`].
@@ -154,13 +158,12 @@ impl Conv2d {
         let Geometry { out, kinds, .. } = self.geometry();
         let whole =
             kinds == [1, 1] || (kinds == [2, 2] && largest(out, kinds).iter().product::<usize>() % m == 0);
-        if splits > 1 { Some(JOIN.0) } else { whole.then_some(m) }
+        if splits > 1 { Some(JOIN[0]) } else { whole.then_some(m) }
     }
 
-    /// y = epilogue(conv(enlarged [x, x2])). The epilogue's `rows` is set here.
+    /// y = epilogue(conv(enlarged [x, x2])).
     pub fn forward(&self, form: Form, storage: Storage, at: &Operands) -> Result<Vec<Launch>> {
         let rows = self.out().iter().product();
-        let epilogue = Epilogue { rows: int(rows), ..at.epilogue };
         let Form::Tiled(tile) = form else {
             let params = self.general(at);
             let grid = strided(self.images.saturating_mul(rows).saturating_mul(self.filter[0]));
@@ -178,11 +181,17 @@ impl Conv2d {
                 ..params
             }
         } else {
-            p::Conv2dParams { epilogue, ..params }
+            p::Conv2dParams { epilogue: self.epilogue(at), ..params }
         };
         let mut launches = vec![Launch::new(&tile.kernel("conv2d", storage), grid, &params)?];
         if tile.splits > 1 {
-            launches.push(self.join(tile, storage, at.workspace, at.y, epilogue, self.filter[0])?);
+            let (sums, d, epilogue) = (at.workspace, at.y, self.epilogue(at));
+            let (m, n) = (int(self.images * rows), int(self.filter[0]));
+            launches.push(join(
+                tile,
+                storage,
+                p::JoinParams { sums, d, epilogue, m, n, ..Default::default() },
+            )?);
         }
         Ok(launches)
     }
@@ -196,7 +205,6 @@ impl Conv2d {
         at: &BwdOperands,
     ) -> Result<Vec<Launch>> {
         let rows = self.size.iter().product();
-        let epilogue = Epilogue { rows: int(rows), ..at.epilogue };
         let Form::Tiled(tile) = form else {
             let params = self.bwd_general(source, at);
             let grid = strided(self.images.saturating_mul(rows).saturating_mul(self.channels[source]));
@@ -216,37 +224,45 @@ impl Conv2d {
                 ..params
             }
         } else {
-            p::Conv2dBwdParams { epilogue, ..params }
+            p::Conv2dBwdParams { epilogue: at.epilogue, ..params }
         };
         let mut launches = vec![Launch::new(&tile.kernel("conv2d_bwd", storage), grid, &params)?];
         if tile.splits > 1 {
-            launches.push(self.join(tile, storage, at.workspace, at.dx, epilogue, self.channels[source])?);
+            let (sums, d, epilogue) = (at.workspace, at.dx, at.epilogue);
+            let (m, n) = (int(self.images * rows), int(self.channels[source]));
+            launches.push(join(
+                tile,
+                storage,
+                p::JoinParams { sums, d, epilogue, m, n, ..Default::default() },
+            )?);
         }
         Ok(launches)
     }
 
-    /// Adds the parts of a sum.
-    fn join(
-        &self,
-        tile: Tile,
-        storage: Storage,
-        sums: DevicePtr,
-        d: DevicePtr,
-        epilogue: Epilogue,
-        columns: usize,
-    ) -> Result<Launch> {
-        let (m, n, splits) = (epilogue.rows.saturating_mul(int(self.images)), int(columns), int(tile.splits));
-        let params = p::JoinParams { sums, d, epilogue, d_row: i64::from(n), m, n, splits, pad: 0 };
-        let blocks = p::Tile { m: int(JOIN.0), n: int(JOIN.1) }.blocks(&epilogue, m, n);
-        let name = format!("join_{}_m{}n{}", storage.name(), JOIN.0, JOIN.1);
-        Launch::new(&name, [blocks[0], blocks[1], 1], &params)
+    /// What becomes of the sums of y.
+    fn epilogue(&self, at: &Operands) -> Epilogue {
+        let rows = self.out().iter().product::<usize>();
+        let given = |address: DevicePtr, rows: usize| if address == DevicePtr::NONE { 0 } else { int(rows) };
+        let channel_rows = if at.one_vector { rows * self.images } else { rows };
+        Epilogue {
+            channel_rows: given(at.epilogue.channels, channel_rows),
+            stat_rows: given(at.epilogue.stats, rows),
+            ..at.epilogue
+        }
     }
+}
+
+/// Adds the parts of a sum; the params lack what follows from the tile.
+fn join(tile: Tile, storage: Storage, params: p::JoinParams) -> Result<Launch> {
+    let p::JoinParams { m, n, epilogue, .. } = params;
+    let params = p::JoinParams { d_row: i64::from(n), splits: int(tile.splits), ..params };
+    let [rows, columns] = JOIN;
+    let [x, y] = p::Tile { m: int(rows), n: int(columns) }.blocks(&epilogue, m, n);
+    Launch::new(&format!("join_{}_m{rows}n{columns}", storage.name()), [x, y, 1], &params)
 }
 
 /// Channels of a step of a sum.
 const DEPTH: usize = 32;
-/// The tile of the kernel that adds the parts of a sum.
-const JOIN: (usize, usize) = (32, 32);
 
 /// A convolution as the tiled kernels see it; of two numbers the first is that of lines.
 struct Geometry {
@@ -308,14 +324,12 @@ impl Conv2d {
 
     /// What the general form takes.
     pub(super) fn general(&self, at: &Operands) -> p::Conv2dParams {
-        let epilogue = Epilogue { rows: int(self.out().iter().product()), ..at.epilogue };
-        p::Conv2dParams { epilogue, ..self.params(&self.plain(), at) }
+        p::Conv2dParams { epilogue: self.epilogue(at), ..self.params(&self.plain(), at) }
     }
 
     /// What the general form of the data gradient takes.
     pub(super) fn bwd_general(&self, source: usize, at: &BwdOperands) -> p::Conv2dBwdParams {
-        let epilogue = Epilogue { rows: int(self.size.iter().product()), ..at.epilogue };
-        p::Conv2dBwdParams { epilogue, ..self.bwd_params(&self.plain(), source, at) }
+        p::Conv2dBwdParams { epilogue: at.epilogue, ..self.bwd_params(&self.plain(), source, at) }
     }
 
     fn params(&self, geometry: &Geometry, at: &Operands) -> p::Conv2dParams {

@@ -1,6 +1,7 @@
 //! Every kernel on the SIMT layer against the CPU backend, on the same table of cases; and the layer itself,
 //! on kernels that are wrong on purpose.
 
+mod conv2d;
 mod gemm;
 #[path = "../support/mod.rs"]
 mod support;

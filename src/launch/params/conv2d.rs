@@ -256,7 +256,7 @@ impl Window {
         (to, sums): (DevicePtr, DevicePtr),
     ) {
         let blocks = |extent: i32, of: i32| extent.unsigned_abs().div_ceil(of.unsigned_abs());
-        let parts = [self.images, classes, self.splits].iter().map(|n| i64::from(*n));
+        let parts = [self.images, classes, self.splits].map(i64::from).into_iter();
         let z = parts.fold(1, i64::saturating_mul);
         let grid = [i64::from(blocks(pixels, tile.m)), i64::from(blocks(columns, tile.n)), z];
         let found = format!("{:?}", rules.grid);
@@ -279,8 +279,9 @@ impl Window {
 
     fn epilogue(&self, rules: &mut Rules, epilogue: &Epilogue, columns: i32, tuned: bool) {
         rules.holds("activation", epilogue.activation, epilogue.activation != Epilogue::GEGLU, "not GEGLU");
-        if epilogue.channels != DevicePtr::NONE || epilogue.stats != DevicePtr::NONE {
-            rules.holds("rows", epilogue.rows, epilogue.rows == self.pixels, "the pixels of an image");
+        if epilogue.stats != DevicePtr::NONE {
+            let whole = epilogue.stat_rows == self.pixels;
+            rules.holds("stat_rows", epilogue.stat_rows, whole, "the pixels of an image");
         }
         epilogue.check(rules, self.images.saturating_mul(self.pixels), columns, tuned);
     }

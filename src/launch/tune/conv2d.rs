@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use super::multiprocessors;
 use crate::launch::Storage;
 
 /// What a tiled convolution makes of one image, and of how many.
@@ -39,8 +40,8 @@ pub enum Form {
 /// smaller tile reads more of shared memory for a product.
 pub const TILES: [(usize, usize, usize); 3] = [(128, 128, 100), (128, 64, 85), (64, 64, 70)];
 
-/// Blocks that keep an A100 or H100 busy.
-const BUSY: usize = 128;
+/// An image alone should give so many blocks of the smallest tile: half a device, since images come in pairs.
+const BLOCKS_OF_AN_IMAGE: usize = 64;
 /// A part of a sum has at least as many steps: below, starting the pipeline costs more than it gains.
 const LEAST_STEPS: usize = 16;
 /// Parts of a sum, at most: what they leave is read again.
@@ -53,16 +54,17 @@ impl Problem {
 
     /// Splits where even small tiles of one image leave most of a device idle.
     fn splits(&self) -> usize {
-        let wanted = BUSY.div_ceil(self.blocks(64, 64));
+        let wanted = BLOCKS_OF_AN_IMAGE.div_ceil(self.blocks(64, 64));
         wanted.min(self.steps / LEAST_STEPS).clamp(1, MOST_SPLITS)
     }
 
-    /// The tile whose blocks take the least time together: full waves, each as long as its tile is large.
-    pub fn tile(&self) -> Tile {
+    /// The tile whose blocks take the least time together on a device of `target`: full waves, each as long as its
+    /// tile is large.
+    pub fn tile(&self, target: &str) -> Tile {
         let splits = self.splits();
         let cost = |&(m, n, speed): &(usize, usize, usize)| {
             let blocks = self.images * splits * self.blocks(m, n);
-            blocks.div_ceil(BUSY) * m * n * 100 / speed
+            blocks.div_ceil(multiprocessors(target)) * m * n * 100 / speed
         };
         let (m, n, _) = TILES.into_iter().min_by_key(cost).expect("there are tiles");
         Tile { m, n, splits }
@@ -71,8 +73,8 @@ impl Problem {
 
 impl Problem {
     /// Tiles, where a grid may have so many blocks.
-    pub fn form(&self) -> Form {
-        let tile = self.tile();
+    pub fn form(&self, target: &str) -> Form {
+        let tile = self.tile(target);
         let fits =
             self.images * self.classes * tile.splits <= 65535 && self.columns.div_ceil(tile.n) <= 65535;
         if fits { Form::Tiled(tile) } else { Form::General { why: "too many images for a grid" } }
@@ -122,22 +124,22 @@ mod tests {
 
     #[test]
     fn large_images_take_large_tiles_and_whole_sums() {
-        assert_eq!(problem(1, 512 * 512, 128, 36).tile(), Tile { m: 128, n: 128, splits: 1 });
-        assert_eq!(problem(2, 4096, 320, 90).tile(), Tile { m: 128, n: 64, splits: 1 });
+        assert_eq!(problem(1, 512 * 512, 128, 36).tile("sm_90a"), Tile { m: 128, n: 128, splits: 1 });
+        assert_eq!(problem(2, 4096, 320, 90).tile("sm_90a"), Tile { m: 128, n: 64, splits: 1 });
     }
 
     #[test]
     fn small_images_with_long_sums_are_split() {
-        let tile = problem(2, 64, 1280, 360).tile();
-        assert_eq!(tile, Tile { m: 64, n: 64, splits: 7 });
-        assert_eq!(Form::Tiled(tile).to_string(), "tiles of 64 x 64, sums in 7 parts");
-        assert_eq!(problem(1, 64, 1280, 20).tile().splits, 1);
+        let tile = problem(2, 64, 1280, 360).tile("sm_90a");
+        assert_eq!(tile, Tile { m: 64, n: 64, splits: 4 });
+        assert_eq!(Form::Tiled(tile).to_string(), "tiles of 64 x 64, sums in 4 parts");
+        assert_eq!(problem(1, 64, 1280, 20).tile("sm_90a").splits, 1);
     }
 
     #[test]
     fn the_order_of_a_sum_is_that_of_one_image() {
         for (pixels, columns, steps) in [(64, 1280, 720), (117, 320, 90), (256, 640, 180), (4096, 4, 90)] {
-            let splits = |images| problem(images, pixels, columns, steps).tile().splits;
+            let splits = |images| problem(images, pixels, columns, steps).tile("sm_90a").splits;
             assert!((2..40).all(|images| splits(images) == splits(1)));
         }
     }

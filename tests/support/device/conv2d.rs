@@ -27,15 +27,18 @@ pub fn proofs() -> Vec<Proof> {
 /// One convolution and what comes behind its sum; the gradient is that of the convolution alone.
 #[derive(Clone, Debug)]
 pub struct Trial {
-    conv: Conv2d,
-    ends: Ends,
-    form: Wish,
-    backward: bool,
+    pub conv: Conv2d,
+    pub ends: Ends,
+    pub form: Wish,
+    /// The tiles' means and squared deviations are a second output.
+    pub stats: bool,
+    /// That image of the batch alone.
+    pub only: Option<usize>,
 }
 
 /// What the epilogue adds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Ends {
+pub enum Ends {
     Bare,
     Bias,
     /// Bias, a vector an image, SiLU, a residual.
@@ -44,14 +47,14 @@ enum Ends {
 
 /// The form that a trial is about.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Wish {
+pub enum Wish {
     General,
     Tiled(usize, usize, usize),
     /// Whatever the choice says.
     Chosen,
 }
 
-const PLAIN: Conv2d = Conv2d {
+pub const PLAIN: Conv2d = Conv2d {
     images: 1,
     size: [1, 1],
     channels: [8, 0],
@@ -61,6 +64,8 @@ const PLAIN: Conv2d = Conv2d {
     padding: Padding::all(1),
     sub_pixel: false,
 };
+/// What forms are chosen for.
+pub const TARGET: &str = "sm_80";
 const SMALL_TILE: Wish = Wish::Tiled(64, 64, 1);
 
 fn trials() -> Vec<Trial> {
@@ -252,7 +257,7 @@ fn trials() -> Vec<Trial> {
             Wish::Chosen,
         ),
     ];
-    let trial = |conv, ends, form| Trial { conv, ends, form, backward: true };
+    let trial = |conv, ends, form| Trial::new(conv, ends, form);
     let general = general.map(|(conv, ends)| trial(conv, ends, Wish::General));
     general.into_iter().chain(tiled.map(|(conv, ends, form)| trial(conv, ends, form))).collect()
 }
@@ -269,6 +274,15 @@ struct Values {
 }
 
 impl Trial {
+    pub fn new(conv: Conv2d, ends: Ends, form: Wish) -> Self {
+        Self { conv, ends, form, stats: false, only: None }
+    }
+
+    /// What is launched: the batch, or one image of it.
+    pub fn launched(&self) -> Conv2d {
+        Conv2d { images: if self.only.is_some() { 1 } else { self.conv.images }, ..self.conv }
+    }
+
     fn is_small(&self) -> bool {
         let Conv2d { images, filter: [o, r, s], channels: [c, c2], .. } = self.conv;
         let [height, width] = self.conv.out();
@@ -277,20 +291,25 @@ impl Trial {
 
     fn values(&self) -> Values {
         let Conv2d { images, size: [h, w], channels, filter: [o, r, s], .. } = self.conv;
-        let mut random = Random::named(&format!("{self:?}"));
-        let mut normal = |shape: &[usize]| {
+        let mut random = Random::named(&format!("{:?}", self.conv));
+        let mut filled = |shape: &[usize]| {
             let shape = Shape::from(shape);
             let data = random.normals(shape.count(), 0.0, 1.0);
             Value::Real(Tensor::new(shape, data))
         };
         let [height, width] = self.conv.out();
+        let sources = channels.into_iter().filter(|&c| c > 0).map(|c| filled(&[images, h, w, c])).collect();
+        let (filter, bias) = (filled(&[o, r, s, channels.iter().sum()]), filled(&[o]));
+        let vector = filled(&[images, o]);
+        let (residual, dy) = (filled(&[images, height, width, o]), filled(&[images, height, width, o]));
+        let values = Values { sources, filter, bias, vector, residual, dy };
+        let Some(i) = self.only else { return values };
         Values {
-            sources: channels.into_iter().filter(|&c| c > 0).map(|c| normal(&[images, h, w, c])).collect(),
-            filter: normal(&[o, r, s, channels.iter().sum()]),
-            bias: normal(&[o]),
-            vector: normal(&[images, o]),
-            residual: normal(&[images, height, width, o]),
-            dy: normal(&[images, height, width, o]),
+            sources: values.sources.iter().map(|x| x.image(i)).collect(),
+            vector: values.vector.image(i),
+            residual: values.residual.image(i),
+            dy: values.dy.image(i),
+            ..values
         }
     }
 
@@ -336,8 +355,8 @@ impl Trial {
         )
     }
 
-    fn forward(&self, simt: &mut Simt, storage: Storage) -> Prepared {
-        let values = self.values();
+    pub fn forward(&self, simt: &mut Simt, storage: Storage) -> Prepared {
+        let (conv, values) = (self.launched(), self.values());
         let stored = Some(storage);
         let mut at =
             Operands { filter: put(simt, &self.packed(&values.filter), stored), ..Operands::default() };
@@ -346,10 +365,17 @@ impl Trial {
         at.epilogue = self.epilogue(simt, &values, storage);
         let output = Output::new(simt, values.residual.shape(), stored);
         at.y = output.at;
-        let form = self.form(self.conv.form());
-        at.workspace = workspace(simt, self.conv.workspace_bytes(form));
-        let launches = self.conv.forward(form, storage, &at).expect("a trial is legal");
-        Prepared { launches, outputs: vec![output] }
+        let form = self.form(conv.form(TARGET));
+        at.workspace = workspace(simt, conv.workspace_bytes(form));
+        let mut outputs = vec![output];
+        if self.stats {
+            let tile = conv.statistics_tile(form).expect("the trial's form takes statistics");
+            let tiles = (conv.out().iter().product::<usize>()).div_ceil(tile);
+            outputs.push(Output::new(simt, &Shape::from([conv.images, tiles, conv.filter[0], 2]), None));
+            at.epilogue.stats = outputs[1].at;
+        }
+        let launches = conv.forward(form, storage, &at).expect("a trial is legal");
+        Prepared { launches, outputs }
     }
 
     fn epilogue(&self, simt: &mut Simt, values: &Values, storage: Storage) -> Epilogue {
@@ -434,7 +460,7 @@ impl Trial {
         let whole =
             trial.conv.filter[0].is_multiple_of(8) || matches!(trial.form, Wish::General | Wish::Chosen);
         let (prepare, wanted) = (Arc::clone(trial), Arc::clone(trial));
-        (trial.backward && whole).then(|| {
+        whole.then(|| {
             Proof::new(
                 format!("backward {trial}"),
                 trial.is_small(),
@@ -444,8 +470,8 @@ impl Trial {
         })
     }
 
-    fn backward(&self, simt: &mut Simt, storage: Storage) -> Prepared {
-        let values = self.values();
+    pub fn backward(&self, simt: &mut Simt, storage: Storage) -> Prepared {
+        let (conv, values) = (self.launched(), self.values());
         let stored = Some(storage);
         let filter = put(simt, &self.packed(&values.filter), stored);
         let dy = put(simt, &values.dy, stored);
@@ -454,11 +480,11 @@ impl Trial {
             let dx = Output::new(simt, x.shape(), stored);
             // What was there before stands in for another path's gradient.
             let residual = if self.ends == Ends::All { put(simt, x, stored) } else { DevicePtr::NONE };
-            let form = self.form(self.conv.bwd_form(source));
-            let workspace = workspace(simt, self.conv.bwd_workspace_bytes(source, form));
+            let form = self.form(conv.bwd_form(source, TARGET));
+            let workspace = workspace(simt, conv.bwd_workspace_bytes(source, form));
             let epilogue = Epilogue { residual, ..Epilogue::default() };
             let at = BwdOperands { dy, filter, dx: dx.at, epilogue, workspace };
-            launches.extend(self.conv.backward(source, form, storage, &at).expect("a trial is legal"));
+            launches.extend(conv.backward(source, form, storage, &at).expect("a trial is legal"));
             outputs.push(dx);
         }
         Prepared { launches, outputs }
