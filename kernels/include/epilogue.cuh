@@ -34,7 +34,7 @@ template <int M>
 DEVICE Rows rows_of(const Epilogue& e, int block, int m) {
     const int rows = e.stats.address != 0 ? e.stat_rows : m;
     const int tiles = rows / M + (rows % M != 0), image = block / tiles, first = block % tiles * M;
-    return {int64_t(image) * rows + first, first + M < rows ? M : rows - first, block};
+    return {int64_t(image) * rows + first, rows - first > M ? M : rows - first, block};
 }
 
 // One column of one row in a general form, GEGLU aside.

@@ -31,22 +31,30 @@ DEVICE void run(const GemmParams& p) {
     const epilogue::Rows rows = epilogue::rows_of<M>(p.epilogue, blockIdx.x, p.m);
     const int column0 = blockIdx.y * N;
 
-    // 1. The sums. A chunk is eight elements, all inside or all outside.
+    // 1. The sums. A chunk is eight elements, all inside or all outside. Addresses outside are not followed.
+    typedef typename Tile::A A;
+    typedef typename Tile::B B;
+    static_assert(A::REGULAR, "one chunk a thread");
+    const T* a_first = a + (rows.first + A::row(0)) * p.a_row + k0 + A::chunk(0) * 8;
+    const int64_t b_row = B_BY_ROWS ? p.b_k : p.b_column, b_step = B_BY_ROWS ? K * b_row : K;
+    const T* b_begin = b + (B_BY_ROWS ? k0 * b_row + column0 : column0 * b_row + k0);
+    const T* b_first = b_begin + B::row(0) * b_row + B::chunk(0) * 8;
     typename Warps::Accumulators acc;
     Warps::clear(acc);
     Tile::template run<T>(acc, cvta_to_shared(smem.bytes), (k_end - k0 + K - 1) / K,
                           [&](int step, uint32_t a_slab, uint32_t b_slab) {
-        const int from = k0 + step * K;
-        Tile::A::fill(a_slab, [&](int, int row, int chunk) {
-            const int k = from + chunk * 8;
-            const bool in = row < rows.count && k < k_end;
-            return tile::Piece{in ? a + (rows.first + row) * p.a_row + k : a, in ? 16 : 0};
+        const int left = k_end - k0 - step * K;
+        const T* a_now = a_first + int64_t(step) * K;
+        A::fill(a_slab, [&](int i, int row, int chunk) {
+            const bool in = row < rows.count && chunk * 8 < left;
+            return tile::Piece{a_now + i * (A::APART * p.a_row), in ? 16 : 0};
         });
-        Tile::B::fill(b_slab, [&](int, int row, int chunk) {
-            const int k = from + (B_BY_ROWS ? row : chunk * 8), column = column0 + (B_BY_ROWS ? chunk * 8 : row);
-            const bool in = column < p.n && k < k_end;
-            const int64_t at = B_BY_ROWS ? k * p.b_k + column : column * p.b_column + k;
-            return tile::Piece{in ? b + at : b, in ? 16 : 0};
+        const T* b_now = b_first + step * b_step;
+        B::fill(b_slab, [&](int i, int row, int chunk) {
+            const int k = B_BY_ROWS ? row : chunk * 8, column = column0 + (B_BY_ROWS ? chunk * 8 : row);
+            const T* from = B::REGULAR ? b_now + i * (B::APART * b_row)
+                                       : b_begin + step * b_step + row * b_row + chunk * 8;
+            return tile::Piece{from, column < p.n && k < left ? 16 : 0};
         });
     });
 

@@ -12,7 +12,8 @@
 
 namespace tile {
 
-// 16 bytes that are copied to shared memory; what is beyond the first `bytes` of them becomes zero.
+// 16 bytes that are copied to shared memory; what is beyond the first `bytes` of them, 0 or 16, becomes zero and is
+// not read.
 struct Piece {
     const void* from;
     int bytes;
@@ -25,6 +26,9 @@ template <int ROWS, int COLUMNS, int THREADS>
 struct Slab {
     static constexpr int CHUNKS = COLUMNS / 8, ROW_BYTES = COLUMNS * 2, BYTES = ROWS * ROW_BYTES;
     static constexpr int COPIES = ROWS * CHUNKS / THREADS;  // of one thread
+    // Where whole rows of chunks go round the threads, a thread has one chunk of rows that far apart.
+    static constexpr bool REGULAR = THREADS % CHUNKS == 0;
+    static constexpr int APART = THREADS / CHUNKS;
     static_assert(COLUMNS % 32 == 0 && ROWS % 8 == 0, "whole groups of banks");
     static_assert(ROWS * CHUNKS % THREADS == 0, "every thread copies as much");
 

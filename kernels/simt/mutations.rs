@@ -96,18 +96,18 @@ pub const MUTATIONS: &[Mutation] = &[
     mutation(
         "product-depth-bound",
         "gemm_bf16_m64n64k32s4",
-        "const bool in = row < rows.count && k < k_end;",
+        "const bool in = row < rows.count && chunk * 8 < left;",
         "const bool in = row < rows.count;",
     ),
     mutation(
         "product-row-bound",
         "gemm_bwd_bf16_m64n64k32s4",
-        "const bool in = row < rows.count && k < k_end;",
-        "const bool in = k < k_end;",
+        "const bool in = row < rows.count && chunk * 8 < left;",
+        "const bool in = chunk * 8 < left;",
     ),
     mutation("epilogue-barrier-before-rows", "join_f16_m32n32", BEFORE_ROWS, BEFORE_ROWS_GONE),
     mutation("epilogue-barrier-before-statistics", "gemm_bf16_m64n64k32s4", BEFORE_STATS, BEFORE_STATS_GONE),
-    mutation("epilogue-row-bound", "gemm_f16_m64n64k32s4", "first + M < rows ? M : rows - first", "M"),
+    mutation("epilogue-row-bound", "gemm_f16_m64n64k32s4", "rows - first > M ? M : rows - first", "M"),
     mutation(
         "clip-cosine-scores-barrier",
         "clip_cosine_f16",

@@ -2,7 +2,8 @@
 //! batch, and main loops without bank conflicts.
 
 use unguide::launch::Storage;
-use unguide::launch::gemm::{After, Order};
+use unguide::launch::gemm::{After, Order, Places};
+use unguide::launch::params::DevicePtr;
 use unguide::launch::tune::gemm::{STEP, TILES};
 use unguide::simt::{Counts, Mode, Simt};
 use unguide::tensor::Tensor;
@@ -65,6 +66,29 @@ fn an_image_alone_gives_the_bits_that_it_gives_in_a_batch() {
                 assert!(all[image * one.len()..][..one.len()] == one[..], "{n} {k} image {image}");
             }
         }
+    }
+}
+
+#[test]
+fn rows_that_lie_apart_give_the_same_bits() {
+    let after = After { residual: true, ..After::default() };
+    for order in ORDERS {
+        let trial = Trial::new(order, TILES[2], [70, 40, 72]).after(after);
+        let (want, _) = outcome(&trial, Storage::F16, Mode::FAST);
+        // Odd rows after even ones, each launch over every second row of a, d and the residual.
+        let mut simt = Simt::new();
+        let (places, outputs) = trial.place(&mut simt, Storage::F16);
+        for odd in 0..2 {
+            let mut half = trial.clone();
+            half.gemm.m /= 2;
+            (half.gemm.rows[0], half.gemm.rows[2]) = (2 * 72, 2 * 40);
+            let row = |at: DevicePtr, elements: u64| DevicePtr(at.0 + odd * elements * 2);
+            let (a, d, residual) = (row(places.a, 72), row(places.d, 40), row(places.residual, 40));
+            for launch in half.launches(Storage::F16, &Places { a, d, residual, ..places }) {
+                simt.run(&launch, Mode::CHECKED).expect("the kernel is right");
+            }
+        }
+        assert!(outputs[0].read(&simt) == want[0], "{order:?}");
     }
 }
 

@@ -68,6 +68,8 @@ impl Params for GemmParams {
         for (field, extent) in [("m", self.m), ("n", self.n), ("k", self.k)] {
             rules.at_least(field, extent, 1);
         }
+        // Steps of k are counted to their end.
+        rules.holds("k", self.k, self.k <= i32::MAX - 64, "at most 2^31 - 65");
         let strides = [
             ("a_batch", self.a_batch),
             ("b_batch", self.b_batch),

@@ -231,6 +231,12 @@ impl Trial {
     }
 
     pub fn prepare(&self, simt: &mut Simt, storage: Storage) -> Prepared {
+        let (places, outputs) = self.place(simt, storage);
+        Prepared { launches: self.launches(storage, &places), outputs }
+    }
+
+    /// The operands on a device, and buffers for the results.
+    pub fn place(&self, simt: &mut Simt, storage: Storage) -> (Places, Vec<Output>) {
         let Gemm { m, n, k, batch, images, after, .. } = self.gemm;
         let operands = self.operands();
         let stored = |simt: &mut Simt, value: &Value<f32>| put(simt, value, Some(storage));
@@ -256,7 +262,7 @@ impl Trial {
             stats: outputs.get(1).map_or(Default::default(), |stats| stats.at),
             workspace: simt.alloc(workspace),
         };
-        Prepared { launches: self.launches(storage, &places), outputs }
+        (places, outputs)
     }
 
     fn wanted(&self, storage: Storage) -> Vec<Wanted> {
