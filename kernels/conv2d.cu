@@ -4,8 +4,8 @@
 //     u[n, i, j, :] = [x, x2][n, i / 2^up, j / 2^up, :]
 //     y[n, i, j, o] = epilogue(sum_{r, s, c} f[o, r, s, c] u[n, i stride_y + r - top, j stride_x + s - left, c])
 //
-// u has h x w pixels and is zero outside. The stored images have (h + up) / 2^up lines, so that an enlarged image may
-// be one line or column short of twofold.
+// u has h x w pixels and is zero outside. The stored images have (h + up) / 2^up lines, so that an enlarged image
+// may be one line or column short of twofold.
 //
 // Departures from the formulas: none. u is never made; one output a thread, in the order of the sum.
 //

@@ -1,5 +1,5 @@
-// conv2d_dgrad - the data gradient of conv2d, for a range of the channels of its input. The general form: any size,
-// stride and padding.
+// conv2d_dgrad - the data gradient of conv2d, for a range of the channels of its input. The general form: any
+// size, stride and padding.
 //
 //     du[n, i, j, c] = sum_{r, s, o} f[o, r, s, first + c] dy[n, (i + top - r) / stride_y, (j + left - s) / stride_x, o]
 //     dx[n, i, j, c] = epilogue(sum of du over the pixels that pixel (i, j) was copied to)

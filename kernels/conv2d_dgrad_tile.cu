@@ -1,5 +1,5 @@
-// conv2d_dgrad_tile - conv2d_dgrad as a product of matrices whose left one is never made: pixels of dx x a range of its
-// channels, summed over taps and channels of dy.
+// conv2d_dgrad_tile - conv2d_dgrad on tensor cores, as a product of matrices whose left one is never made: pixels of
+// dx x a range of its channels, summed over taps and channels of dy.
 //
 //     dx[m, c] = epilogue(sum_{r, s, o} dy[pixel that tap (r, s) brought pixel m to, o] f[o, r, s, first + c])
 //
@@ -7,10 +7,10 @@
 // 32 filters, of each N channels of that tap. So the right matrix lies by rows of the sum, in the forward filter
 // itself, and ldmatrix transposes it. Which pixels of dy a tap leads to (conv.cuh):
 //
-//     stride t          pixels of dx fall into t t classes by the remainders of y + top and x + left; a class has the
-//                       taps of its own remainder alone, so no product with a zero is made
-//     up = 1            dx gathers from the two lines and columns that it was copied to: r + r lines of taps
-//     sub-pixel         the same with packed filters (conv2d_tile.cu): 2 lines of taps a kind of output pixel
+//     stride t    pixels of dx fall into t t classes by the remainders of y + top and x + left; a class has the taps
+//                 of its own remainder alone, so no product with a zero is made
+//     up = 1      dx gathers from the two lines and columns that it was copied to: r + r lines of taps
+//     sub-pixel   the same with packed filters (conv2d_tile.cu): 2 lines of taps a kind of output pixel
 //
 // Departures from the formula:
 //   1. With splits > 1 a block sums a share of the steps and stores its bare sums; join.cu adds them.
@@ -112,19 +112,17 @@ __device__ void run(const Conv2dBwdParams& p) {
     DYNAMIC_SHARED(Shared, smem);
     KERNEL_ASSERT(blockDim.x == THREADS && p.o % 8 == 0 && p.c % 8 == 0);
 
-    // 1. Which pixels, which channels, which share of the walk.
-    const int classes = p.stride_y * p.stride_x;
-    const int split = blockIdx.z % p.splits, kind = blockIdx.z / p.splits % classes;
-    const int image = blockIdx.z / p.splits / classes;
+    // 1. Which pixels, which channels, which share of the walk: x counts the tiles of all images.
+    const int split = blockIdx.z % p.splits, kind = blockIdx.z / p.splits;
+    const int tiles = gridDim.x / p.n, image = blockIdx.x / tiles, tile = blockIdx.x % tiles;
     Side down{p.h, p.height, p.r, p.stride_y, p.top, p.up, p.kinds_y, kind / p.stride_x, 0};
     Side across{p.w, p.width, p.s, p.stride_x, p.left, p.up, p.kinds_x, kind % p.stride_x, 0};
     const conv::Axis y = down.axis(), x = across.axis();
-    const int m0 = blockIdx.x * M, n0 = blockIdx.y * N, left = y.count * x.count - m0;
+    const int m0 = tile * M, n0 = blockIdx.y * N, left = y.count * x.count - m0;
     if (left <= 0) return;
     const int lines = (p.h + p.up) >> p.up, columns = (p.w + p.up) >> p.up;
     const int64_t pixels = int64_t(lines) * columns;
-    const conv::Places places{image * pixels, columns, y, x, m0, left < M ? left : M,
-                              int64_t(image * classes + kind) * gridDim.x + blockIdx.x};
+    const conv::Places places{image * pixels, columns, y, x, m0, left < M ? left : M, 0};
     Loader<T, Tile> loader{p,
                            p.dy.as<T>() + int64_t(image) * p.height * p.width * p.o,
                            p.filter.as<T>() + p.first + n0,

@@ -1,5 +1,5 @@
-// conv2d_tile - conv2d as a product of matrices whose left one is never made: pixels of y x channels of y, summed over
-// taps and channels of x.
+// conv2d_tile - conv2d on tensor cores, as a product of matrices whose left one is never made: pixels of y x channels
+// of y, summed over taps and channels of x.
 //
 //     y[m, o] = epilogue(sum_{r, s, c} u[pixel of m under tap (r, s), c] f[o, r, s, c])
 //
@@ -14,6 +14,7 @@
 // Departures from the formula:
 //   1. With splits > 1 a block sums a share of the steps and stores its bare sums; join.cu adds them.
 //   2. The order of a sum depends on the image's shape and `splits` alone, not on M, N or the batch.
+//   3. In the sub-pixel form the sums of taps are rounded to storage, once each; nothing else differs.
 //
 // Needs c, c2 in whole vectors of 8 and addresses of 16 bytes; o may be any.
 //
@@ -96,16 +97,16 @@ __device__ void run(const Conv2dParams& p) {
     DYNAMIC_SHARED(Shared, smem);
     KERNEL_ASSERT(blockDim.x == THREADS && p.c % 8 == 0 && p.c2 % 8 == 0);
 
-    // 1. Which pixels, which channels, which share of the walk.
-    const int kinds = p.kinds_y * p.kinds_x;
-    const int split = blockIdx.z % p.splits, kind = blockIdx.z / p.splits % kinds, image = blockIdx.z / p.splits / kinds;
+    // 1. Which pixels, which channels, which share of the walk: x counts the tiles of all images.
+    const int kinds = p.kinds_y * p.kinds_x, split = blockIdx.z % p.splits, kind = blockIdx.z / p.splits;
+    const int tiles = gridDim.x / p.n, image = blockIdx.x / tiles, tile = blockIdx.x % tiles;
     const int kind_y = kind / p.kinds_x, kind_x = kind % p.kinds_x;
     const conv::Axis y = axis_of(kind_y, p.kinds_y, p.height, p.stride_y, p.r);
     const conv::Axis x = axis_of(kind_x, p.kinds_x, p.width, p.stride_x, p.s);
-    const int m0 = blockIdx.x * M, n0 = blockIdx.y * N, left = y.count * x.count - m0;
+    const int m0 = tile * M, n0 = blockIdx.y * N, left = y.count * x.count - m0;
     if (left <= 0) return;
     const conv::Places places{int64_t(image) * p.height * p.width, p.width, y, x, m0, left < M ? left : M,
-                              int64_t(image * kinds + kind) * gridDim.x + blockIdx.x};
+                              int64_t(image * kinds + kind) * tiles + tile};
     const int columns = (p.w + p.up) >> p.up, window = p.r * p.s * (p.c + p.c2);
     const int64_t pixels = int64_t((p.h + p.up) >> p.up) * columns;
     Loader<T, Tile> loader{p,

@@ -79,9 +79,9 @@ __device__ constexpr int shared_bytes() {
     return Stage<Warps>::BYTES;
 }
 
-// Stores a block's sums; `rows` is a Rows, or says likewise where they go. `d` and `residual` are [m, n] with rows `d_row` elements apart (GEGLU: [m, n / 2]),
-// n counts the columns of the sums, column0 is the block's first. All of the block must come here, and nobody
-// may still use `stage`.
+// Stores a block's sums; `rows` is a Rows, or says likewise how many there are and where they go. `d` and `residual`
+// are [m, n] with rows `d_row` elements apart (GEGLU: [m, n / 2]), n counts the columns of the sums, column0 is the
+// block's first. All of the block must come here, and nobody may still use `stage`.
 template <typename T, typename Warps, typename Places>
 DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, const Places& rows, int column0,
                    int n, T* d, const T* residual, int64_t d_row, float* stage) {

@@ -116,7 +116,7 @@ impl Conv2d {
             columns: self.filter[0],
             steps: taps[0] * taps[1] * channels.iter().sum::<usize>().div_ceil(DEPTH),
         };
-        problem.form(target)
+        Form::Tiled(problem.tile(target))
     }
 
     /// The form that the data gradient takes, for that source's share.
@@ -139,7 +139,7 @@ impl Conv2d {
             columns: channels[source],
             steps: lines[0] * lines[1] * o.div_ceil(DEPTH),
         };
-        problem.form(target)
+        Form::Tiled(problem.tile(target))
     }
 
     /// Bytes of [`Operands::workspace`].
@@ -171,7 +171,7 @@ impl Conv2d {
         };
         let geometry = self.geometry();
         let pixels = largest(geometry.out, geometry.kinds).iter().product();
-        let grid = tile.grid(pixels, self.filter[0], self.images * geometry.kinds[0] * geometry.kinds[1]);
+        let grid = tile.grid(self.images, geometry.kinds[0] * geometry.kinds[1], pixels, self.filter[0]);
         let params = p::Conv2dParams { splits: int(tile.splits), ..self.params(&geometry, at) };
         let params = if tile.splits > 1 {
             p::Conv2dParams {
@@ -213,7 +213,7 @@ impl Conv2d {
         let geometry = self.geometry();
         let pixels = self.written_pixels(geometry.stride).iter().product();
         let classes = geometry.stride[0] * geometry.stride[1];
-        let grid = tile.grid(pixels, geometry.channels[source], self.images * classes);
+        let grid = tile.grid(self.images, classes, pixels, geometry.channels[source]);
         let params =
             p::Conv2dBwdParams { splits: int(tile.splits), ..self.bwd_params(&geometry, source, at) };
         let params = if tile.splits > 1 {

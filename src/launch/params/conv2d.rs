@@ -253,22 +253,22 @@ impl Window {
         (pixels, classes): (i32, i32),
         epilogue: &Epilogue,
         columns: i32,
-        (to, sums): (DevicePtr, DevicePtr),
+        (to, parts): (DevicePtr, DevicePtr),
     ) {
         let blocks = |extent: i32, of: i32| extent.unsigned_abs().div_ceil(of.unsigned_abs());
-        let parts = [self.images, classes, self.splits].map(i64::from).into_iter();
-        let z = parts.fold(1, i64::saturating_mul);
-        let grid = [i64::from(blocks(pixels, tile.m)), i64::from(blocks(columns, tile.n)), z];
+        let tiles = i64::from(self.images).saturating_mul(i64::from(blocks(pixels, tile.m)));
+        let shares = i64::from(classes).saturating_mul(i64::from(self.splits));
+        let grid = [tiles, i64::from(blocks(columns, tile.n)), shares];
         let found = format!("{:?}", rules.grid);
         rules.holds(
             "grid",
             found,
             rules.grid.map(i64::from) == grid,
-            "a block a tile, class, image and split",
+            "a block a tile of an image, class and split",
         );
-        let whole = (self.splits > 1) == (sums != DevicePtr::NONE);
+        let whole = (self.splits > 1) == (parts != DevicePtr::NONE);
         rules.holds("sums", self.splits, whole, "given where there are splits");
-        rules.aligned("sums", sums, 16);
+        rules.aligned("sums", parts, 16);
         if self.splits > 1 {
             rules.holds("epilogue", "one", epilogue.is_bare(), "none where the sums are stored");
         } else {

@@ -71,16 +71,6 @@ impl Problem {
     }
 }
 
-impl Problem {
-    /// Tiles, where a grid may have so many blocks.
-    pub fn form(&self, target: &str) -> Form {
-        let tile = self.tile(target);
-        let fits =
-            self.images * self.classes * tile.splits <= 65535 && self.columns.div_ceil(tile.n) <= 65535;
-        if fits { Form::Tiled(tile) } else { Form::General { why: "too many images for a grid" } }
-    }
-}
-
 impl Form {
     /// Parts whose sums are kept: none where the sum is whole.
     pub fn splits(&self) -> usize {
@@ -97,9 +87,9 @@ impl Tile {
         format!("{op}_{}_m{}n{}k32s4", storage.name(), self.m, self.n)
     }
 
-    /// Blocks for so many pixels of the largest class, channels, and classes of all images.
-    pub fn grid(&self, pixels: usize, columns: usize, classes: usize) -> [u32; 3] {
-        let parts = [pixels.div_ceil(self.m), columns.div_ceil(self.n), classes * self.splits];
+    /// Blocks for so many images, classes of pixels, pixels of the largest class, and channels.
+    pub fn grid(&self, images: usize, classes: usize, pixels: usize, columns: usize) -> [u32; 3] {
+        let parts = [images * pixels.div_ceil(self.m), columns.div_ceil(self.n), classes * self.splits];
         parts.map(|blocks| u32::try_from(blocks).unwrap_or(u32::MAX))
     }
 }

@@ -66,200 +66,45 @@ pub const PLAIN: Conv2d = Conv2d {
 };
 /// What forms are chosen for.
 pub const TARGET: &str = "sm_80";
-const SMALL_TILE: Wish = Wish::Tiled(64, 64, 1);
 
 fn trials() -> Vec<Trial> {
     use Ends::{All, Bare, Bias};
+    use Wish::{Chosen, General, Tiled};
     let asymmetric = Padding { top: 0, left: 0, bottom: 1, right: 1 };
-    let point = |o: usize| [o, 1, 1];
-    let general = [
+    let conv = |images, size, channels, filter| Conv2d { images, size, channels, filter, ..PLAIN };
+    let strided = |stride, padding, conv| Conv2d { stride, padding, ..conv };
+    let enlarged = |to, conv| Conv2d { enlarged: Some(to), ..conv };
+    let sub_pixel = |to, conv| Conv2d { enlarged: Some(to), sub_pixel: true, ..conv };
+    let small = Tiled(64, 64, 1);
+    let trials = [
         // Two sources, enlargements that are whole and cropped, strides and patches.
-        (Conv2d { images: 2, size: [5, 7], channels: [4, 3], filter: [7, 3, 3], ..PLAIN }, All),
-        (Conv2d { size: [3, 5], channels: [3, 0], enlarged: Some([6, 9]), filter: [4, 3, 3], ..PLAIN }, All),
-        (
-            Conv2d {
-                images: 2,
-                size: [4, 1],
-                channels: [2, 5],
-                enlarged: Some([7, 1]),
-                filter: [3, 3, 3],
-                ..PLAIN
-            },
-            Bias,
-        ),
-        (
-            Conv2d {
-                size: [9, 13],
-                channels: [3, 4],
-                filter: [5, 3, 3],
-                stride: 2,
-                padding: asymmetric,
-                ..PLAIN
-            },
-            Bare,
-        ),
-        (
-            Conv2d {
-                images: 2,
-                size: [28, 14],
-                channels: [3, 0],
-                filter: [5, 14, 14],
-                stride: 14,
-                padding: Padding::NONE,
-                ..PLAIN
-            },
-            Bias,
-        ),
-    ];
-    let tiled = [
+        (conv(2, [5, 7], [4, 3], [7, 3, 3]), All, General),
+        (enlarged([6, 9], conv(1, [3, 5], [3, 0], [4, 3, 3])), All, General),
+        (enlarged([7, 1], conv(2, [4, 1], [2, 5], [3, 3, 3])), Bias, General),
+        (strided(2, asymmetric, conv(1, [9, 13], [3, 4], [5, 3, 3])), Bare, General),
+        (strided(14, Padding::NONE, conv(2, [28, 14], [3, 0], [5, 14, 14])), Bias, General),
         // Edges of tiles in every direction; sources that share a step; strides; images in a batch.
-        (
-            Conv2d { images: 2, size: [9, 13], channels: [40, 24], filter: [72, 3, 3], ..PLAIN },
-            All,
-            SMALL_TILE,
-        ),
-        (Conv2d { size: [7, 11], channels: [8, 0], filter: [4, 3, 3], ..PLAIN }, Bias, SMALL_TILE),
-        (
-            Conv2d {
-                images: 2,
-                size: [5, 7],
-                channels: [40, 0],
-                filter: point(24),
-                padding: Padding::NONE,
-                ..PLAIN
-            },
-            All,
-            SMALL_TILE,
-        ),
-        (
-            Conv2d {
-                size: [9, 14],
-                channels: [16, 8],
-                filter: [8, 3, 3],
-                stride: 2,
-                padding: asymmetric,
-                ..PLAIN
-            },
-            Bias,
-            SMALL_TILE,
-        ),
-        (
-            Conv2d { size: [10, 7], channels: [24, 0], filter: [16, 3, 3], stride: 2, ..PLAIN },
-            Bare,
-            SMALL_TILE,
-        ),
-        (
-            Conv2d {
-                size: [16, 24],
-                channels: [3, 0],
-                filter: [40, 8, 8],
-                stride: 8,
-                padding: Padding::NONE,
-                ..PLAIN
-            },
-            Bias,
-            SMALL_TILE,
-        ),
-        (
-            Conv2d {
-                images: 2,
-                size: [5, 7],
-                channels: [8, 16],
-                enlarged: Some([10, 13]),
-                filter: [8, 3, 3],
-                ..PLAIN
-            },
-            All,
-            SMALL_TILE,
-        ),
-        (
-            Conv2d {
-                images: 2,
-                size: [4, 5],
-                channels: [16, 8],
-                enlarged: Some([8, 10]),
-                filter: [24, 3, 3],
-                sub_pixel: true,
-                ..PLAIN
-            },
-            All,
-            SMALL_TILE,
-        ),
-        (
-            Conv2d {
-                size: [5, 7],
-                channels: [40, 0],
-                enlarged: Some([9, 13]),
-                filter: [16, 3, 3],
-                sub_pixel: true,
-                ..PLAIN
-            },
-            Bias,
-            SMALL_TILE,
-        ),
-        (
-            Conv2d {
-                size: [3, 6],
-                channels: [8, 0],
-                enlarged: Some([6, 11]),
-                filter: [8, 3, 3],
-                sub_pixel: true,
-                ..PLAIN
-            },
-            Bare,
-            SMALL_TILE,
-        ),
-        (
-            Conv2d {
-                size: [1, 1],
-                channels: [8, 0],
-                enlarged: Some([1, 2]),
-                filter: [8, 3, 3],
-                sub_pixel: true,
-                ..PLAIN
-            },
-            Bare,
-            SMALL_TILE,
-        ),
-        (
-            Conv2d { images: 2, size: [7, 11], channels: [64, 0], filter: [72, 3, 3], ..PLAIN },
-            All,
-            Wish::Tiled(64, 64, 5),
-        ),
-        (
-            Conv2d { size: [6, 5], channels: [24, 0], filter: [16, 3, 3], stride: 2, ..PLAIN },
-            All,
-            Wish::Tiled(64, 64, 3),
-        ),
-        (
-            Conv2d { size: [11, 13], channels: [32, 0], filter: [136, 3, 3], ..PLAIN },
-            All,
-            Wish::Tiled(128, 128, 1),
-        ),
-        (
-            Conv2d { size: [11, 13], channels: [32, 8], filter: [72, 3, 3], ..PLAIN },
-            Bias,
-            Wish::Tiled(128, 64, 1),
-        ),
+        (conv(2, [9, 13], [40, 24], [72, 3, 3]), All, small),
+        (conv(1, [7, 11], [8, 0], [4, 3, 3]), Bias, small),
+        (strided(1, Padding::NONE, conv(2, [5, 7], [40, 0], [24, 1, 1])), All, small),
+        (strided(2, asymmetric, conv(1, [9, 14], [16, 8], [8, 3, 3])), Bias, small),
+        (strided(2, Padding::all(1), conv(1, [10, 7], [24, 0], [16, 3, 3])), Bare, small),
+        (strided(8, Padding::NONE, conv(1, [16, 24], [3, 0], [40, 8, 8])), Bias, small),
+        (enlarged([10, 13], conv(2, [5, 7], [8, 16], [8, 3, 3])), All, small),
+        (sub_pixel([8, 10], conv(2, [4, 5], [16, 8], [24, 3, 3])), All, small),
+        (sub_pixel([9, 13], conv(1, [5, 7], [40, 0], [16, 3, 3])), Bias, small),
+        (sub_pixel([6, 11], conv(1, [3, 6], [8, 0], [8, 3, 3])), Bare, small),
+        (sub_pixel([1, 2], conv(1, [1, 1], [8, 0], [8, 3, 3])), Bare, small),
+        (conv(2, [7, 11], [64, 0], [72, 3, 3]), All, Tiled(64, 64, 5)),
+        (strided(2, Padding::all(1), conv(1, [6, 5], [24, 0], [16, 3, 3])), All, Tiled(64, 64, 3)),
+        (conv(1, [11, 13], [32, 0], [136, 3, 3]), All, Tiled(128, 128, 1)),
+        (conv(1, [11, 13], [32, 8], [72, 3, 3]), Bias, Tiled(128, 64, 1)),
         // Channels as they are.
-        (Conv2d { size: [5, 7], channels: [320, 0], filter: [129, 3, 3], ..PLAIN }, Bias, Wish::Chosen),
-        (Conv2d { size: [8, 8], channels: [640, 320], filter: [320, 3, 3], ..PLAIN }, All, Wish::Chosen),
-        (
-            Conv2d {
-                size: [4, 4],
-                channels: [320, 0],
-                enlarged: Some([8, 7]),
-                filter: [320, 3, 3],
-                sub_pixel: true,
-                ..PLAIN
-            },
-            Bias,
-            Wish::Chosen,
-        ),
+        (conv(1, [5, 7], [320, 0], [129, 3, 3]), Bias, Chosen),
+        (conv(1, [8, 8], [640, 320], [320, 3, 3]), All, Chosen),
+        (sub_pixel([8, 7], conv(1, [4, 4], [320, 0], [320, 3, 3])), Bias, Chosen),
     ];
-    let trial = |conv, ends, form| Trial::new(conv, ends, form);
-    let general = general.map(|(conv, ends)| trial(conv, ends, Wish::General));
-    general.into_iter().chain(tiled.map(|(conv, ends, form)| trial(conv, ends, form))).collect()
+    trials.map(|(conv, ends, form)| Trial::new(conv, ends, form)).into()
 }
 
 /// The operands of one trial, as they are or as they are stored.
@@ -540,7 +385,7 @@ impl Trial {
         let mut start = 0;
         let share = |x: &Value<f32>| {
             let len = x.shape().last();
-            let share = eval(&Op::SliceChannels { start, len }, &[gradient.clone()]);
+            let share = eval(&Op::SliceChannels { start, len }, std::slice::from_ref(&gradient));
             start += len;
             let share = if self.ends == Ends::All { eval(&Op::Add, &[share, x.clone()]) } else { share };
             share.real().clone()
