@@ -24,6 +24,9 @@ struct Rows {
     int64_t first;  // of all
     int count;
     int64_t tile;   // counted over all images; rows of `stats`
+
+    // Where row `line` of the tile is stored.
+    DEVICE_MEMBER int64_t at(int line) const { return first + line; }
 };
 
 // Tiles of M rows: of all m rows as if they were one image, or of each image where statistics are wanted.
@@ -42,6 +45,14 @@ DEVICE float linear(const Epilogue& e, float sum, int64_t row, int column, int n
     if (bias != nullptr) sum += bias[column];
     if (channels != nullptr) sum += to_f32(channels[row / e.channel_rows * n + column]);
     return sum;
+}
+
+// All of it for one element of [m, n] in a general form, GEGLU aside.
+template <typename T>
+DEVICE float point(const Epilogue& e, float sum, int64_t row, int column, int n) {
+    const T* residual = e.residual.as<T>();  // [m, n]
+    const float value = activated(e.activation, linear<T>(e, sum, row, column, n));
+    return residual != nullptr ? value + to_f32(residual[row * n + column]) : value;
 }
 
 // Four elements of a row, or those of them that exist.
@@ -68,11 +79,11 @@ __device__ constexpr int shared_bytes() {
     return Stage<Warps>::BYTES;
 }
 
-// Stores a block's sums. `d` and `residual` are [m, n] with rows `d_row` elements apart (GEGLU: [m, n / 2]),
-// n counts the columns of the sums, column0 is the block's first. All of the block must come here, and nobody
-// may still use `stage`.
-template <typename T, typename Warps>
-DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, const Rows& rows, int column0,
+// Stores a block's sums; `rows` is a Rows, or says likewise how many there are and where they go. `d` and `residual`
+// are [m, n] with rows `d_row` elements apart (GEGLU: [m, n / 2]), n counts the columns of the sums, column0 is the
+// block's first. All of the block must come here, and nobody may still use `stage`.
+template <typename T, typename Warps, typename Places>
+DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, const Places& rows, int column0,
                    int n, T* d, const T* residual, int64_t d_row, float* stage) {
     typedef Stage<Warps> Stage;
     const int lane = Warps::lane();
@@ -100,7 +111,7 @@ DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, c
 #pragma unroll 1
     for (int item = threadIdx.x; item < rows.count * QUADS; item += Warps::THREADS) {
         const int line = item / QUADS, in_tile = item % QUADS * 4, column = column0 + in_tile;
-        const int64_t row = rows.first + line;
+        const int64_t row = rows.at(line);
         if (column >= n) continue;
         float* staged = Stage::at(stage, line, in_tile);
         float value[4], other[4];
@@ -164,15 +175,15 @@ DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, c
 }
 
 // The bare sums of a block, to be joined with those of others: `to` is [m, n] of f32.
-template <typename Warps>
-DEVICE void store_sums(const typename Warps::Accumulators& acc, const Rows& rows, int column0, int n, float* to) {
+template <typename Warps, typename Places>
+DEVICE void store_sums(const typename Warps::Accumulators& acc, const Places& rows, int column0, int n, float* to) {
     const int lane = Warps::lane();
 #pragma unroll
     for (int i = 0; i < Warps::FRAGMENTS_M; ++i)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int line = Warps::first_row() + i * 16 + half * 8 + lane / 4;
-            float* row = to + (rows.first + line) * n;
+            float* row = to + rows.at(line) * n;
 #pragma unroll
             for (int j = 0; j < Warps::FRAGMENTS_N; ++j) {
                 const int column = column0 + Warps::first_column() + j * 8 + lane % 4 * 2;

@@ -246,10 +246,30 @@ struct JoinParams {
 static_assert(sizeof(JoinParams) == 88, "as in src/launch/params");
 
 struct Conv2dParams {
-    DevicePtr x, filter, bias, y;  // bias: 0 where there is none
-    int32_t n, h, w, c, o, r, s, stride, top, left, height, width;
+    DevicePtr x, x2, filter, y;  // x2: 0 where there is one source
+    DevicePtr sums;              // f32 [splits, n, height, width, o]: takes bare sums in the place of y; or 0
+    Epilogue epilogue;
+    int32_t n, h, w;             // h x w: what the filter slides over
+    int32_t up;                  // 1: that is the stored image twofold, the last line and column perhaps left out
+    int32_t c, c2, o, r, s;
+    int32_t stride_y, stride_x, top, left, height, width;
+    int32_t kinds_y, kinds_x;    // of lines and columns of y, with filters of their own: 1, or 2 or 3 (sub-pixel)
+    int32_t splits;
 };
-static_assert(sizeof(Conv2dParams) == 80, "as in src/launch/params");
+static_assert(sizeof(Conv2dParams) == 40 + sizeof(Epilogue) + 72, "as in src/launch/params");
+
+struct Conv2dBwdParams {
+    DevicePtr dy, filter, dx;
+    DevicePtr sums;                   // f32 [splits, n, lines, columns, c]: takes bare sums in the place of dx; or 0
+    Epilogue epilogue;
+    int32_t n, h, w, up;              // as in Conv2dParams
+    int32_t channels, first, c;       // dx has channels first .. first + c of the filter's
+    int32_t o, r, s;
+    int32_t stride_y, stride_x, top, left, height, width;
+    int32_t kinds_y, kinds_x, splits;
+    int32_t pad;
+};
+static_assert(sizeof(Conv2dBwdParams) == 32 + sizeof(Epilogue) + 80, "as in src/launch/params");
 
 struct AttentionParams {
     DevicePtr q, k, v, o, lse;

@@ -240,6 +240,44 @@ pub const MUTATIONS: &[Mutation] = &[
         "if (i < count) out[i] = from_f32<T>(f(to_f32(x[i]), to_f32(y[i])))",
         "if (i <= count) out[i] = from_f32<T>(f(to_f32(x[i]), to_f32(y[i])))",
     ),
+    mutation(
+        "conv2d-tile-right-edge",
+        "conv2d_f16_m64n64k32s4",
+        "j >= x.low && j < x.high;",
+        "j >= x.low && j <= x.high;",
+    ),
+    // The filter is zero there, but what it is multiplied with lies beyond the image.
+    mutation(
+        "conv2d-tile-channel-bound",
+        "conv2d_bf16_m64n64k32s4",
+        "in = pixels.at[i] >= 0 && channel < channels;",
+        "in = pixels.at[i] >= 0;",
+    ),
+    // Nobody stores what these rows make.
+    mutation(
+        "conv2d-tile-filter-bound",
+        "conv2d_f16_m64n64k32s4",
+        "in = row < filters && channel < channels;",
+        "in = channel < channels;",
+    ),
+    mutation(
+        "conv2d-bwd-tile-filter-bound",
+        "conv2d_bwd_f16_m64n64k32s4",
+        "in = chunk * 8 < columns && o < p.o;",
+        "in = chunk * 8 < columns;",
+    ),
+    mutation(
+        "conv2d-bwd-tile-last-line",
+        "conv2d_bwd_bf16_m64n64k32s4",
+        "ends = type == 0 && kinds == 3;",
+        "ends = false;",
+    ),
+    mutation(
+        "conv2d-bwd-tile-wait",
+        "conv2d_bwd_f16_m64n64k32s4",
+        "cp_async_wait_group<STAGES - 2>();",
+        "cp_async_wait_group<STAGES - 1>();",
+    ),
     mutation("resample-clamp", "resample_f16", "at >= size ? size - 1 : at", "at > size ? size - 1 : at"),
     // -- attention by tiles ------------------------------------------------------------------------------
     mutation(

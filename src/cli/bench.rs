@@ -5,13 +5,11 @@ use super::{print_line, settings};
 use crate::bench::kernels::{Case, Row, cases};
 use crate::bench::opcodes;
 use crate::error::{Error, Result};
-use crate::ir::Fusion;
 use crate::launch::device::{GPUS, Gpu, target};
 use crate::launch::{LaunchProgram, binaries, lower};
-use crate::models::presets;
 use crate::passes;
+use crate::pipeline::MAX_BATCH;
 use crate::pipeline::programs::{self, Steering};
-use crate::pipeline::{Blueprint, MAX_BATCH};
 use crate::plan::{StepProgram, Storage};
 use crate::weights::EmbeddedFiles;
 

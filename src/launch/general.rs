@@ -3,11 +3,12 @@
 //! They are the fallback where no tuned form fits, and what tuned forms are compared with.
 
 use super::attention::{Backward, Forward, Sizes, Tokens};
+use super::conv2d::{BwdOperands, Conv2d, Operands};
 use super::layout::{Element, Place, strided};
 use super::params::{self as p, DevicePtr, Params};
 use super::{Launch, Storage};
 use crate::error::{Error, Result};
-use crate::ir::{Op, Padding};
+use crate::ir::Op;
 use crate::tensor::Shape;
 
 /// A tensor on the device. An optional operand that is not there has no address and the shape `[0]`.
@@ -310,15 +311,15 @@ pub fn general(
             make.launch(&params, [m.div_ceil(32) as u32, n.div_ceil(32) as u32, 1])
         }
         Op::Conv2d { stride, padding } => {
-            let params = conv2d(shape(0), shape(1), to, *stride, *padding);
-            let params =
-                p::Conv2dParams { x: input(0), filter: input(1), bias: input(2), y: output(0), ..params };
-            make.launch(&params, make.strided(count(0)))
+            let conv = Conv2d::new(shape(0), shape(1), *stride, *padding);
+            let epilogue = p::Epilogue { bias: input(2), ..Default::default() };
+            let at = Operands { x: input(0), filter: input(1), y: output(0), epilogue, ..Default::default() };
+            make.launch(&conv.general(&at), make.strided(count(0)))
         }
         Op::Conv2dBwd { stride, padding, .. } => {
-            let params = conv2d(to, shape(1), shape(0), *stride, *padding);
-            let params = p::Conv2dParams { x: output(0), filter: input(1), y: input(0), ..params };
-            make.launch(&params, make.strided(count(0)))
+            let conv = Conv2d::new(to, shape(1), *stride, *padding);
+            let at = BwdOperands { dy: input(0), filter: input(1), dx: output(0), ..Default::default() };
+            make.launch(&conv.bwd_general(0, &at), make.strided(count(0)))
         }
         Op::Attention { heads, causal } => {
             let sizes = attention_sizes(to, shape(1), *heads, *causal);
@@ -419,22 +420,4 @@ fn upsample(
     let (n, h, w, c) = (int(image[0]), int(image[1]), int(image[2]), int(image[3]));
     let params = p::UpsampleParams { x, out, n, h, w, c, height: int(height), width: int(width) };
     make.launch(&params, make.strided(count))
-}
-
-fn conv2d(x: &Shape, filter: &Shape, y: &Shape, stride: usize, padding: Padding) -> p::Conv2dParams {
-    p::Conv2dParams {
-        n: int(x[0]),
-        h: int(x[1]),
-        w: int(x[2]),
-        c: int(x[3]),
-        o: int(filter[0]),
-        r: int(filter[1]),
-        s: int(filter[2]),
-        stride: int(stride),
-        top: int(padding.top),
-        left: int(padding.left),
-        height: int(y[1]),
-        width: int(y[2]),
-        ..Default::default()
-    }
 }

@@ -7,6 +7,7 @@
 
 pub mod attention;
 pub mod binaries;
+pub mod conv2d;
 mod cost;
 pub mod device;
 pub mod gemm;

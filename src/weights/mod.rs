@@ -10,6 +10,7 @@
 //! | `component` | which files hold a UNet, a VAE, ... in a directory: variants, shards |
 //! | `detect` | what a single file is, in words |
 //! | `report` | tensors that do not fit, told briefly |
+//! | `pack` | filters in the layouts that kernels want |
 //! | `store` | [`Weights`]: all of it behind one lookup by name and shape |
 
 mod bytes;
@@ -19,6 +20,7 @@ mod files;
 mod header;
 mod json;
 pub mod names;
+pub mod pack;
 mod report;
 mod safetensors;
 mod store;

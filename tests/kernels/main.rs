@@ -2,6 +2,7 @@
 //! on kernels that are wrong on purpose.
 
 mod attention;
+mod conv2d;
 mod gemm;
 mod hopper;
 mod layouts;

@@ -1,55 +1,288 @@
-//! Convolutions.
+//! Convolutions and their data gradients.
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{DevicePtr, Params, Rules};
+use super::{DevicePtr, Epilogue, Params, Rules, Tile};
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub struct Conv2dParams {
-    // bias: 0 where there is none
+    // x2: 0 where there is one source
     pub x: DevicePtr,
+    pub x2: DevicePtr,
     pub filter: DevicePtr,
-    pub bias: DevicePtr,
     pub y: DevicePtr,
+    // f32 [splits, n, height, width, o]: takes bare sums in the place of y; or 0
+    pub sums: DevicePtr,
+    pub epilogue: Epilogue,
     pub n: i32,
+    // h x w: what the filter slides over
     pub h: i32,
     pub w: i32,
+    // 1: that is the stored image twofold, the last line and column perhaps left out
+    pub up: i32,
     pub c: i32,
+    pub c2: i32,
     pub o: i32,
     pub r: i32,
     pub s: i32,
-    pub stride: i32,
+    pub stride_y: i32,
+    pub stride_x: i32,
     pub top: i32,
     pub left: i32,
     pub height: i32,
     pub width: i32,
+    // of lines and columns of y, with filters of their own: 1, or 2 or 3 (sub-pixel)
+    pub kinds_y: i32,
+    pub kinds_x: i32,
+    pub splits: i32,
 }
-const _: () = assert!(size_of::<Conv2dParams>() == 80);
+const _: () = assert!(size_of::<Conv2dParams>() == 40 + size_of::<Epilogue>() + 72);
 
 impl Params for Conv2dParams {
     const NAME: &'static str = "Conv2dParams";
-    const ADDRESSES: usize = 4;
+    const ADDRESSES: usize = 9;
 
     fn check(&self, rules: &mut Rules) {
-        rules.given("x", self.x);
-        rules.given("filter", self.filter);
-        rules.given("y", self.y);
-        for (field, extent) in [
-            ("n", self.n),
-            ("h", self.h),
-            ("w", self.w),
-            ("c", self.c),
-            ("o", self.o),
-            ("r", self.r),
-            ("s", self.s),
-            ("stride", self.stride),
-            ("height", self.height),
-            ("width", self.width),
-        ] {
+        for (field, address) in [("x", self.x), ("filter", self.filter)] {
+            rules.given(field, address);
+        }
+        rules.at_least("c", self.c, 1);
+        rules.at_least("c2", self.c2, 0);
+        let both = (self.x2 != DevicePtr::NONE) == (self.c2 > 0);
+        rules.holds("x2", "one without the other", both, "given where `c2` is");
+        let window = Window {
+            images: self.n,
+            pixels: self.height.saturating_mul(self.width),
+            sizes: [[self.h, self.height], [self.w, self.width]],
+            taps: [self.r, self.s],
+            strides: [self.stride_y, self.stride_x],
+            before: [self.top, self.left],
+            kinds: [self.kinds_y, self.kinds_x],
+            up: self.up,
+            channels: self.c.saturating_add(self.c2),
+            filters: self.o,
+            splits: self.splits,
+        };
+        window.check(rules);
+        let Some(tile) = Tile::of(rules.kernel) else {
+            return window.general(rules, &self.epilogue, self.o, (self.y, self.sums));
+        };
+        rules.multiple_of("c", self.c, 8);
+        rules.multiple_of("c2", self.c2, 8);
+        for (field, address) in [("x", self.x), ("x2", self.x2), ("filter", self.filter), ("y", self.y)] {
+            rules.aligned(field, address, 16);
+        }
+        // Of every kind; a line or column may be the only one of its kind.
+        let pixels = [(self.height, self.kinds_y), (self.width, self.kinds_x)];
+        let pixels = pixels.map(|(out, kinds)| if kinds > 1 { (out / 2).max(1) } else { out });
+        let (pixels, kinds) =
+            (pixels[0].saturating_mul(pixels[1]), self.kinds_y.saturating_mul(self.kinds_x));
+        if self.epilogue.stats != DevicePtr::NONE {
+            let whole = kinds == 1 || (kinds == 4 && pixels % tile.m == 0);
+            rules.holds("stats", "some", whole, "none where a kind of pixels is no whole tiles");
+        }
+        window.tiled(rules, tile, (pixels, kinds), &self.epilogue, self.o, (self.y, self.sums));
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct Conv2dBwdParams {
+    pub dy: DevicePtr,
+    pub filter: DevicePtr,
+    pub dx: DevicePtr,
+    // f32 [splits, n, lines, columns, c]: takes bare sums in the place of dx; or 0
+    pub sums: DevicePtr,
+    pub epilogue: Epilogue,
+    // as in Conv2dParams
+    pub n: i32,
+    pub h: i32,
+    pub w: i32,
+    pub up: i32,
+    // dx has channels first .. first + c of the filter's
+    pub channels: i32,
+    pub first: i32,
+    pub c: i32,
+    pub o: i32,
+    pub r: i32,
+    pub s: i32,
+    pub stride_y: i32,
+    pub stride_x: i32,
+    pub top: i32,
+    pub left: i32,
+    pub height: i32,
+    pub width: i32,
+    pub kinds_y: i32,
+    pub kinds_x: i32,
+    pub splits: i32,
+    pub pad: i32,
+}
+const _: () = assert!(size_of::<Conv2dBwdParams>() == 32 + size_of::<Epilogue>() + 80);
+
+impl Params for Conv2dBwdParams {
+    const NAME: &'static str = "Conv2dBwdParams";
+    const ADDRESSES: usize = 8;
+
+    fn check(&self, rules: &mut Rules) {
+        for (field, address) in [("dy", self.dy), ("filter", self.filter)] {
+            rules.given(field, address);
+        }
+        rules.at_least("first", self.first, 0);
+        rules.at_least("c", self.c, 1);
+        let inside = i64::from(self.first) + i64::from(self.c) <= i64::from(self.channels);
+        rules.holds("c", self.c, inside, "within the filter's channels");
+        rules.absent("stats", self.epilogue.stats, "a gradient");
+        let stored = |size: i32| if self.up == 1 { size / 2 + size % 2 } else { size };
+        let sides = [(stored(self.h), self.stride_y), (stored(self.w), self.stride_x)];
+        let window = Window {
+            images: self.n,
+            pixels: sides[0].0.saturating_mul(sides[1].0),
+            sizes: [[self.h, self.height], [self.w, self.width]],
+            taps: [self.r, self.s],
+            strides: [self.stride_y, self.stride_x],
+            before: [self.top, self.left],
+            kinds: [self.kinds_y, self.kinds_x],
+            up: self.up,
+            channels: self.channels,
+            filters: self.o,
+            splits: self.splits,
+        };
+        window.check(rules);
+        let Some(tile) = Tile::of(rules.kernel) else {
+            return window.general(rules, &self.epilogue, self.c, (self.dx, self.sums));
+        };
+        for (field, extent) in
+            [("o", self.o), ("channels", self.channels), ("first", self.first), ("c", self.c)]
+        {
+            rules.multiple_of(field, extent, 8);
+        }
+        for (field, address) in [("dy", self.dy), ("filter", self.filter), ("dx", self.dx)] {
+            rules.aligned(field, address, 16);
+        }
+        // Of the class that the first pixel belongs to.
+        let pixels = sides.map(|(size, stride)| size / stride.max(1) + i32::from(size % stride.max(1) != 0));
+        let classes = (pixels[0].saturating_mul(pixels[1]), self.stride_y.saturating_mul(self.stride_x));
+        window.tiled(rules, tile, classes, &self.epilogue, self.c, (self.dx, self.sums));
+    }
+}
+
+/// What a convolution and its gradient have in common; of two numbers the first is that of lines.
+struct Window {
+    images: i32,
+    /// Of an image that is written.
+    pixels: i32,
+    /// What the filter slides over, and what it makes.
+    sizes: [[i32; 2]; 2],
+    taps: [i32; 2],
+    strides: [i32; 2],
+    before: [i32; 2],
+    kinds: [i32; 2],
+    up: i32,
+    channels: i32,
+    filters: i32,
+    splits: i32,
+}
+
+impl Window {
+    fn check(&self, rules: &mut Rules) {
+        let fields = [
+            ["h", "height", "r", "stride_y", "top", "kinds_y"],
+            ["w", "width", "s", "stride_x", "left", "kinds_x"],
+        ];
+        for (i, [from, to, taps, stride, before, kinds]) in fields.into_iter().enumerate() {
+            let [size, out] = self.sizes[i];
+            for (field, extent) in [(from, size), (to, out), (taps, self.taps[i]), (stride, self.strides[i])]
+            {
+                rules.at_least(field, extent, 1);
+                // Where a tap reaches is counted in 32 bits.
+                rules.holds(field, extent, extent < 1 << 20, "below 2^20");
+            }
+            let padding = self.before[i];
+            rules.holds(before, padding, (0..1 << 20).contains(&padding), "0 to 2^20");
+            let kind = self.kinds[i];
+            rules.holds(kinds, kind, (1..=3).contains(&kind), "1 to 3");
+            if kind > 1 {
+                let twofold = 2 * i64::from(size) == i64::from(out) + i64::from(kind) - 2;
+                rules.holds(to, out, twofold, "twofold, one less with three kinds");
+                rules.holds(stride, self.strides[i], self.strides[i] == 1, "1 in the sub-pixel form");
+                rules.holds(taps, self.taps[i], self.taps[i] == 2, "2 in the sub-pixel form");
+            }
+        }
+        let sub_pixel = self.kinds[0] > 1;
+        rules.holds(
+            "kinds_x",
+            self.kinds[1],
+            (self.kinds[1] > 1) == sub_pixel,
+            "more than 1 where `kinds_y` is",
+        );
+        let enlarged = (0..=1).contains(&self.up) && (self.up == 0 || (self.strides == [1, 1] && !sub_pixel));
+        rules.holds("up", self.up, enlarged, "0, or 1 with stride 1");
+        for (field, extent) in [("n", self.images), ("o", self.filters), ("channels", self.channels)] {
             rules.at_least(field, extent, 1);
         }
-        rules.at_least("top", self.top, 0);
-        rules.at_least("left", self.left, 0);
+        let images = self.sizes.map(|[size, _]| i64::from(size)).iter().product::<i64>();
+        let made = self.sizes.map(|[_, out]| i64::from(out)).iter().product::<i64>();
+        rules.holds(
+            "h",
+            images.max(made),
+            images.max(made) <= i64::from(i32::MAX),
+            "an image of less than 2^31 pixels",
+        );
+        let filters = [self.taps, self.kinds].concat().into_iter().chain([self.channels, self.filters]);
+        let elements = filters.map(i64::from).try_fold(1i64, i64::checked_mul);
+        let few = elements.is_some_and(|n| n <= i64::from(i32::MAX));
+        rules.holds("filter", "more", few, "less than 2^31 elements");
+        rules.at_least("splits", self.splits, 1);
+    }
+
+    /// What the general forms rely on; `to` is where they store, and where they would store sums.
+    fn general(&self, rules: &mut Rules, epilogue: &Epilogue, columns: i32, to: (DevicePtr, DevicePtr)) {
+        rules.given("y", to.0);
+        rules.absent("sums", to.1, "a general form");
+        rules.holds("splits", self.splits, self.splits == 1, "1 in a general form");
+        rules.holds("kinds_y", self.kinds[0], self.kinds[0] == 1, "1 in a general form");
+        self.epilogue(rules, epilogue, columns, false);
+    }
+
+    /// What the tiled forms rely on: `classes` are the pixels of the largest one, and their number.
+    fn tiled(
+        &self,
+        rules: &mut Rules,
+        tile: Tile,
+        (pixels, classes): (i32, i32),
+        epilogue: &Epilogue,
+        columns: i32,
+        (to, parts): (DevicePtr, DevicePtr),
+    ) {
+        let blocks = |extent: i32, of: i32| extent.unsigned_abs().div_ceil(of.unsigned_abs());
+        let tiles = i64::from(self.images).saturating_mul(i64::from(blocks(pixels, tile.m)));
+        let shares = i64::from(classes).saturating_mul(i64::from(self.splits));
+        let grid = [tiles, i64::from(blocks(columns, tile.n)), shares];
+        let found = format!("{:?}", rules.grid);
+        rules.holds(
+            "grid",
+            found,
+            rules.grid.map(i64::from) == grid,
+            "a block a tile of an image, class and split",
+        );
+        let whole = (self.splits > 1) == (parts != DevicePtr::NONE);
+        rules.holds("sums", self.splits, whole, "given where there are splits");
+        rules.aligned("sums", parts, 16);
+        if self.splits > 1 {
+            rules.holds("epilogue", "one", epilogue.is_bare(), "none where the sums are stored");
+        } else {
+            rules.given("y", to);
+        }
+        self.epilogue(rules, epilogue, columns, true);
+    }
+
+    fn epilogue(&self, rules: &mut Rules, epilogue: &Epilogue, columns: i32, tuned: bool) {
+        rules.holds("activation", epilogue.activation, epilogue.activation != Epilogue::GEGLU, "not GEGLU");
+        if epilogue.stats != DevicePtr::NONE {
+            let whole = epilogue.stat_rows == self.pixels;
+            rules.holds("stat_rows", epilogue.stat_rows, whole, "the pixels of an image");
+        }
+        epilogue.check(rules, self.images.saturating_mul(self.pixels), columns, tuned);
     }
 }

@@ -18,7 +18,7 @@ mod rules;
 use bytemuck::{Pod, Zeroable};
 
 pub use attention::{AttentionBwdParams, AttentionParams, ProductParams, SoftmaxParams};
-pub use conv2d::Conv2dParams;
+pub use conv2d::{Conv2dBwdParams, Conv2dParams};
 pub use epilogue::Epilogue;
 pub use gemm::{GemmParams, JoinParams, Tile};
 pub use groups::{GroupApplyParams, GroupBwdParams, GroupFoldParams, GroupTilesParams};

@@ -1,6 +1,7 @@
 //! Kernels on the SIMT layer: operands in the storage type, launches, and how their results are judged.
 
 pub mod attention;
+pub mod conv2d;
 pub mod gemm;
 mod layout;
 pub mod noise;
@@ -21,6 +22,7 @@ pub fn proofs() -> Vec<Proof> {
     let families = [
         trials::proofs(),
         gemm::proofs(),
+        conv2d::proofs(),
         attention::proofs(),
         norms::proofs(),
         layout::proofs(),

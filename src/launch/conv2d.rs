@@ -1,0 +1,407 @@
+//! Convolutions and their data gradients as launches: what is folded in, which form runs, and its workspace.
+//!
+//! A [`Conv2d`] is numbers alone: what is convolved, not where it lies. From them follow the form of the kernel
+//! (`tune::conv2d`) and the bytes that a sum in parts needs; addresses come last.
+
+use super::params::{self as p, DevicePtr, Epilogue};
+use super::tune::conv2d::{Form, Problem, Tile};
+use super::tune::gemm::JOIN;
+use super::{Launch, Storage};
+use crate::error::Result;
+use crate::ir::Padding;
+use crate::tensor::Shape;
+
+/// A convolution of one image or of two side by side, perhaps enlarged first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Conv2d {
+    pub images: usize,
+    /// Lines and columns of the input.
+    pub size: [usize; 2],
+    /// Channels of the two sources; the second may have none.
+    pub channels: [usize; 2],
+    /// Nearest-neighbour enlargement to this size, twofold or one short of it, comes first.
+    pub enlarged: Option<[usize; 2]>,
+    /// Output channels, lines and columns of taps.
+    pub filter: [usize; 3],
+    pub stride: usize,
+    pub padding: Padding,
+    /// The filter is packed for the small image ([`Conv2d::has_sub_pixel_form`]).
+    pub sub_pixel: bool,
+}
+
+/// Where a convolution's operands lie. What is not there has no address.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Operands {
+    pub x: DevicePtr,
+    pub x2: DevicePtr,
+    pub filter: DevicePtr,
+    pub y: DevicePtr,
+    /// What becomes of the sums; its rows are counted here.
+    pub epilogue: Epilogue,
+    /// `epilogue.channels` is one vector for all images instead of one each.
+    pub one_vector: bool,
+    /// Of [`Conv2d::workspace_bytes`].
+    pub workspace: DevicePtr,
+}
+
+/// Where the operands of a data gradient lie.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BwdOperands {
+    pub dy: DevicePtr,
+    pub filter: DevicePtr,
+    pub dx: DevicePtr,
+    pub epilogue: Epilogue,
+    /// Of [`Conv2d::bwd_workspace_bytes`].
+    pub workspace: DevicePtr,
+}
+
+impl Conv2d {
+    /// Of one source and as it is; shapes are those of the graph's operation.
+    pub fn new(x: &Shape, filter: &Shape, stride: usize, padding: Padding) -> Self {
+        Self {
+            images: x[0],
+            size: [x[1], x[2]],
+            channels: [x[3], 0],
+            enlarged: None,
+            filter: [filter[0], filter[1], filter[2]],
+            stride,
+            padding,
+            sub_pixel: false,
+        }
+    }
+
+    /// Lines and columns of what the filter slides over.
+    pub fn seen(&self) -> [usize; 2] {
+        self.enlarged.unwrap_or(self.size)
+    }
+
+    /// Lines and columns of the output.
+    pub fn out(&self) -> [usize; 2] {
+        let Padding { top, left, bottom, right } = self.padding;
+        let [_, r, s] = self.filter;
+        let [h, w] = self.seen();
+        [
+            (h + top + bottom).saturating_sub(r) / self.stride + 1,
+            (w + left + right).saturating_sub(s) / self.stride + 1,
+        ]
+    }
+
+    /// Whether the convolution may be computed from the small image, with filters packed by
+    /// `weights::pack::sub_pixel`; [`Conv2d::cropped`] is its second argument.
+    pub fn has_sub_pixel_form(&self) -> bool {
+        let [o, r, s] = self.filter;
+        let whole = self.channels.iter().all(|c| c.is_multiple_of(8)) && o.is_multiple_of(8);
+        let plain = (r, s, self.stride, self.padding) == (3, 3, 1, Padding::all(1));
+        self.enlarged.is_some() && whole && plain
+    }
+
+    /// Which extents of the enlarged image are one short of twofold.
+    pub fn cropped(&self) -> [bool; 2] {
+        let [h, w] = self.seen();
+        [h % 2 == 1, w % 2 == 1]
+    }
+}
+
+impl Conv2d {
+    /// The form that the forward kernel takes on a device of `target`.
+    pub fn form(&self, target: &str) -> Form {
+        let Geometry { out, channels, taps, kinds, .. } = self.geometry();
+        if channels.iter().any(|c| !c.is_multiple_of(8)) {
+            return Form::General { why: "the channels are no whole vectors of 8" };
+        }
+        let problem = Problem {
+            images: self.images,
+            classes: kinds[0] * kinds[1],
+            pixels: largest(out, kinds).iter().product(),
+            columns: self.filter[0],
+            steps: taps[0] * taps[1] * channels.iter().sum::<usize>().div_ceil(DEPTH),
+        };
+        Form::Tiled(problem.tile(target))
+    }
+
+    /// The form that the data gradient takes, for that source's share.
+    pub fn bwd_form(&self, source: usize, target: &str) -> Form {
+        let Geometry { taps, stride, kinds, up, channels, .. } = self.geometry();
+        let o = self.filter[0];
+        if !o.is_multiple_of(8) || channels.iter().any(|c| !c.is_multiple_of(8)) {
+            return Form::General { why: "the channels are no whole vectors of 8" };
+        }
+        // The largest class of pixels has the taps whose distance is a multiple of the stride.
+        let lines = [0, 1].map(|i| match (kinds[i] > 1, up) {
+            (true, _) => 2 * kinds[i],
+            (false, true) => 2 * taps[i],
+            (false, false) => taps[i].div_ceil(stride[i]),
+        });
+        let problem = Problem {
+            images: self.images,
+            classes: stride[0] * stride[1],
+            pixels: self.written_pixels(stride).iter().product(),
+            columns: channels[source],
+            steps: lines[0] * lines[1] * o.div_ceil(DEPTH),
+        };
+        Form::Tiled(problem.tile(target))
+    }
+
+    /// Bytes of [`Operands::workspace`].
+    pub fn workspace_bytes(&self, form: Form) -> usize {
+        form.splits() * self.out().iter().product::<usize>() * self.images * self.filter[0] * 4
+    }
+
+    /// Bytes of [`BwdOperands::workspace`].
+    pub fn bwd_workspace_bytes(&self, source: usize, form: Form) -> usize {
+        form.splits() * self.size.iter().product::<usize>() * self.images * self.channels[source] * 4
+    }
+
+    /// Pixels of one image that a tile of the statistics covers; `None` where that form gives none.
+    pub fn statistics_tile(&self, form: Form) -> Option<usize> {
+        let Form::Tiled(Tile { m, splits, .. }) = form else { return None };
+        let Geometry { out, kinds, .. } = self.geometry();
+        let whole =
+            kinds == [1, 1] || (kinds == [2, 2] && largest(out, kinds).iter().product::<usize>() % m == 0);
+        if splits > 1 { Some(JOIN[0]) } else { whole.then_some(m) }
+    }
+
+    /// y = epilogue(conv(enlarged [x, x2])).
+    pub fn forward(&self, form: Form, storage: Storage, at: &Operands) -> Result<Vec<Launch>> {
+        let rows = self.out().iter().product();
+        let Form::Tiled(tile) = form else {
+            let params = self.general(at);
+            let grid = strided(self.images.saturating_mul(rows).saturating_mul(self.filter[0]));
+            return Ok(vec![Launch::new(&format!("conv2d_{}", storage.name()), grid, &params)?]);
+        };
+        let geometry = self.geometry();
+        let pixels = largest(geometry.out, geometry.kinds).iter().product();
+        let grid = tile.grid(self.images, geometry.kinds[0] * geometry.kinds[1], pixels, self.filter[0]);
+        let params = p::Conv2dParams { splits: int(tile.splits), ..self.params(&geometry, at) };
+        let params = if tile.splits > 1 {
+            p::Conv2dParams {
+                y: DevicePtr::NONE,
+                sums: at.workspace,
+                epilogue: Epilogue::default(),
+                ..params
+            }
+        } else {
+            p::Conv2dParams { epilogue: self.epilogue(at), ..params }
+        };
+        let mut launches = vec![Launch::new(&tile.kernel("conv2d", storage), grid, &params)?];
+        if tile.splits > 1 {
+            let (sums, d, epilogue) = (at.workspace, at.y, self.epilogue(at));
+            let (m, n) = (int(self.images * rows), int(self.filter[0]));
+            launches.push(join(
+                tile,
+                storage,
+                p::JoinParams { sums, d, epilogue, m, n, ..Default::default() },
+            )?);
+        }
+        Ok(launches)
+    }
+
+    /// dx = epilogue(that source's share of the data gradient). Channels and statistics are not for gradients.
+    pub fn backward(
+        &self,
+        source: usize,
+        form: Form,
+        storage: Storage,
+        at: &BwdOperands,
+    ) -> Result<Vec<Launch>> {
+        let rows = self.size.iter().product();
+        let Form::Tiled(tile) = form else {
+            let params = self.bwd_general(source, at);
+            let grid = strided(self.images.saturating_mul(rows).saturating_mul(self.channels[source]));
+            return Ok(vec![Launch::new(&format!("conv2d_bwd_{}", storage.name()), grid, &params)?]);
+        };
+        let geometry = self.geometry();
+        let pixels = self.written_pixels(geometry.stride).iter().product();
+        let classes = geometry.stride[0] * geometry.stride[1];
+        let grid = tile.grid(self.images, classes, pixels, geometry.channels[source]);
+        let params =
+            p::Conv2dBwdParams { splits: int(tile.splits), ..self.bwd_params(&geometry, source, at) };
+        let params = if tile.splits > 1 {
+            p::Conv2dBwdParams {
+                dx: DevicePtr::NONE,
+                sums: at.workspace,
+                epilogue: Epilogue::default(),
+                ..params
+            }
+        } else {
+            p::Conv2dBwdParams { epilogue: at.epilogue, ..params }
+        };
+        let mut launches = vec![Launch::new(&tile.kernel("conv2d_bwd", storage), grid, &params)?];
+        if tile.splits > 1 {
+            let (sums, d, epilogue) = (at.workspace, at.dx, at.epilogue);
+            let (m, n) = (int(self.images * rows), int(self.channels[source]));
+            launches.push(join(
+                tile,
+                storage,
+                p::JoinParams { sums, d, epilogue, m, n, ..Default::default() },
+            )?);
+        }
+        Ok(launches)
+    }
+
+    /// What becomes of the sums of y.
+    fn epilogue(&self, at: &Operands) -> Epilogue {
+        let rows = self.out().iter().product::<usize>();
+        let given = |address: DevicePtr, rows: usize| if address == DevicePtr::NONE { 0 } else { int(rows) };
+        let channel_rows = if at.one_vector { rows * self.images } else { rows };
+        Epilogue {
+            channel_rows: given(at.epilogue.channels, channel_rows),
+            stat_rows: given(at.epilogue.stats, rows),
+            ..at.epilogue
+        }
+    }
+}
+
+/// Adds the parts of a sum; the params lack what follows from the tile.
+fn join(tile: Tile, storage: Storage, params: p::JoinParams) -> Result<Launch> {
+    let p::JoinParams { m, n, epilogue, .. } = params;
+    let params = p::JoinParams { d_row: i64::from(n), splits: int(tile.splits), ..params };
+    let [rows, columns] = JOIN;
+    let [x, y] = p::Tile { m: int(rows), n: int(columns) }.blocks(&epilogue, m, n);
+    Launch::new(&format!("join_{}_m{rows}n{columns}", storage.name()), [x, y, 1], &params)
+}
+
+/// Channels of a step of a sum.
+const DEPTH: usize = 32;
+
+/// A convolution as the tiled kernels see it; of two numbers the first is that of lines.
+struct Geometry {
+    /// What the filter slides over, and what it makes.
+    seen: [usize; 2],
+    out: [usize; 2],
+    channels: [usize; 2],
+    taps: [usize; 2],
+    stride: [usize; 2],
+    before: [usize; 2],
+    /// Kinds of output lines and columns with filters of their own.
+    kinds: [usize; 2],
+    up: bool,
+}
+
+impl Conv2d {
+    /// As it is said.
+    fn plain(&self) -> Geometry {
+        let [_, r, s] = self.filter;
+        Geometry {
+            seen: self.seen(),
+            out: self.out(),
+            channels: self.channels,
+            taps: [r, s],
+            stride: [self.stride; 2],
+            before: [self.padding.top, self.padding.left],
+            kinds: [1, 1],
+            up: self.enlarged.is_some(),
+        }
+    }
+
+    /// As it is least work.
+    fn geometry(&self) -> Geometry {
+        let plain = self.plain();
+        if self.sub_pixel {
+            let kinds = self.cropped().map(|cropped| if cropped { 3 } else { 2 });
+            return Geometry { seen: self.size, taps: [2, 2], before: [0, 0], kinds, up: false, ..plain };
+        }
+        // Patches that meet: the pixels of a line of a patch lie together like channels of one.
+        let [_, r, s] = self.filter;
+        let meet = s == self.stride && self.padding == Padding::NONE && self.size[1].is_multiple_of(s);
+        if s > 1 && meet && !plain.up && self.channels[1] == 0 {
+            return Geometry {
+                seen: [self.size[0], self.size[1] / s],
+                channels: [self.channels[0] * s, 0],
+                taps: [r, 1],
+                stride: [self.stride, 1],
+                ..plain
+            };
+        }
+        plain
+    }
+
+    /// Lines and columns of the largest class of pixels of a gradient.
+    fn written_pixels(&self, stride: [usize; 2]) -> [usize; 2] {
+        let columns = if stride[1] == self.stride { self.size[1] } else { self.size[1] / self.stride };
+        [self.size[0].div_ceil(stride[0]), columns.div_ceil(stride[1])]
+    }
+
+    /// What the general form takes.
+    pub(super) fn general(&self, at: &Operands) -> p::Conv2dParams {
+        p::Conv2dParams { epilogue: self.epilogue(at), ..self.params(&self.plain(), at) }
+    }
+
+    /// What the general form of the data gradient takes.
+    pub(super) fn bwd_general(&self, source: usize, at: &BwdOperands) -> p::Conv2dBwdParams {
+        p::Conv2dBwdParams { epilogue: at.epilogue, ..self.bwd_params(&self.plain(), source, at) }
+    }
+
+    fn params(&self, geometry: &Geometry, at: &Operands) -> p::Conv2dParams {
+        let &Geometry { seen, out, channels, taps, stride, before, kinds, up } = geometry;
+        p::Conv2dParams {
+            x: at.x,
+            x2: at.x2,
+            filter: at.filter,
+            y: at.y,
+            n: int(self.images),
+            h: int(seen[0]),
+            w: int(seen[1]),
+            up: i32::from(up),
+            c: int(channels[0]),
+            c2: int(channels[1]),
+            o: int(self.filter[0]),
+            r: int(taps[0]),
+            s: int(taps[1]),
+            stride_y: int(stride[0]),
+            stride_x: int(stride[1]),
+            top: int(before[0]),
+            left: int(before[1]),
+            height: int(out[0]),
+            width: int(out[1]),
+            kinds_y: int(kinds[0]),
+            kinds_x: int(kinds[1]),
+            splits: 1,
+            ..Default::default()
+        }
+    }
+
+    fn bwd_params(&self, geometry: &Geometry, source: usize, at: &BwdOperands) -> p::Conv2dBwdParams {
+        let &Geometry { seen, out, channels, taps, stride, before, kinds, up } = geometry;
+        p::Conv2dBwdParams {
+            dy: at.dy,
+            filter: at.filter,
+            dx: at.dx,
+            n: int(self.images),
+            h: int(seen[0]),
+            w: int(seen[1]),
+            up: i32::from(up),
+            channels: int(channels[0] + channels[1]),
+            first: if source == 0 { 0 } else { int(channels[0]) },
+            c: int(channels[source]),
+            o: int(self.filter[0]),
+            r: int(taps[0]),
+            s: int(taps[1]),
+            stride_y: int(stride[0]),
+            stride_x: int(stride[1]),
+            top: int(before[0]),
+            left: int(before[1]),
+            height: int(out[0]),
+            width: int(out[1]),
+            kinds_y: int(kinds[0]),
+            kinds_x: int(kinds[1]),
+            splits: 1,
+            ..Default::default()
+        }
+    }
+}
+
+/// Lines and columns of the largest kind of output pixels.
+fn largest(out: [usize; 2], kinds: [usize; 2]) -> [usize; 2] {
+    [0, 1].map(|i| if kinds[i] > 1 { (out[i] / 2).max(1) } else { out[i] })
+}
+
+/// Extents beyond 32 bits break a rule of the kernels: which one, they say.
+fn int(n: usize) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
+}
+
+/// For a kernel whose threads take one element after the other.
+fn strided(count: usize) -> [u32; 3] {
+    [u32::try_from(count.div_ceil(256)).unwrap_or(u32::MAX).clamp(1, 1 << 20), 1, 1]
+}

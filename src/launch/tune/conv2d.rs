@@ -1,0 +1,136 @@
+//! Which form a convolution or its data gradient takes: pure numbers in, a choice that says its reason out.
+//!
+//! The steps of a sum and how it is split follow from one image; only the tile's size may look at the batch, and
+//! that changes no bit of the result.
+
+use std::fmt;
+
+use super::multiprocessors;
+use crate::launch::Storage;
+
+/// What a tiled convolution makes of one image, and of how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Problem {
+    pub images: usize,
+    /// Classes of pixels with taps of their own, and the pixels of the largest.
+    pub classes: usize,
+    pub pixels: usize,
+    /// Channels that are made.
+    pub columns: usize,
+    /// Steps of the longest sum, 32 channels of a tap each.
+    pub steps: usize,
+}
+
+/// A tile of the output, and in how many parts its sums are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tile {
+    pub m: usize,
+    pub n: usize,
+    pub splits: usize,
+}
+
+/// How a convolution runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    General { why: &'static str },
+    Tiled(Tile),
+}
+
+/// Tiles there are kernels for, and what part of the matrix units' speed each can keep up with, in per cent: a
+/// smaller tile reads more of shared memory for a product.
+pub const TILES: [(usize, usize, usize); 3] = [(128, 128, 100), (128, 64, 85), (64, 64, 70)];
+
+/// An image alone should give so many blocks of the smallest tile: half a device, since images come in pairs.
+const BLOCKS_OF_AN_IMAGE: usize = 64;
+/// A part of a sum has at least as many steps: below, starting the pipeline costs more than it gains.
+const LEAST_STEPS: usize = 16;
+/// Parts of a sum, at most: what they leave is read again.
+const MOST_SPLITS: usize = 16;
+
+impl Problem {
+    fn blocks(&self, m: usize, n: usize) -> usize {
+        self.classes * self.pixels.div_ceil(m) * self.columns.div_ceil(n)
+    }
+
+    /// Splits where even small tiles of one image leave most of a device idle.
+    fn splits(&self) -> usize {
+        let wanted = BLOCKS_OF_AN_IMAGE.div_ceil(self.blocks(64, 64));
+        wanted.min(self.steps / LEAST_STEPS).clamp(1, MOST_SPLITS)
+    }
+
+    /// The tile whose blocks take the least time together on a device of `target`: full waves, each as long as its
+    /// tile is large.
+    pub fn tile(&self, target: &str) -> Tile {
+        let splits = self.splits();
+        let cost = |&(m, n, speed): &(usize, usize, usize)| {
+            let blocks = self.images * splits * self.blocks(m, n);
+            blocks.div_ceil(multiprocessors(target)) * m * n * 100 / speed
+        };
+        let (m, n, _) = TILES.into_iter().min_by_key(cost).expect("there are tiles");
+        Tile { m, n, splits }
+    }
+}
+
+impl Form {
+    /// Parts whose sums are kept: none where the sum is whole.
+    pub fn splits(&self) -> usize {
+        match *self {
+            Self::Tiled(Tile { splits, .. }) if splits > 1 => splits,
+            _ => 0,
+        }
+    }
+}
+
+impl Tile {
+    /// The row of the manifest.
+    pub fn kernel(&self, op: &str, storage: Storage) -> String {
+        format!("{op}_{}_m{}n{}k32s4", storage.name(), self.m, self.n)
+    }
+
+    /// Blocks for so many images, classes of pixels, pixels of the largest class, and channels.
+    pub fn grid(&self, images: usize, classes: usize, pixels: usize, columns: usize) -> [u32; 3] {
+        let parts = [images * pixels.div_ceil(self.m), columns.div_ceil(self.n), classes * self.splits];
+        parts.map(|blocks| u32::try_from(blocks).unwrap_or(u32::MAX))
+    }
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::General { why } => write!(f, "general form: {why}"),
+            Self::Tiled(Tile { m, n, splits: 1 }) => write!(f, "tiles of {m} x {n}"),
+            Self::Tiled(Tile { m, n, splits }) => write!(f, "tiles of {m} x {n}, sums in {splits} parts"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(images: usize, pixels: usize, columns: usize, steps: usize) -> Problem {
+        Problem { images, classes: 1, pixels, columns, steps }
+    }
+
+    #[test]
+    fn large_images_take_large_tiles_and_whole_sums() {
+        assert_eq!(problem(1, 512 * 512, 128, 36).tile("sm_90a"), Tile { m: 128, n: 128, splits: 1 });
+        assert_eq!(problem(2, 4096, 320, 90).tile("sm_90a"), Tile { m: 128, n: 64, splits: 1 });
+    }
+
+    #[test]
+    fn small_images_with_long_sums_are_split() {
+        let tile = problem(2, 64, 1280, 360).tile("sm_90a");
+        assert_eq!(tile, Tile { m: 64, n: 64, splits: 4 });
+        assert_eq!(Form::Tiled(tile).to_string(), "tiles of 64 x 64, sums in 4 parts");
+        assert_eq!(problem(1, 64, 1280, 20).tile("sm_90a").splits, 1);
+    }
+
+    #[test]
+    fn the_order_of_a_sum_is_that_of_one_image() {
+        for (pixels, columns, steps) in [(64, 1280, 720), (117, 320, 90), (256, 640, 180), (4096, 4, 90)] {
+            let splits = |images| problem(images, pixels, columns, steps).tile("sm_90a").splits;
+            assert!((2..40).all(|images| splits(images) == splits(1)));
+        }
+    }
+}
