@@ -260,7 +260,8 @@ mod tests {
             gemm.tiled(&TILES[3], 1, gemm.k, Storage::F16, &places).map_err(|e| e.to_string())
         };
         assert!(tiled(|_| ()).is_ok());
-        let wrong: [(&str, fn(&mut Gemm)); 6] = [
+        type Change = fn(&mut Gemm);
+        let wrong: [(&str, Change); 6] = [
             ("`b_column` must be a multiple of 8, found 60", |gemm| gemm.rows[1] = 60),
             ("`k` must be a multiple of 8, found 60", |gemm| gemm.k = 60),
             ("`activation` must be an activation", |gemm| gemm.after.activation = 7),
