@@ -83,7 +83,7 @@ impl Gemm {
         let [a_batch, b_batch, _] = self.matrices;
         let near = if self.order == Order::ByColumns { self.k } else { self.n };
         let eights = [self.k, near, a_row, b_row, a_batch, b_batch];
-        let aligned = eights.iter().all(|x| x % 8 == 0);
+        let aligned = eights.iter().all(|x| x.is_multiple_of(8));
         let Self { m, n, k, images, batch, .. } = *self;
         let rows = m / images.max(1);
         tune::choose(target, &Extents { rows, images, n, k, batch, aligned, stats: self.after.stats })
@@ -110,7 +110,7 @@ impl Gemm {
     pub fn launches(&self, target: &str, storage: Storage, at: &Places) -> Result<Vec<Launch>> {
         let addresses = [at.a, at.b, at.workspace];
         match self.choice(target).form {
-            Form::Tiled { tile, splits, k_split } if addresses.iter().all(|at| at.0 % 16 == 0) => {
+            Form::Tiled { tile, splits, k_split } if addresses.iter().all(|at| at.0.is_multiple_of(16)) => {
                 self.tiled(&tile, splits, k_split, storage, at)
             }
             _ => Ok(vec![self.general(storage, at)?]),
@@ -260,7 +260,8 @@ mod tests {
             gemm.tiled(&TILES[3], 1, gemm.k, Storage::F16, &places).map_err(|e| e.to_string())
         };
         assert!(tiled(|_| ()).is_ok());
-        let wrong: [(&str, fn(&mut Gemm)); 6] = [
+        type Change = fn(&mut Gemm);
+        let wrong: [(&str, Change); 6] = [
             ("`b_column` must be a multiple of 8, found 60", |gemm| gemm.rows[1] = 60),
             ("`k` must be a multiple of 8, found 60", |gemm| gemm.k = 60),
             ("`activation` must be an activation", |gemm| gemm.after.activation = 7),
