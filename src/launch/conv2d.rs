@@ -7,7 +7,7 @@ use super::params::{self as p, DevicePtr, Epilogue};
 use super::tune::conv2d::{Form, Problem, Tile};
 use super::tune::gemm::JOIN;
 use super::{Launch, Storage};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ir::Padding;
 use crate::tensor::Shape;
 
@@ -27,6 +27,8 @@ pub struct Conv2d {
     pub padding: Padding,
     /// The filter is packed for the small image ([`Conv2d::has_sub_pixel_form`]).
     pub sub_pixel: bool,
+    /// The tiles' means and squared deviations are wanted. Then one image alone decides the tile.
+    pub stats: bool,
 }
 
 /// Where a convolution's operands lie. What is not there has no address.
@@ -67,6 +69,7 @@ impl Conv2d {
             stride,
             padding,
             sub_pixel: false,
+            stats: false,
         }
     }
 
@@ -110,7 +113,7 @@ impl Conv2d {
             return Form::General { why: "the channels are no whole vectors of 8" };
         }
         let problem = Problem {
-            images: self.images,
+            images: if self.stats { 1 } else { self.images },
             classes: kinds[0] * kinds[1],
             pixels: largest(out, kinds).iter().product(),
             columns: self.filter[0],
@@ -165,6 +168,7 @@ impl Conv2d {
     pub fn forward(&self, form: Form, storage: Storage, at: &Operands) -> Result<Vec<Launch>> {
         let rows = self.out().iter().product();
         let Form::Tiled(tile) = form else {
+            self.refuse_packed()?;
             let params = self.general(at);
             let grid = strided(self.images.saturating_mul(rows).saturating_mul(self.filter[0]));
             return Ok(vec![Launch::new(&format!("conv2d_{}", storage.name()), grid, &params)?]);
@@ -206,6 +210,7 @@ impl Conv2d {
     ) -> Result<Vec<Launch>> {
         let rows = self.size.iter().product();
         let Form::Tiled(tile) = form else {
+            self.refuse_packed()?;
             let params = self.bwd_general(source, at);
             let grid = strided(self.images.saturating_mul(rows).saturating_mul(self.channels[source]));
             return Ok(vec![Launch::new(&format!("conv2d_bwd_{}", storage.name()), grid, &params)?]);
@@ -237,6 +242,13 @@ impl Conv2d {
             )?);
         }
         Ok(launches)
+    }
+
+    fn refuse_packed(&self) -> Result<()> {
+        if self.sub_pixel {
+            return Err(Error::Bug("packed filters have no general form: see has_sub_pixel_form".to_owned()));
+        }
+        Ok(())
     }
 
     /// What becomes of the sums of y.

@@ -75,7 +75,8 @@ fn an_image_alone_gives_the_bits_that_it_gives_in_a_batch() {
     let small = Conv2d { images: 3, size: [5, 7], channels: [40, 24], filter: [24, 3, 3], ..PLAIN };
     let split = Conv2d { images: 2, size: [3, 3], channels: [128, 0], filter: [8, 3, 3], ..PLAIN };
     let doubled = Conv2d { enlarged: Some([9, 14]), sub_pixel: true, ..small };
-    for conv in [small, split, doubled] {
+    let measured = Conv2d { stats: true, ..small };
+    for conv in [small, split, doubled, measured] {
         for direction in DIRECTIONS {
             let trial = Trial::new(conv, Ends::All, Wish::Chosen);
             let together = outcome(&trial, direction, Mode::FAST).0;
@@ -104,7 +105,7 @@ fn statistics_are_those_of_what_is_stored() {
     for (conv, form) in
         [(plain, Wish::Tiled(64, 64, 1)), (plain, Wish::Tiled(64, 64, 2)), (doubled, Wish::Tiled(64, 64, 1))]
     {
-        let trial = Trial { stats: true, ..Trial::new(conv, Ends::All, form) };
+        let trial = Trial::new(Conv2d { stats: true, ..conv }, Ends::All, form);
         let outputs = outcome(&trial, DIRECTIONS[0], Mode::FAST).0;
         let Wish::Tiled(m, n, splits) = form else { unreachable!("the forms are named") };
         let rows = conv.statistics_tile(Form::Tiled(Tile { m, n, splits })).expect("it takes them");

@@ -30,8 +30,6 @@ pub struct Trial {
     pub conv: Conv2d,
     pub ends: Ends,
     pub form: Wish,
-    /// The tiles' means and squared deviations are a second output.
-    pub stats: bool,
     /// That image of the batch alone.
     pub only: Option<usize>,
 }
@@ -63,6 +61,7 @@ pub const PLAIN: Conv2d = Conv2d {
     stride: 1,
     padding: Padding::all(1),
     sub_pixel: false,
+    stats: false,
 };
 /// What forms are chosen for.
 pub const TARGET: &str = "sm_80";
@@ -120,7 +119,7 @@ struct Values {
 
 impl Trial {
     pub fn new(conv: Conv2d, ends: Ends, form: Wish) -> Self {
-        Self { conv, ends, form, stats: false, only: None }
+        Self { conv, ends, form, only: None }
     }
 
     /// What is launched: the batch, or one image of it.
@@ -213,7 +212,7 @@ impl Trial {
         let form = self.form(conv.form(TARGET));
         at.workspace = workspace(simt, conv.workspace_bytes(form));
         let mut outputs = vec![output];
-        if self.stats {
+        if conv.stats {
             let tile = conv.statistics_tile(form).expect("the trial's form takes statistics");
             let tiles = (conv.out().iter().product::<usize>()).div_ceil(tile);
             outputs.push(Output::new(simt, &Shape::from([conv.images, tiles, conv.filter[0], 2]), None));
