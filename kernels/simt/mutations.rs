@@ -311,7 +311,7 @@ pub const MUTATIONS: &[Mutation] = &[
     mutation("product-mma-depth", "product_nn_bf16_mma", "left < 8 ? int(left) * 2 : 16", "16"),
     mutation(
         "product-barrier-before-next-tile",
-        "product_tn_f16",
+        "product_nt_f16",
         "smem.b[fast][k];\n        sync_block();",
         "smem.b[fast][k];\n",
     ),
