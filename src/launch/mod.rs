@@ -9,6 +9,7 @@ pub mod attention;
 pub mod binaries;
 mod cost;
 pub mod device;
+mod forms;
 mod general;
 pub mod layout;
 mod location;
