@@ -58,7 +58,9 @@ pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Resu
     };
     let program = program.map(|launch| {
         relocate(launch, |location| match location.space {
-            Space::Scratch(index) => arena(behind + placed.offsets[index as usize]).symbol(),
+            Space::Scratch(index) => {
+                arena(behind + placed.offsets[index as usize] + location.offset as usize).symbol()
+            }
             _ => location.symbol(),
         })
     });
