@@ -10,6 +10,7 @@ pub mod binaries;
 pub mod conv2d;
 mod cost;
 pub mod device;
+mod forms;
 pub mod gemm;
 mod general;
 pub mod layout;
