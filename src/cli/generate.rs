@@ -59,8 +59,10 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
     tracing::info!(seed = request.seed, images, "starting");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| Error::usage("--threads", error.to_string()))?;
-    let backend = backend(device, threads, args.max_vram);
-    let result = pool.install(|| generate(&model, backend.as_ref(), &request, &mut output, &stop));
+    let result = pool.install(|| {
+        let backend = backend(device, args.max_vram);
+        generate(&model, backend.as_ref(), &request, &mut output, &stop)
+    });
     output.progress.finish();
     if let (Some(path), Some(trace), Ok(())) = (&args.trace, &output.trace, &result) {
         write_atomically(path, args.overwrite, &to_safetensors(trace.tensors())?)?;
@@ -68,10 +70,13 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
     result
 }
 
-fn backend(device: Device, threads: usize, max_vram: Option<usize>) -> Box<dyn Backend + Sync> {
+/// The backend of a device, on as many threads as the pool has that it is made in.
+fn backend(device: Device, max_vram: Option<usize>) -> Box<dyn Backend> {
     match device {
         #[cfg(feature = "simt")]
-        Device::Simt(storage) => Box::new(crate::simt::SimtDevice::new(storage, threads)),
+        Device::Simt(storage) => {
+            Box::new(crate::simt::SimtDevice::new(storage, rayon::current_num_threads()))
+        }
         _ => Box::new(Cpu::<f32>::new().within(max_vram)),
     }
 }

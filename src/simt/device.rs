@@ -256,7 +256,7 @@ impl Program for SimtProgram {
     }
 
     fn run(&mut self, state: &StepState, stop: &Stop) -> Result<()> {
-        let mut state = state.clone();
+        let mut state = *state;
         self.set_state(&state);
         let stages = std::mem::take(&mut self.launches.body);
         let result = self.stages(&stages, &mut state, stop);
