@@ -48,6 +48,21 @@ pub enum Error {
     #[error("device `{device}` is not usable: {problem}")]
     Device { device: String, problem: String },
 
+    /// A device refused a kernel, or failed while it ran.
+    #[error(
+        "device `{device}`: kernel `{kernel}` of `{node}` failed: {problem} (grid {grid:?}, {threads} threads, \
+         params {params})"
+    )]
+    Launch {
+        device: String,
+        kernel: &'static str,
+        node: String,
+        grid: [u32; 3],
+        threads: u32,
+        params: String,
+        problem: String,
+    },
+
     /// Memory that the plan asks for cannot be had.
     #[error("out of memory: {what} needs {needed_bytes} bytes{hint}")]
     OutOfMemory { what: String, needed_bytes: u64, hint: String },
@@ -96,7 +111,7 @@ impl Error {
             | Self::Overflow { .. }
             | Self::Config { .. }
             | Self::Shape { .. } => 3,
-            Self::Device { .. } => 4,
+            Self::Device { .. } | Self::Launch { .. } => 4,
             Self::OutOfMemory { .. } => 5,
             Self::Io { .. } => 6,
             Self::Partial { .. } => 7,

@@ -140,6 +140,10 @@ pub const KERNELS: &[Kernel] = &[
     general("copy_f32_bf16",        "copy.cu",           "run",             "f32, bf16", "CopyParams",           40),
     general("copy_bf16_f32",        "copy.cu",           "run",             "bf16, f32", "CopyParams",           40),
     general("copy_bf16_bf16",       "copy.cu",           "run",             "bf16, bf16", "CopyParams",          40),
+    Kernel {
+        threads: 32,
+        ..general("condition_f32",  "condition.cu",      "run",             "",          "ConditionParams",      24)
+    },
     general("timestep_f16",         "pointwise.cu",      "timestep",        "f16",       "TimestepParams",       48),
     general("timestep_bf16",        "pointwise.cu",      "timestep",        "bf16",      "TimestepParams",       48),
     general("to_nhwc_f32_f16",      "pointwise.cu",      "to_nhwc",         "f32, f16",  "LayoutParams",         48),

@@ -41,6 +41,15 @@ struct CopyParams {
 };
 static_assert(sizeof(CopyParams) == 48, "as in src/launch/params");
 
+struct ConditionParams {
+    DevicePtr state;
+    DevicePtr flags;  // [samples] f32
+    uint64_t handle;  // of the driver: whose value is set
+    int32_t kind;     // condition::Kind
+    int32_t samples;
+};
+static_assert(sizeof(ConditionParams) == 32, "as in src/launch/params");
+
 struct LayoutParams {
     DevicePtr x, out;
     int64_t pixels;

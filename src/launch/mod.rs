@@ -8,6 +8,7 @@
 pub mod binaries;
 mod cost;
 pub mod device;
+mod execute;
 mod general;
 mod lower;
 pub mod params;
@@ -19,12 +20,13 @@ mod weights;
 use bytemuck::bytes_of;
 
 pub use cost::Cost;
+pub use execute::{Addresses, Executor, execute};
 pub use general::{Kinds, Operand, general, kinds};
 pub use lower::lower;
 use params::{Params, Rules};
 pub use place::{Place, Space, relocate};
 pub use program::{DeviceBuffer, LaunchProgram, LaunchStage, LaunchStep};
-pub use weights::{Weight, from_bytes, to_bytes};
+pub use weights::{PIECE_BYTES, Weight, from_bytes, to_bytes};
 
 use crate::error::{Error, Result};
 use crate::manifest::{self, Kernel};

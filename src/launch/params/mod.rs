@@ -4,6 +4,7 @@
 //! assert the sizes. What changes between two steps is not here but in a [`StepState`] that an address leads to.
 
 mod attention;
+mod condition;
 mod conv2d;
 mod gemm;
 mod images;
@@ -15,6 +16,7 @@ mod rules;
 use bytemuck::{Pod, Zeroable};
 
 pub use attention::AttentionParams;
+pub use condition::{Condition, ConditionParams};
 pub use conv2d::Conv2dParams;
 pub use gemm::GemmParams;
 pub use images::{EmbedPatchesParams, EmbedTextParams, ResampleParams, UpsampleParams};

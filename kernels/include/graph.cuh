@@ -1,0 +1,12 @@
+// graph.cuh - what a kernel may tell the graph that it is part of.
+#pragma once
+#include "prelude.cuh"
+
+#ifdef __CUDACC__
+// The driver's own: found when the module is loaded.
+extern "C" __device__ void cudaGraphSetConditional(unsigned long long handle, unsigned int value);
+DEVICE void set_condition(uint64_t handle, uint32_t value) { cudaGraphSetConditional(handle, value); }
+#else
+// Here a handle is the address of its value.
+DEVICE void set_condition(uint64_t handle, uint32_t value) { *reinterpret_cast<uint32_t*>(handle) = value; }
+#endif
