@@ -27,11 +27,11 @@ __device__ void run(const AttentionParams& p) {
     const int lane = threadIdx.x % 32, head = blockIdx.y;
     const int query = blockIdx.x * WARPS + threadIdx.x / 32;
     if (query >= p.t) return;  // a whole warp
-    const int64_t n = blockIdx.z, stride = int64_t(p.heads) * p.d;
-    const T* q = p.q.as<T>() + (n * p.t + query) * stride + head * p.d;  // [d]
-    const T* k = p.k.as<T>() + n * p.u * stride + head * p.d;            // [u, d of stride]
-    const T* v = p.v.as<T>() + n * p.u * stride + head * p.d;            // [u, d of stride]
-    T* o = p.o.as<T>() + (n * p.t + query) * stride + head * p.d;        // [d]
+    const int64_t n = blockIdx.z;
+    const T* q = p.q.as<T>() + (n * p.t + query) * p.q_row + head * p.d;  // [d]
+    const T* k = p.k.as<T>() + n * p.u * p.k_row + head * p.d;            // [u, d of k_row]
+    const T* v = p.v.as<T>() + n * p.u * p.v_row + head * p.d;            // [u, d of v_row]
+    T* o = p.o.as<T>() + (n * p.t + query) * p.o_row + head * p.d;        // [d]
     const float scale = 1.f / sqrtf(float(p.d));
     const int keys = p.causal && query + 1 < p.u ? query + 1 : p.u;
 
@@ -41,7 +41,7 @@ __device__ void run(const AttentionParams& p) {
         // 1. A score a lane, and the new maximum.
         const bool inside = first + lane < keys;
         float score = 0.f;
-        for (int c = 0; inside && c < p.d; ++c) score += to_f32(q[c]) * to_f32(k[(first + lane) * stride + c]);
+        for (int c = 0; inside && c < p.d; ++c) score += to_f32(q[c]) * to_f32(k[int64_t(first + lane) * p.k_row + c]);
         score *= scale;
         const float chunk = warp_reduce<Max>(inside ? score : LOWEST);
         const float next = chunk > highest ? chunk : highest;
@@ -54,7 +54,7 @@ __device__ void run(const AttentionParams& p) {
         const int chunk_keys = keys - first < 32 ? keys - first : 32;
         for (int j = 0; j < chunk_keys; ++j) {
             const float w = shuffle_from(weight, j);
-            const T* row = v + (first + j) * stride;
+            const T* row = v + int64_t(first + j) * p.v_row;
             for (int own = 0; own < OWN; ++own) {
                 const int c = own * 32 + lane;
                 if (c < p.d) sum[own] += w * to_f32(row[c]);

@@ -11,7 +11,6 @@
 //
 // Reference: src/launch/execute.rs. Class: exact. Bound by: the latency of a launch.
 #include "graph.cuh"
-#include "params.cuh"
 
 namespace condition {
 

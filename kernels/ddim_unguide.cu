@@ -14,12 +14,15 @@
 //   1. The gate selects, it never multiplies: behind a closed gate the bits are those of the unguided step,
 //      whatever g holds. A gate that is not a number is open.
 //   2. Outside of the guided window every gate counts as shut, and g is not read.
-//   3. Noise is read where sigma > 0 only.
+//   3. Noise is read, or drawn, where sigma > 0 only. Drawn, element (channel, pixel) of an image is element
+//      channel pixels + pixel of draw `draw` + step of its seed, as src/sampler/noise.rs would draw it on the host.
 // z, eps, x0, noise and nu are f32; the UNet's rows and g are in the storage type T.
 //
-// Reference: src/cpu/sampler_ops.rs. Class: rounded. Bound by: DRAM; ddim_unguide moves 20 bytes an element
-// plus g's 2.
+// Reference: src/cpu/sampler_ops.rs. Class: rounded. Bound by: DRAM, bytes an element: cfg_x0 16 (one row: 14),
+// sld_x0 26, cfg_x0_bwd 12 (10), guide_eps 20 and g's 2, frozen_pullback 4; ddim_unguide 16, g's 2 where a gate is
+// open, noise's 4 where it is read and none where it is drawn.
 #include "params.cuh"
+#include "philox.cuh"
 
 namespace ddim_unguide {
 
@@ -83,12 +86,19 @@ __device__ void sld_x0(const SldX0Params& p) {
     }
 }
 
+// The noise of element i of a batch whose images are [pixels, c].
+DEVICE float drawn(const DdimUnguideParams& p, const StepState& s, const uint64_t* seeds, int64_t i) {
+    const int64_t at = i % p.image, pixel = at / p.c, channel = at % p.c;
+    return philox::normal(seeds[i / p.image], uint64_t(p.draw + s.step), uint64_t(channel * (p.image / p.c) + pixel));
+}
+
 template <typename T>
 __device__ void ddim_unguide(const DdimUnguideParams& p) {
     const StepState& s = *p.state.as<StepState>();
     const float* eps = p.eps.as<float>();      // [n, image]
     const float* x0 = p.x0.as<float>();        // [n, image]
     const float* noise = p.noise.as<float>();  // [n, image], read where sigma > 0
+    const uint64_t* seeds = p.seeds.as<uint64_t>();  // [n], or none
     const float* gate = p.gate.as<float>();    // [n], or none
     const T* g = p.g.as<T>();                  // [n, image], times 2^scale_log2
     float* z = p.z.as<float>();                // [n, image]
@@ -98,7 +108,7 @@ __device__ void ddim_unguide(const DdimUnguideParams& p) {
         const bool open = gate != nullptr && s.window && gate[i / p.image] != 0.f;
         const float x = open ? x0[i] - strength * to_f32(g[i]) : x0[i];
         float next = s.prev_x0 * x + s.prev_eps * eps[i];
-        if (s.sigma > 0.f) next = next + s.sigma * noise[i];
+        if (s.sigma > 0.f) next = next + s.sigma * (seeds == nullptr ? noise[i] : drawn(p, s, seeds, i));
         guided[i] = x;
         z[i] = next;
     }

@@ -2,13 +2,13 @@
 //
 //     out = act((x - mean) / sqrt(var + eps) gamma + beta)           one block a group and image
 //
-// Departures from the formula, for accuracy: sums are taken relative to the group's first element, which costs a
-// large mean no digits; the variance is a second pass.
+// Departures from the formula, for accuracy: those of moments.cuh. out may be x.
 //
-// Reference: src/cpu/norm.rs. Class: reduced. Bound by: DRAM, three reads (two of them from L2) and one write.
+// Reference: src/cpu/norm.rs. Class: reduced. Bound by: DRAM, three reads (two of them from L2) and one write;
+// with few groups, by the few blocks: group_norm_tiled.cu fills a GPU.
 #include "activation.cuh"
+#include "moments.cuh"
 #include "params.cuh"
-#include "reduce.cuh"
 
 namespace group_norm {
 
@@ -23,26 +23,15 @@ __device__ void run(const GroupNormParams& p) {
     const float* gamma = p.gamma.as<float>() + first;  // [width]
     const float* beta = p.beta.as<float>() + first;    // [width]
     T* out = p.out.as<T>() + image + first;            // [pixels, width of c]
-    const float pivot = to_f32(x[0]);
+    const auto place = [&](int i) { return int64_t(i / width) * p.c + i % width; };
 
-    // 1. The mean, as a distance from the first element.
-    float sum = 0.f;
-    for (int i = threadIdx.x; i < count; i += THREADS) sum += to_f32(x[int64_t(i / width) * p.c + i % width]) - pivot;
-    const float mean = block_sum<THREADS>(sum) / float(count);
+    // 1. Mean and variance.
+    const Norm norm = block_norm<THREADS>(count, p.eps, [&](int i) { return to_f32(x[place(i)]); });
 
-    // 2. The variance.
-    float squares = 0.f;
+    // 2. The group.
     for (int i = threadIdx.x; i < count; i += THREADS) {
-        const float centred = to_f32(x[int64_t(i / width) * p.c + i % width]) - pivot - mean;
-        squares += centred * centred;
-    }
-    const float factor = rsqrtf(block_sum<THREADS>(squares) / float(count) + p.eps);
-
-    // 3. The group.
-    for (int i = threadIdx.x; i < count; i += THREADS) {
-        const int64_t at = int64_t(i / width) * p.c + i % width;
-        const float y = (to_f32(x[at]) - pivot - mean) * factor * gamma[i % width] + beta[i % width];
-        out[at] = from_f32<T>(activation::value(p.activation, y));
+        const float y = norm(to_f32(x[place(i)])) * gamma[i % width] + beta[i % width];
+        out[place(i)] = from_f32<T>(activation::value(p.activation, y));
     }
 }
 

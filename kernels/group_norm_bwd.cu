@@ -3,12 +3,13 @@
 //     xhat = (x - mean) / sqrt(var + eps)        y = xhat gamma + beta        d = act'(y) gamma dy
 //     dx = (d - mean(d) - xhat mean(d xhat)) / sqrt(var + eps)       means over the group, one block each
 //
-// Departures from the formula, for accuracy: as in group_norm.
+// Departures from the formula, for accuracy: those of moments.cuh.
 //
-// Reference: src/cpu/norm.rs. Class: reduced. Bound by: DRAM, six reads (four of them from L2) and one write.
+// Reference: src/cpu/norm.rs. Class: reduced. Bound by: DRAM, six reads (four of them from L2) and one write;
+// with few groups, by the few blocks: group_norm_tiled_bwd.cu fills a GPU.
 #include "activation.cuh"
+#include "moments.cuh"
 #include "params.cuh"
-#include "reduce.cuh"
 
 namespace group_norm_bwd {
 
@@ -24,37 +25,23 @@ __device__ void run(const GroupNormBwdParams& p) {
     const float* gamma = p.gamma.as<float>() + first;  // [width]
     const float* beta = p.beta.as<float>() + first;    // [width]
     T* dx = p.dx.as<T>() + image + first;              // [pixels, width of c]
-    const float pivot = to_f32(x[0]);
+    const auto place = [&](int i) { return int64_t(i / width) * p.c + i % width; };
 
-    // 1. The mean, as a distance from the first element, then the variance.
-    float sum = 0.f;
-    for (int i = threadIdx.x; i < count; i += THREADS) sum += to_f32(x[int64_t(i / width) * p.c + i % width]) - pivot;
-    const float mean = block_sum<THREADS>(sum) / float(count);
-    float squares = 0.f;
-    for (int i = threadIdx.x; i < count; i += THREADS) {
-        const float centred = to_f32(x[int64_t(i / width) * p.c + i % width]) - pivot - mean;
-        squares += centred * centred;
-    }
-    const float factor = rsqrtf(block_sum<THREADS>(squares) / float(count) + p.eps);
+    // 1. Mean and variance.
+    const Norm norm = block_norm<THREADS>(count, p.eps, [&](int i) { return to_f32(x[place(i)]); });
+    const auto xhat = [&](int i) { return norm(to_f32(x[place(i)])); };
+    const auto d = [&](int i, float xhat) {
+        const float scale = gamma[i % width];
+        return activation::slope(p.activation, xhat * scale + beta[i % width]) * scale * to_f32(dy[place(i)]);
+    };
 
     // 2. mean(d) and mean(d xhat).
-    float d_sum = 0.f, along_sum = 0.f;
-    for (int i = threadIdx.x; i < count; i += THREADS) {
-        const int64_t at = int64_t(i / width) * p.c + i % width;
-        const float xhat = (to_f32(x[at]) - pivot - mean) * factor, scale = gamma[i % width];
-        const float d = activation::slope(p.activation, xhat * scale + beta[i % width]) * scale * to_f32(dy[at]);
-        d_sum += d;
-        along_sum += d * xhat;
-    }
-    const float d_mean = block_sum<THREADS>(d_sum) / float(count);
-    const float along = block_sum<THREADS>(along_sum) / float(count);
+    const NormBwd bwd = block_norm_bwd<THREADS>(count, xhat, d);
 
     // 3. The group.
     for (int i = threadIdx.x; i < count; i += THREADS) {
-        const int64_t at = int64_t(i / width) * p.c + i % width;
-        const float xhat = (to_f32(x[at]) - pivot - mean) * factor, scale = gamma[i % width];
-        const float d = activation::slope(p.activation, xhat * scale + beta[i % width]) * scale * to_f32(dy[at]);
-        dx[at] = from_f32<T>(factor * (d - d_mean - xhat * along));
+        const float at = xhat(i);
+        dx[place(i)] = from_f32<T>(bwd(norm.factor, at, d(i, at)));
     }
 }
 

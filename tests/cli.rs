@@ -365,12 +365,20 @@ fn flags_that_would_be_ignored_or_make_no_sense_are_refused() {
         ("--threshold inf", &["--threshold", "finite"]),
         ("--dtype f16", &["--dtype", "f32"]),
         ("--device tpu", &["--device", "tpu"]),
+        ("--device simt:1", &["--device", "simt:1"]),
+        ("--device simt --dtype f32", &["--dtype", "f32"]),
+        ("--device cuda --dtype f32", &["--dtype", "f32"]),
+        ("--device simt --max-vram 1GB", &["--max-vram"]),
     ] {
         place.draw(line).says(2, parts);
     }
     place.draw("--gamma-schedule no-such-file").says(6, &["no-such-file"]);
-    for device in ["cuda", "cuda:1", "simt"] {
-        place.draw(&format!("--device {device}")).says(4, &[device, "--device cpu"]);
+    for device in ["cuda", "cuda:1", "simt --dtype bf16"] {
+        if cfg!(feature = "simt") && device.starts_with("simt") {
+            continue;
+        }
+        let word = device.split(' ').next().expect("a word");
+        place.draw(&format!("--device {device}")).says(4, &[word, "--device cpu"]);
     }
     assert_eq!(place.list(""), ["two.txt"]);
 }

@@ -256,7 +256,7 @@ fn steps_give_what_the_simulated_device_gives_bit_for_bit() {
     // SAFETY: names end in NUL.
     let count = |name: &CStr| unsafe { count(name.as_ptr()) };
     for storage in Storage::BOTH {
-        let expected = steps(&SimtDevice::new(storage));
+        let expected = steps(&SimtDevice::new(storage, 1));
         let before = count(c"graph_launches");
         let device = CudaDevice::open(&gpu, storage, None).expect("opened");
         let got = steps(&device);

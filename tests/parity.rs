@@ -9,13 +9,10 @@ mod golden;
 use std::collections::HashMap;
 use std::path::Path;
 
-use golden::{demo, golden, json, open, tensors, texts};
-use serde_json::Value;
+use golden::{demo, golden, json, open, request, tensors};
 use unguide::backend::Stop;
 use unguide::cpu::Cpu;
-use unguide::pipeline::{Guidance, Method, Model, Request, Trace, generate};
-use unguide::safety::{GammaSchedule, SldConfig};
-use unguide::sampler::Rng;
+use unguide::pipeline::{Model, Request, Trace, generate};
 use unguide::tensor::compare;
 
 /// Relative L2 distance of latents after every step, and of gradients.
@@ -87,68 +84,4 @@ fn check(model: &Model, request: &Request, golden: &Path, run: &str) {
     worst.sort_by_key(|(what, _)| *what);
     let shown: Vec<_> = worst.iter().map(|(what, rel_l2)| format!("{what} {rel_l2:.1e}")).collect();
     println!("{run}: relative L2 {}", shown.join(", "));
-}
-
-fn request(model: &Model, case: &Value, settings: &Value) -> Request {
-    let number = |key: &str| settings[key].as_f64().unwrap_or_else(|| panic!("a number `{key}`"));
-    let seeds = case["seeds"].as_array().expect("seeds");
-    let (width, height) = match case.get("image_size") {
-        Some(size) => (size[1].as_u64().expect("w") as usize, size[0].as_u64().expect("h") as usize),
-        None => model.default_size(),
-    };
-    let method = settings["method"].as_str().expect("a method");
-    let guidance = |model: &Model| {
-        let clip = model.clip().expect("a guard");
-        Guidance {
-            concepts: texts(&case["concepts"]),
-            threshold: settings["threshold"].as_f64().unwrap_or(0.0),
-            above_threshold: false,
-            gamma: number("gamma"),
-            gamma_schedule: GammaSchedule::Constant,
-            window: None,
-            reduce: settings["reduce"].as_str().expect("a word").parse().expect("log-mean or sum-log"),
-            top_k: settings.get("top_k").and_then(Value::as_u64).map(|k| k as usize),
-            mean: clip.mean,
-            std: clip.std,
-            gradient_scale_log2: 16,
-        }
-    };
-    let method = match method {
-        "none" => Method::None,
-        "safe-sampling" => Method::SafeSampling(guidance(model)),
-        "sld" => {
-            let sld = &settings["sld"];
-            let number = |key: &str| sld[key].as_f64().unwrap_or_else(|| panic!("a number `{key}`"));
-            let config = SldConfig {
-                name: "golden",
-                warmup: number("warmup") as usize,
-                scale: number("scale"),
-                threshold: number("threshold"),
-                momentum_scale: number("momentum_scale"),
-                momentum_beta: number("momentum_beta"),
-            };
-            Method::Sld { config, concept: sld["concept"].as_str().expect("a text").to_owned() }
-        }
-        "classifier-guidance" | "classifier-guidance:frozen-unet" => Method::ClassifierGuidance {
-            guidance: guidance(model),
-            frozen_unet: method.ends_with("frozen-unet"),
-            gated: !settings["threshold"].is_null(),
-        },
-        other => panic!("a golden run of method {other}"),
-    };
-    Request {
-        prompts: texts(&case["prompts"]),
-        negative_prompt: case["negative"].as_str().expect("a text").to_owned(),
-        images_per_prompt: 1,
-        batch_size: seeds.len(),
-        steps: number("steps") as usize,
-        guidance_scale: number("guidance"),
-        seed: seeds[0].as_u64().expect("a seed"),
-        width,
-        height,
-        eta: number("eta"),
-        rng: Rng::Cpu,
-        latents: None,
-        method,
-    }
 }

@@ -1,47 +1,162 @@
-//! The simulated device: whole programs through the kernels' own sources, against the CPU backend.
+//! The simulated device: whole runs through the kernels' own sources, against the CPU backend.
 
 #[path = "support/golden.rs"]
 mod golden;
 
-use golden::{demo, open};
+use golden::{demo, golden, json, open, request};
 use unguide::backend::{Backend, Program, Stop};
 use unguide::cpu::Cpu;
+use unguide::error::{Error, Result};
 use unguide::ir::Graph;
-use unguide::launch::Storage;
+use unguide::launch::{LaunchProgram, Storage};
+use unguide::passes::run_all;
 use unguide::pipeline::programs::{self, names};
-use unguide::pipeline::Model;
+use unguide::pipeline::{Model, Request, Trace, generate};
 use unguide::plan::{Planner, StepState};
 use unguide::simt::SimtDevice;
 use unguide::tensor::compare;
 
-fn load(model: &Model, backend: &dyn Backend, graph: Graph) -> Box<dyn Program> {
-    let (storage, fuse) = backend.storage();
-    let plan = Planner::new(unguide::passes::run_all(graph).expect("a graph"), storage, fuse).expect("a plan").plan();
-    model.load(backend, plan.expect("a plan")).expect("a program")
+/// Relative L2 distance of final latents and gradients, with f16.
+const LATENTS: f64 = 2e-2;
+/// Scores that are so near to the threshold may fall on the other side.
+const NEAR: f32 = 5e-3;
+
+fn run(model: &Model, backend: &dyn Backend, request: &Request) -> Result<Trace> {
+    let mut trace = Trace::default();
+    generate(model, backend, request, &mut trace, &Stop::default()).map(|()| trace)
+}
+
+/// The run of a case with other numbers of steps and images.
+fn shortened(model: &Model, case: &str, run: &str, steps: usize, images: usize) -> Request {
+    let case = json(&golden(case).join("case.json"));
+    let mut settings = case["runs"][run].clone();
+    if settings.is_null() {
+        // The demo's case has its numbers beside the runs.
+        settings = case.clone();
+        settings["method"] = if run == "safe" { "safe-sampling" } else { "none" }.into();
+        settings["eta"] = 0.0.into();
+    }
+    let mut request = request(model, &case, &settings);
+    request.steps = steps;
+    request.prompts.truncate(images);
+    request.batch_size = images;
+    request
+}
+
+/// Both backends with the same request, and what must hold between them. Returns how often the gate was open.
+fn agree(model: &Model, request: &Request, storage: Storage, bound: f64, what: &str) -> usize {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(2);
+    let got = run(model, &SimtDevice::new(storage, threads), request).expect("a run on the kernels");
+    let want = run(model, &Cpu::<f32>::new(), request).expect("a run on the CPU");
+    let distance = |name: &str| {
+        let (got, want) = (got.get(name).expect("a tensor"), want.get(name).expect("a tensor"));
+        assert_eq!(got.shape(), want.shape(), "{what}: {name}");
+        compare(got.data(), want.data()).rel_l2
+    };
+    let (latents, image) = (distance("final.latents"), distance("final.image"));
+    println!("{what}: relative L2 of latents {latents:.1e}, of the image {image:.1e}");
+    assert!(latents <= bound && image <= bound, "{what}: latents {latents}, image {image}");
+    let mut opened = 0;
+    let threshold = request.method.guidance().map_or(0.0, |guidance| guidance.threshold as f32);
+    for step in 0..request.steps {
+        let name = |part: &str| format!("step.{step:03}.{part}");
+        let Some(gates) = want.get(&name("gate")) else { continue };
+        let scores = want.get(&name("scores")).expect("scores beside a gate");
+        let found = got.get(&name("gate")).expect("a gate where the CPU has one");
+        let alike = (0..gates.data().len()).all(|sample| {
+            let near = scores.row(sample).iter().any(|score| (score - threshold).abs() <= NEAR);
+            near || gates.data()[sample] == found.data()[sample]
+        });
+        assert!(alike, "{what}: at step {step} gates {:?}, wanted {:?}", found.data(), gates.data());
+        if gates.data() == found.data() {
+            let gradient = distance(&name("gradient"));
+            assert!(gradient <= 2.0 * bound, "{what}: gradients of step {step} are {gradient} apart");
+        }
+        opened += gates.data().iter().filter(|&&gate| gate != 0.0).count();
+    }
+    opened
 }
 
 #[test]
-fn texts_and_latents_become_what_they_are_on_the_cpu() {
+fn the_demo_model_draws_on_the_kernels_what_it_draws_on_the_cpu() {
     let model = open(&demo());
-    let simt = SimtDevice::new(Storage::F16);
-    let cpu = Cpu::<f32>::new();
-    let run = |backend: &dyn Backend| {
-        let graph = programs::encode_text(&model.text, model.text.positions).expect("a graph");
-        let mut program = load(&model, backend, graph);
-        program.write_indices(names::TOKENS, &model.tokenize("a battlefield").expect("ids")).expect("room");
-        let t = std::time::Instant::now();
-        program.run(&StepState::default(), &Stop::default()).expect("a run");
-        println!("{} text {:?}", backend.name(), t.elapsed());
-        let states = program.read(names::STATES).expect("numbers");
-        let graph = programs::decode(&model.decoder, 8, 8).expect("a graph");
-        let mut program = load(&model, backend, graph);
-        let z: Vec<f32> = (0..256).map(|i| ((i * 37 % 101) as f32 - 50.0) / 30.0).collect();
-        program.write(names::Z, &z).expect("room");
-        let t = std::time::Instant::now();
-        program.run(&StepState::default(), &Stop::default()).expect("a run");
-        println!("{} decode {:?}", backend.name(), t.elapsed());
-        (states, program.read(names::IMAGE).expect("numbers"))
+    let plain = shortened(&model, "demo", "plain", 3, 1);
+    agree(&model, &plain, Storage::F16, LATENTS, "plain");
+    let safe = shortened(&model, "demo", "safe", 3, 1);
+    let opened = agree(&model, &safe, Storage::F16, LATENTS, "safe");
+    assert!((1..3).contains(&opened), "the gate is to open and to stay shut, and was open {opened} times");
+}
+
+#[test]
+fn every_method_runs_on_the_kernels_several_samples_at_a_time() {
+    let model = open(&golden("tiny-sd1"));
+    for name in ["safe-topk2-sumlog", "sld", "xt", "xt-frozen", "guidance1"] {
+        agree(&model, &shortened(&model, "tiny-sd1", name, 2, 2), Storage::F16, LATENTS, name);
+    }
+    let model = open(&golden("tiny-odd"));
+    agree(&model, &shortened(&model, "tiny-odd", "safe-topk2-eta", 2, 2), Storage::F16, LATENTS, "eta");
+}
+
+#[test]
+fn bf16_stays_near_with_its_three_digits() {
+    let model = open(&golden("tiny-sd2"));
+    agree(&model, &shortened(&model, "tiny-sd2", "safe", 2, 1), Storage::Bf16, 8.0 * LATENTS, "bf16");
+}
+
+#[test]
+fn no_bit_depends_on_the_threads_or_on_the_batch() {
+    let model = open(&golden("tiny-sd1"));
+    let together = shortened(&model, "tiny-sd1", "safe", 2, 2);
+    let one_by_one = Request { batch_size: 1, ..together.clone() };
+    let runs = [(1, &together), (3, &together), (2, &one_by_one)].map(|(threads, request)| {
+        run(&model, &SimtDevice::new(Storage::F16, threads), request).expect("a run")
+    });
+    for (name, want) in runs[0].tensors() {
+        for other in &runs[1..] {
+            let got = other.get(name).expect("the same tensors");
+            let alike = got.data().iter().zip(want.data()).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(alike && got.shape() == want.shape(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_reported_as_on_the_cpu_and_never_drawn() {
+    let model = open(&golden("tiny-sd1"));
+    let mut request = shortened(&model, "tiny-sd1", "safe", 2, 1);
+    request.guidance_scale = 1e38;
+    let fault = |backend: &dyn Backend| match run(&model, backend, &request) {
+        Err(Error::NonFinite { what, step, image }) => (what, step, image),
+        other => panic!("{} answers {:?}", backend.name(), other.map(|_| "an image")),
     };
-    let (got, want) = (run(&simt), run(&cpu));
-    println!("{:?} {:?}", compare(&got.0, &want.0), compare(&got.1, &want.1));
+    assert_eq!(fault(&SimtDevice::new(Storage::F16, 1)), fault(&Cpu::<f32>::new()));
+}
+
+#[test]
+fn weights_are_packed_once_and_shared_by_the_programs_of_a_device() {
+    let model = open(&golden("tiny-sd1"));
+    let device = SimtDevice::new(Storage::F16, 1);
+    let load = |graph: Graph| {
+        let (storage, fuse) = device.storage();
+        let planner = Planner::new(run_all(graph).expect("passes"), storage, fuse).expect("a graph");
+        device.load_program(planner.plan().expect("a plan"), model.weights()).expect("a program")
+    };
+    let mut first = load(programs::decode(&model.decoder, 4, 4).expect("a graph"));
+    let held = device.weight_bytes();
+    let second = load(programs::decode(&model.decoder, 8, 8).expect("a graph"));
+    assert_eq!(held, first.launches().weights.iter().map(|weight| weight.bytes).sum::<usize>());
+    assert_eq!(device.weight_bytes(), held);
+    let kernels = |program: &LaunchProgram| -> Vec<&str> {
+        program.steps().iter().map(|step| step.launch.kernel.name).collect()
+    };
+    assert_eq!(kernels(first.launches()), kernels(second.launches()));
+
+    // The device outlives nobody: a program keeps what it needs.
+    drop(second);
+    drop(device);
+    first.write(names::Z, &[0.5; 64]).expect("room");
+    first.run(&StepState::default(), &Stop::default()).expect("a run");
+    assert!(first.read(names::IMAGE).expect("pixels").iter().all(|pixel| pixel.is_finite()));
+    assert!(matches!(first.write(names::Z, &[0.5; 63]), Err(Error::Bug(_))));
+    assert!(matches!(first.read("no such buffer"), Err(Error::Bug(_))));
 }

@@ -1,6 +1,15 @@
-// graph.cuh - what a kernel may tell the graph that it is part of.
+// graph.cuh - what a kernel may tell the graph that it is part of, and what it is given for that.
 #pragma once
-#include "prelude.cuh"
+#include "params.cuh"
+
+struct ConditionParams {
+    DevicePtr state;
+    DevicePtr flags;  // [samples] f32
+    uint64_t handle;  // of the driver: whose value is set
+    int32_t kind;     // condition::Kind
+    int32_t samples;
+};
+static_assert(sizeof(ConditionParams) == 32, "as in src/launch/params");
 
 #ifdef __CUDACC__
 // The driver's own: found when the module is loaded.

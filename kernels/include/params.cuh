@@ -34,28 +34,42 @@ struct TimestepParams {
 };
 static_assert(sizeof(TimestepParams) == 32, "as in src/launch/params");
 
-struct CopyParams {
-    DevicePtr state, x, out;
-    int64_t count;          // elements that are copied
-    int64_t x_row, out_row;  // elements from one sample to the next; 0: the same for all
-};
-static_assert(sizeof(CopyParams) == 48, "as in src/launch/params");
-
-struct ConditionParams {
-    DevicePtr state;
-    DevicePtr flags;  // [samples] f32
-    uint64_t handle;  // of the driver: whose value is set
-    int32_t kind;     // condition::Kind
-    int32_t samples;
-};
-static_assert(sizeof(ConditionParams) == 32, "as in src/launch/params");
-
 struct LayoutParams {
     DevicePtr x, out;
     int64_t pixels;
     int32_t n, c;
 };
 static_assert(sizeof(LayoutParams) == 32, "as in src/launch/params");
+
+struct PlaceParams {
+    DevicePtr state, x, y, out;  // state: 0 where no sample is chosen; y: 0 where there is nothing beside x
+    int64_t rows, width;         // of out
+    int64_t start, len;          // columns of out that x fills
+    int64_t first, stride;       // x's rows: where the first one starts, and elements between two
+    int64_t x_sample, out_sample;  // elements between two samples, of which state chooses one; 0: one for all
+};
+static_assert(sizeof(PlaceParams) == 96, "as in src/launch/params");
+
+struct GatherParams {
+    DevicePtr x, index, out;
+    int64_t count;  // elements of out
+    int32_t t, d;
+};
+static_assert(sizeof(GatherParams) == 40, "as in src/launch/params");
+
+struct SumCopiesParams {
+    DevicePtr x, out;
+    int64_t count;  // elements of out
+    int32_t times, pad;
+};
+static_assert(sizeof(SumCopiesParams) == 32, "as in src/launch/params");
+
+struct NormaliseParams {
+    DevicePtr x, out;
+    int64_t rows;
+    int32_t d, pad;
+};
+static_assert(sizeof(NormaliseParams) == 32, "as in src/launch/params");
 
 struct CfgX0Params {
     DevicePtr state, z, rows, eps, x0;
@@ -78,13 +92,16 @@ struct SldX0Params {
 static_assert(sizeof(SldX0Params) == 64, "as in src/launch/params");
 
 struct DdimUnguideParams {
-    DevicePtr state, eps, x0, noise;
-    DevicePtr gate, g;  // both zero: never guided
+    DevicePtr state, eps, x0;
+    DevicePtr noise, seeds;  // either, or none where sigma stays 0; seeds: one u64 an image
+    DevicePtr gate, g;       // both zero: never guided
     DevicePtr z, guided;
     int64_t count, image;
-    int32_t scale_log2, pad;
+    int32_t scale_log2;
+    int32_t c, draw;  // with seeds: channels of z, and the generator's draw that step 0 takes
+    int32_t pad;
 };
-static_assert(sizeof(DdimUnguideParams) == 88, "as in src/launch/params");
+static_assert(sizeof(DdimUnguideParams) == 104, "as in src/launch/params");
 
 struct GuideEpsParams {
     DevicePtr state, z, eps, x0, gate, g, guided, guided_x0;
@@ -167,6 +184,34 @@ struct GroupNormBwdParams {
 };
 static_assert(sizeof(GroupNormBwdParams) == 64, "as in src/launch/params");
 
+struct GroupTilesParams {
+    DevicePtr x, stats;
+    int32_t n, pixels, c, rows;
+};
+static_assert(sizeof(GroupTilesParams) == 32, "as in src/launch/params");
+
+struct GroupFoldParams {
+    DevicePtr stats, folded;
+    int32_t n, pixels, c, rows, times, pad;
+};
+static_assert(sizeof(GroupFoldParams) == 40, "as in src/launch/params");
+
+struct GroupApplyParams {
+    DevicePtr x, x2, stats, stats2;  // x2: 0 where c2 is; stats2: 0 where stats are of all channels
+    DevicePtr gamma, beta, out;
+    int32_t n, pixels, c1, c2, groups, rows, rows2, slab, share;  // rows, rows2: of a tile; share: pixels of a block
+    float eps;
+};
+static_assert(sizeof(GroupApplyParams) == 96, "as in src/launch/params");
+
+struct GroupBwdParams {
+    DevicePtr x, x2, dy, stats, stats2, gamma, beta, sums, dx, dx2;
+    int32_t n, pixels, c1, c2, groups, rows, rows2, slab, share, tile;  // tile: pixels of a sum
+    float eps;
+    int32_t pad;
+};
+static_assert(sizeof(GroupBwdParams) == 128, "as in src/launch/params");
+
 struct GemmParams {
     DevicePtr a, b, bias, residual, d;  // bias, residual: 0 where there is none
     int64_t a_batch, b_batch, d_batch;  // elements between two matrices of the batch
@@ -183,6 +228,34 @@ static_assert(sizeof(Conv2dParams) == 80, "as in src/launch/params");
 
 struct AttentionParams {
     DevicePtr q, k, v, o, lse;
+    int32_t q_row, k_row, v_row, o_row;  // elements between two tokens
     int32_t n, t, u, heads, d, causal;
 };
-static_assert(sizeof(AttentionParams) == 64, "as in src/launch/params");
+static_assert(sizeof(AttentionParams) == 80, "as in src/launch/params");
+
+struct AttentionBwdParams {
+    DevicePtr q, k, v, o, d_o, lse;
+    DevicePtr delta, peak;  // f32 [n, heads, t]
+    DevicePtr dq, dk, dv;
+    int32_t q_row, k_row, v_row, o_row, d_o_row, dq_row, dk_row, dv_row;  // elements between two tokens
+    int32_t n, t, u, heads, d, causal;
+};
+static_assert(sizeof(AttentionBwdParams) == 144, "as in src/launch/params");
+
+struct ProductParams {
+    DevicePtr a, b, c;
+    DevicePtr peak;                // none, or f32 [peaks]: see power_of in scaling.cuh
+    int64_t a_row, b_row, c_row;   // elements between two rows as they are stored
+    int32_t m, n, k, peaks;
+    float alpha;
+    int32_t adds;                  // c is added to
+};
+static_assert(sizeof(ProductParams) == 80, "as in src/launch/params");
+
+struct SoftmaxParams {
+    DevicePtr s, dp, p, ds;
+    DevicePtr lse, delta, peak;       // f32 [t]
+    int64_t score_row, weight_row;    // elements between two rows of s and dp, and of p and ds
+    int32_t rows, u, first, t, causal, pad;  // first: of the first row among the t queries
+};
+static_assert(sizeof(SoftmaxParams) == 96, "as in src/launch/params");

@@ -33,6 +33,8 @@ DEVICE void sync_warp() { __syncwarp(); }
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE float shuffle_from(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 DEVICE bool any_lane(bool vote) { return __ballot_sync(0xffffffffu, vote) != 0; }
+DEVICE float bits_as_f32(uint32_t bits) { return __uint_as_float(bits); }
+DEVICE uint32_t f32_as_bits(float value) { return __float_as_uint(value); }
 
 #else
 #include "simt.h"
@@ -91,6 +93,9 @@ DEVICE float to_f32(f32 x) { return x; }
 DEVICE void round_to(f16& out, float x) { out.bits = cvt_rn_f16_f32(x); }
 DEVICE void round_to(bf16& out, float x) { out.bits = cvt_rn_bf16_f32(x); }
 DEVICE void round_to(f32& out, float x) { out = x; }
+// Two of them in a word, `low` in its lower half.
+DEVICE uint32_t rounded_pair(f16, float low, float high) { return cvt_rn_f16x2_f32(low, high); }
+DEVICE uint32_t rounded_pair(bf16, float low, float high) { return cvt_rn_bf16x2_f32(low, high); }
 template <typename T>
 DEVICE T from_f32(float x) {
     T out;

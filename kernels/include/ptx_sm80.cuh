@@ -24,6 +24,28 @@ DEVICE uint16_t cvt_rn_bf16_f32(float f) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(f));
     return h;
 }
+// Two numbers in one word, `low` in its lower half.
+DEVICE uint32_t cvt_rn_f16x2_f32(float low, float high) {
+    uint32_t both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+DEVICE uint32_t cvt_rn_bf16x2_f32(float low, float high) {
+    uint32_t both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+// 2^x within 2 units in the last place; results below the normal numbers are zero.
+DEVICE float ex2_approx_ftz_f32(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE float rcp_approx_ftz_f32(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 // The address in the shared window.
 DEVICE uint32_t cvta_to_shared(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 DEVICE void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
@@ -84,6 +106,16 @@ DEVICE uint16_t cvt_rn_bf16_f32(float f) {
     if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
     return uint16_t((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
 }
+DEVICE uint32_t cvt_rn_f16x2_f32(float low, float high) {
+    return cvt_rn_f16_f32(low) | uint32_t(cvt_rn_f16_f32(high)) << 16;
+}
+DEVICE uint32_t cvt_rn_bf16x2_f32(float low, float high) {
+    return cvt_rn_bf16_f32(low) | uint32_t(cvt_rn_bf16_f32(high)) << 16;
+}
+// A subnormal number is zero to these two, as operand and as result.
+DEVICE float without_subnormals(float x) { return fabsf(x) < 1.17549435e-38f ? copysignf(0.f, x) : x; }
+DEVICE float ex2_approx_ftz_f32(float x) { return without_subnormals(exp2f(without_subnormals(x))); }
+DEVICE float rcp_approx_ftz_f32(float x) { return without_subnormals(1.f / without_subnormals(x)); }
 DEVICE uint32_t cvta_to_shared(const void* p) { return simt::shared_address(p); }
 DEVICE void ldmatrix_x4(uint32_t (&r)[4], uint32_t address, SIMT_SITE) {
     simt::ldmatrix(r, 4, false, address, site);

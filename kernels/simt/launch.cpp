@@ -40,9 +40,10 @@ static bool prepare(Context& c, int threads) {
     return c.stacks != nullptr;
 }
 
-static std::vector<uint32_t> order_of_blocks(const Mode& mode, uint32_t count) {
+static std::vector<uint32_t> order_of_blocks(const Mode& mode) {
+    const uint32_t count = mode.blocks;
     std::vector<uint32_t> order(count);
-    for (uint32_t i = 0; i < count; ++i) order[i] = mode.schedule == LIFO ? count - 1 - i : i;
+    for (uint32_t i = 0; i < count; ++i) order[i] = mode.first_block + (mode.schedule == LIFO ? count - 1 - i : i);
     if (mode.schedule == PRIORITIES)
         for (uint32_t i = count; i > 1; --i) std::swap(order[i - 1], order[random_bits() % i]);
     return order;
@@ -59,13 +60,13 @@ static void run(Context& c, const uint32_t* grid, const Registered& kernel, uint
     c.entry = kernel.entry;
     forget_buffers();
     // The handler runs on a stack of its own: a fiber's may be what overflowed.
-    static thread_local char* handler_stack = static_cast<char*>(malloc(1 << 16));
+    if (c.handler_stack == nullptr) c.handler_stack = static_cast<char*>(malloc(1 << 16));
     stack_t stack = {}, old = {};
-    stack.ss_sp = handler_stack;
+    stack.ss_sp = c.handler_stack;
     stack.ss_size = 1 << 16;
     sigaltstack(&stack, &old);
     const Index blocks = {grid[0], grid[1], grid[2]}, threads = {kernel.threads, 1, 1};
-    const std::vector<uint32_t> order = order_of_blocks(mode, grid[0] * grid[1] * grid[2]);
+    const std::vector<uint32_t> order = order_of_blocks(mode);
     if (sigsetjmp(c.failed, 1) == 0) {
         for (size_t i = 0; i < order.size() && c.report.size() < 4096; ++i) {
             c.block = order[i];

@@ -158,6 +158,7 @@ extern "C" void simt_destroy(Context* c) {
     for (const Buffer& b : c->buffers) release(b);
     if (c->stacks != nullptr) munmap(c->stacks, (STACK_BYTES + PAGE) * size_t(c->stacks_for));
     munmap(c->shared, SHARED_BYTES + PAGE);
+    free(c->handler_stack);
     delete c;
 }
 

@@ -99,6 +99,61 @@ pub const MUTATIONS: &[Mutation] = &[
         "int64_t(blockIdx.x) * blockDim.x + threadIdx.x",
         "int64_t(blockIdx.x / 2) * blockDim.x + threadIdx.x",
     ),
+    // -- tiles of a group norm ---------------------------------------------------------------------------
+    mutation(
+        "group-tiles-barrier",
+        "group_norm_tiles_f16",
+        "    sync_block();\n\n    // 3. The warps",
+        "\n\n    // 3. The warps",
+    ),
+    mutation(
+        "group-apply-barrier",
+        "group_norm_apply_f16",
+        "    sync_block();\n\n    // 2. Each thread eight",
+        "\n\n    // 2. Each thread eight",
+    ),
+    mutation(
+        "group-tiles-bwd-barrier",
+        "group_norm_tiles_bwd_f16_silu",
+        "    sync_block();\n\n    // 3. A warp a group",
+        "\n\n    // 3. A warp a group",
+    ),
+    mutation(
+        "group-apply-bwd-warp-barrier",
+        "group_norm_apply_bwd_f16_silu",
+        "    sync_block();\n\n    // 2. Each thread its pixels.\n    if (o.idle)",
+        "    sync_warp();\n\n    // 2. Each thread its pixels.\n    if (o.idle)",
+    ),
+    mutation(
+        "group-tiles-end",
+        "group_norm_tiles_bf16",
+        "const int end = first + p.rows < p.pixels ? first + p.rows : p.pixels;",
+        "const int end = first + p.rows;",
+    ),
+    mutation(
+        "group-boundary",
+        "group_norm_apply_f16_silu",
+        "const bool second = channel >= p.c1;",
+        "const bool second = channel > p.c1;",
+    ),
+    mutation(
+        "group-last-tile-weighs-full",
+        "group_norm_apply_bf16_silu",
+        "f(float(left < of.rows ? left : of.rows), at[0], at[1])",
+        "f(float(of.rows), at[0], at[1])",
+    ),
+    mutation(
+        "group-fold-bound",
+        "group_norm_fold_f32",
+        "tile < first + p.times && tile < from",
+        "tile < first + p.times",
+    ),
+    mutation(
+        "layer-norm-lane-bound",
+        "layer_norm_f16_c512",
+        "(32 * i + lane) < p.c) own",
+        "(32 * i + lane) <= p.c) own",
+    ),
     // -- bounds ------------------------------------------------------------------------------------------
     mutation("gemm-row-bound", "gemm_bf16", "if (i >= p.m || j >= p.n) continue;", "if (j >= p.n) continue;"),
     mutation("gemm-a-bound", "gemm_bf16", "row0 + line < p.m && k < p.k,", "k < p.k,"),
@@ -133,6 +188,13 @@ pub const MUTATIONS: &[Mutation] = &[
         "if (query > p.t) return;",
     ),
     mutation("conv2d-right-edge", "conv2d_f16", "column >= p.w) continue;", "column > p.w) continue;"),
+    mutation("place-length", "place_f16", "at >= 0 && at < p.len", "at >= 0 && at <= p.len"),
+    mutation(
+        "eights-rest-one-too-many",
+        "add_f16_v8",
+        "if (i < count) out[i] = from_f32<T>(f(to_f32(x[i]), to_f32(y[i])))",
+        "if (i <= count) out[i] = from_f32<T>(f(to_f32(x[i]), to_f32(y[i])))",
+    ),
     mutation("resample-clamp", "resample_f16", "at >= size ? size - 1 : at", "at > size ? size - 1 : at"),
     // -- guards ------------------------------------------------------------------------------------------
     mutation(
@@ -143,6 +205,12 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
     mutation("window-ignored", "ddim_unguide_f16", "gate != nullptr && s.window &&", "gate != nullptr &&"),
     mutation("noise-always-read", "ddim_unguide_f16", "if (s.sigma > 0.f) next", "next"),
+    mutation(
+        "every-step-draws-the-same",
+        "ddim_unguide_f16",
+        "uint64_t(p.draw + s.step)",
+        "uint64_t(p.draw)",
+    ),
     mutation(
         "gate-shut-on-nan",
         "clip_cosine_f16",

@@ -31,6 +31,7 @@ enum Copies { EAGER = 0, LAZY = 1, RANDOM = 2 };
 struct Mode {
     int32_t schedule, copies, checked, pad;
     uint64_t seed;
+    uint32_t first_block, blocks;  // which of the grid's blocks this context runs
 };
 struct Counts {
     uint64_t threads, switches, barriers, collectives, ldmatrix, bank_conflicts, mma, async_bytes;
@@ -106,6 +107,7 @@ struct Context {
     // Memory.
     char* stacks;
     int stacks_for;
+    char* handler_stack;
     char* shared;
     uint32_t shared_used;
     std::map<const void*, uint32_t> objects;

@@ -60,7 +60,7 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
     tracing::info!(seed = request.seed, images, "starting");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| Error::usage("--threads", error.to_string()))?;
-    let backend = backend(device, args.max_vram)?;
+    let backend = backend(device, threads, args.max_vram)?;
     let result = pool.install(|| generate(&model, backend.as_ref(), &request, &mut output, &stop));
     output.progress.finish();
     if let (Some(path), Some(trace), Ok(())) = (&args.trace, &output.trace, &result) {
@@ -69,10 +69,11 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
     result
 }
 
-fn backend(device: Device, max_vram: Option<usize>) -> Result<Box<dyn Backend + Sync>> {
+#[cfg_attr(not(feature = "simt"), allow(unused_variables))]
+fn backend(device: Device, threads: usize, max_vram: Option<usize>) -> Result<Box<dyn Backend + Sync>> {
     Ok(match device {
         #[cfg(feature = "simt")]
-        Device::Simt(storage) => Box::new(crate::simt::SimtDevice::new(storage)),
+        Device::Simt(storage) => Box::new(crate::simt::SimtDevice::new(storage, threads)),
         Device::Cuda(ordinal, storage) => {
             Box::new(CudaDevice::open(&cuda::usable(ordinal)?, storage, max_vram)?)
         }

@@ -1,7 +1,7 @@
 //! How any device runs launches one at a time: in order, loops and branches decided by whoever drives it.
 
 use super::params::DevicePtr;
-use super::{LaunchProgram, LaunchStage, LaunchStep, Place, Space, relocate};
+use super::{LaunchProgram, LaunchStage, LaunchStep, Location, Space, relocate};
 use crate::error::Result;
 use crate::ir::{BufferId, Flag};
 
@@ -58,22 +58,22 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    fn of(&self, place: Place) -> DevicePtr {
-        let base = match place.space {
+    fn of(&self, location: Location) -> DevicePtr {
+        let base = match location.space {
             Space::Arena => self.arena,
             Space::State => self.state,
             Space::Weight(index) => self.weights[index as usize],
             Space::Buffer(index) => self.buffers[index as usize],
-            Space::Copy(_) => unreachable!("a lowered program has settled its copies"),
+            Space::Scratch(_) => unreachable!("in a lowered program all scratch has its place"),
         };
-        DevicePtr(base.0 + place.offset)
+        DevicePtr(base.0 + location.offset)
     }
 }
 
 impl LaunchProgram {
     /// The same with addresses in place of symbols.
     pub fn at(&self, addresses: &Addresses) -> Self {
-        self.map(|launch| relocate(launch, |place| addresses.of(place)))
+        self.map(|launch| relocate(launch, |location| addresses.of(location)))
     }
 
     /// Indices of the weights, the largest first: the copy on the host that reading one takes is then never on

@@ -2,6 +2,8 @@
 //!
 //! They are the fallback where no tuned form fits, and what tuned forms are compared with.
 
+use super::attention::{Backward, Forward, Sizes, Tokens};
+use super::layout::{Element, Place, strided};
 use super::params::{self as p, DevicePtr, Params};
 use super::{Launch, Storage};
 use crate::error::{Error, Result};
@@ -41,6 +43,16 @@ pub fn kinds(op: &Op) -> Option<Kinds> {
         Op::DdimUnguide { .. } => ("ddim_unguide", "fffft", "ff"),
         Op::GuideEps { .. } => ("guide_eps", "fffft", "ff"),
         Op::FrozenPullback => ("frozen_pullback", "t", "t"),
+        Op::Concat => ("place", "tt", "t"),
+        Op::SliceChannels { .. }
+        | Op::PadChannels { .. }
+        | Op::SliceTokens { .. }
+        | Op::PadTokens { .. }
+        | Op::SliceBatch { .. }
+        | Op::RepeatBatch { .. } => ("place", "t", "t"),
+        Op::GatherToken => ("gather_token", "ti", "t"),
+        Op::SumBatch { .. } => ("sum_batch", "t", "t"),
+        Op::Normalise => ("normalise", "t", "t"),
         Op::ClipCosine { .. } => ("clip_cosine", "tf", "ffftf"),
         Op::EmbedText => ("embed_text", "itt", "t"),
         Op::EmbedPatches => ("embed_patches", "ttt", "t"),
@@ -57,6 +69,7 @@ pub fn kinds(op: &Op) -> Option<Kinds> {
         Op::Conv2d { .. } => ("conv2d", "ttf", "t"),
         Op::Conv2dBwd { .. } => ("conv2d_bwd", "tt", "t"),
         Op::Attention { .. } => ("attention", "ttt", "tf"),
+        Op::AttentionBwd { .. } => ("attention_bwd", "ttttft", "ttt"),
         _ => return None,
     };
     Some(Kinds { kernel, inputs, outputs })
@@ -147,7 +160,7 @@ pub fn general(
                 count: count(0) as i64,
                 image: (count(0) / to[0]) as i64,
                 scale_log2: *scale_log2,
-                pad: 0,
+                ..Default::default()
             };
             make.launch(&params, make.strided(count(0)))
         }
@@ -306,22 +319,41 @@ pub fn general(
             make.launch(&params, make.strided(count(0)))
         }
         Op::Attention { heads, causal } => {
-            let params = p::AttentionParams {
-                q: input(0),
-                k: input(1),
-                v: input(2),
-                o: output(0),
-                lse: output(1),
-                n: int(to[0]),
-                t: int(to[1]),
-                u: int(shape(1)[1]),
-                heads: int(*heads),
-                d: int(to[2] / heads),
-                causal: i32::from(*causal),
-            };
-            make.launch(&params, [to[1].div_ceil(8) as u32, *heads as u32, to[0] as u32])
+            let sizes = attention_sizes(to, shape(1), *heads, *causal);
+            let rows = |at| Tokens { at, row: to.last() };
+            let (q, k, v, o) = (rows(input(0)), rows(input(1)), rows(input(2)), rows(output(0)));
+            Forward { sizes, q, k, v, o, lse: output(1) }.general(storage)
         }
-        _ => Err(none_for(op)),
+        Op::AttentionBwd { heads, causal } => {
+            let sizes = attention_sizes(to, shape(1), *heads, *causal);
+            let rows = |at| Tokens { at, row: to.last() };
+            let (q, k, v) = (rows(input(0)), rows(input(1)), rows(input(2)));
+            let (o, lse, d_o) = (rows(input(3)), input(4), rows(input(5)));
+            let (dq, of_keys) = (rows(output(0)), Some((rows(output(1)), rows(output(2)))));
+            Backward { sizes, q, k, v, o, d_o, lse, dq, of_keys }.general(storage)
+        }
+        Op::GatherToken => {
+            let (x, index, out) = (input(0), input(1), output(0));
+            let (t, d) = (int(shape(0)[1]), int(shape(0)[2]));
+            let params = p::GatherParams { x, index, out, count: count(0) as i64, t, d };
+            make.launch(&params, make.strided(count(0)))
+        }
+        Op::SumBatch { times } => {
+            let (x, out, count) = (input(0), output(0), count(0));
+            let params = p::SumCopiesParams { x, out, count: count as i64, times: int(*times), pad: 0 };
+            make.launch(&params, make.strided(count))
+        }
+        Op::Normalise => {
+            let (x, out, rows) = (input(0), output(0), to[0]);
+            let params = p::NormaliseParams { x, out, rows: rows as i64, d: int(to.last()), pad: 0 };
+            make.launch(&params, [make.blocks(rows), 1, 1])
+        }
+        _ => {
+            let place =
+                inputs.first().and_then(|x| Place::of(op, &x.shape, to)).ok_or_else(|| none_for(op))?;
+            let element = Element::Stored(storage);
+            place.launch((element, element), most_blocks, state, [input(0), input(1), output(0)])
+        }
     }
 }
 
@@ -349,12 +381,16 @@ impl Make {
 
     /// For a kernel whose threads take one element after the other.
     fn strided(&self, count: usize) -> [u32; 3] {
-        [self.blocks(count.div_ceil(256)), 1, 1]
+        strided(count, self.most_blocks)
     }
 }
 
 fn int(n: usize) -> i32 {
     i32::try_from(n).expect("extents were compared with MOST")
+}
+
+fn attention_sizes(q: &Shape, k: &Shape, heads: usize, causal: bool) -> Sizes {
+    Sizes { n: q[0], t: q[1], u: k[1], heads, d: q[2] / heads, causal }
 }
 
 fn resample(

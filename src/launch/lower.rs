@@ -10,8 +10,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::device::MOST_BLOCKS;
-use super::params::{CopyParams, DevicePtr, PointwiseParams};
-use super::place::{Place, Space, relocate};
+use super::layout::{Element, Place};
+use super::location::{Location, Space, relocate};
+use super::params::DevicePtr;
 use super::types::{Types, of_letter, root};
 use super::{
     Cost, DeviceBuffer, Launch, LaunchProgram, LaunchStage, LaunchStep, Operand, Storage, general, kinds,
@@ -56,17 +57,17 @@ pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Resu
         buffers: buffers.collect(),
     };
     let program = program.map(|launch| {
-        relocate(launch, |place| match place.space {
-            Space::Copy(index) => arena(behind + placed.offsets[index as usize]).symbol(),
-            _ => place.symbol(),
+        relocate(launch, |location| match location.space {
+            Space::Scratch(index) => arena(behind + placed.offsets[index as usize]).symbol(),
+            _ => location.symbol(),
         })
     });
     tracing::debug!(launches = program.steps().len(), arena_bytes = program.arena_bytes, target, "lowered");
     Ok(program)
 }
 
-fn arena(offset: usize) -> Place {
-    Place { space: Space::Arena, offset: offset as u64 }
+fn arena(offset: usize) -> Location {
+    Location { space: Space::Arena, offset: offset as u64 }
 }
 
 /// Types of the weights, in the order of the program's params.
@@ -199,11 +200,11 @@ impl Lowering<'_> {
             .map(|(&value, letter)| self.output(node, value, of_letter(letter, self.storage)))
             .collect::<Result<_>>()?;
         for operand in &inputs {
-            if let Some(Place { space: Space::Copy(index), .. }) = Place::of(operand.at) {
+            if let Some(Location { space: Space::Scratch(index), .. }) = Location::of(operand.at) {
                 self.copies[index as usize].live.end = self.launches + 1;
             }
         }
-        let state = Place::start(Space::State).symbol();
+        let state = Location::start(Space::State).symbol();
         let launch = general(&node.op, self.storage, MOST_BLOCKS, state, &inputs, &outputs)?;
         let cost = Cost::of(&self.step.graph, node, kinds, self.storage);
         self.emit(node, launch, cost, self.steady.contains(&id), run);
@@ -225,9 +226,9 @@ impl Lowering<'_> {
     ) -> Result<Operand> {
         let shape = self.step.graph.shape(value).clone();
         let value = root(&self.step.graph, value);
-        let (place, of_sample) = self.home(reader, value)?;
+        let (home, of_sample) = self.home(reader, value)?;
         if !of_sample && self.types.value(value) == wanted {
-            return Ok(Operand { at: place.symbol(), shape });
+            return Ok(Operand { at: home.symbol(), shape });
         }
         let key = (value, wanted);
         let index = match self.at_hand.get(&key) {
@@ -237,22 +238,22 @@ impl Lowering<'_> {
                 let bytes = shape.count() * wanted.bytes();
                 let live = self.launches..self.launches + 1;
                 self.copies.push(Demand { bytes, live });
-                let copy = Place::start(Space::Copy(index)).symbol();
-                let from = Side { at: place.symbol(), dtype: self.types.value(value), of_sample };
+                let copy = Location::start(Space::Scratch(index)).symbol();
+                let from = Side { at: home.symbol(), dtype: self.types.value(value), of_sample };
                 let to = Side { at: copy, dtype: wanted, of_sample: false };
                 self.copy(reader, from, to, &shape, run)?;
                 self.at_hand.insert(key, index);
                 index
             }
         };
-        Ok(Operand { at: Place::start(Space::Copy(index)).symbol(), shape })
+        Ok(Operand { at: Location::start(Space::Scratch(index)).symbol(), shape })
     }
 
     /// Where the plan has a value, and whether it is the row of the current sample.
-    fn home(&self, reader: &Node, value: ValueId) -> Result<(Place, bool)> {
+    fn home(&self, reader: &Node, value: ValueId) -> Result<(Location, bool)> {
         Ok(match self.step.slot(value) {
-            Slot::Param { index } => (Place::start(Space::Weight(index as u32)), false),
-            Slot::Buffer { buffer, row } => (Place::start(Space::Buffer(buffer.0)), row == Row::Sample),
+            Slot::Param { index } => (Location::start(Space::Weight(index as u32)), false),
+            Slot::Buffer { buffer, row } => (Location::start(Space::Buffer(buffer.0)), row == Row::Sample),
             Slot::Arena { offset, .. } => (arena(offset), false),
             Slot::Passing => {
                 let problem =
@@ -274,9 +275,9 @@ impl Lowering<'_> {
 
     fn store(&mut self, node: &Node, buffer: BufferId, row: Row, run: &mut Vec<LaunchStep>) -> Result<()> {
         let value = root(&self.step.graph, node.inputs[0]);
-        let (place, of_sample) = self.home(node, value)?;
-        let from = Side { at: place.symbol(), dtype: self.types.value(value), of_sample };
-        let at = Place::start(Space::Buffer(buffer.0)).symbol();
+        let (home, of_sample) = self.home(node, value)?;
+        let from = Side { at: home.symbol(), dtype: self.types.value(value), of_sample };
+        let at = Location::start(Space::Buffer(buffer.0)).symbol();
         let to = Side { at, dtype: self.types.buffer(buffer), of_sample: row == Row::Sample };
         let shape = self.step.graph.shape(node.inputs[0]).clone();
         self.copy(node, from, to, &shape, run)
@@ -291,24 +292,13 @@ impl Lowering<'_> {
         run: &mut Vec<LaunchStep>,
     ) -> Result<()> {
         let count = shape.count();
-        let grid = [u32::try_from(count.div_ceil(256)).unwrap_or(u32::MAX).clamp(1, MOST_BLOCKS), 1, 1];
-        let types = format!("{}_{}", from.dtype, to.dtype);
-        let launch = if from.of_sample || to.of_sample || from.dtype == to.dtype {
-            let row = |side: Side| if side.of_sample { count as i64 } else { 0 };
-            let params = CopyParams {
-                state: Place::start(Space::State).symbol(),
-                x: from.at,
-                out: to.at,
-                count: count as i64,
-                x_row: row(from),
-                out_row: row(to),
-            };
-            Launch::new(&format!("copy_{types}"), grid, &params)?
-        } else {
-            let params =
-                PointwiseParams { x: from.at, out: to.at, count: count as i64, ..Default::default() };
-            Launch::new(&format!("cast_{types}"), grid, &params)?
+        let (Some(x), Some(out)) = (from.element(), to.element()) else {
+            return Err(Error::Bug(format!("`{}` copies {} to {}", node.name, from.dtype, to.dtype)));
         };
+        let row = |side: Side| if side.of_sample { count } else { 0 };
+        let place = Place { x_sample: row(from), out_sample: row(to), ..Place::whole(count) };
+        let state = Location::start(Space::State).symbol();
+        let launch = place.launch((x, out), MOST_BLOCKS, state, [from.at, DevicePtr::NONE, to.at])?;
         let bytes = (count * (from.dtype.bytes() + to.dtype.bytes())) as u64;
         self.emit(node, launch, Cost { flops: 0, bytes }, false, run);
         Ok(())
@@ -322,4 +312,15 @@ struct Side {
     dtype: DType,
     /// The row of the current sample of what lies there.
     of_sample: bool,
+}
+
+impl Side {
+    fn element(&self) -> Option<Element> {
+        match self.dtype {
+            DType::F16 => Some(Element::Stored(Storage::F16)),
+            DType::BF16 => Some(Element::Stored(Storage::Bf16)),
+            DType::F32 => Some(Element::Word),
+            _ => None,
+        }
+    }
 }

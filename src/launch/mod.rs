@@ -3,16 +3,20 @@
 //! A [`Launch`] says all that a device must know: which kernel, over which grid, with which params. Whoever
 //! makes one has its params checked against what the kernel relies on ([`params::Rules`]). [`general()`] turns any
 //! operation into launches of the general forms, which take any size and alignment. [`lower()`] turns a whole step
-//! into a [`LaunchProgram`]: launches in order, with places instead of addresses.
+//! into a [`LaunchProgram`]: launches in order, with locations instead of addresses.
 
+pub mod attention;
 pub mod binaries;
 mod cost;
 pub mod device;
 mod execute;
 mod general;
+pub mod layout;
+mod location;
 mod lower;
+pub mod norms;
 pub mod params;
-mod place;
+pub mod pointwise;
 mod program;
 mod types;
 mod weights;
@@ -22,9 +26,9 @@ use bytemuck::bytes_of;
 pub use cost::Cost;
 pub use execute::{Addresses, Executor, execute};
 pub use general::{Kinds, Operand, general, kinds};
+pub use location::{Location, Space, relocate};
 pub use lower::lower;
 use params::{Params, Rules};
-pub use place::{Place, Space, relocate};
 pub use program::{DeviceBuffer, LaunchProgram, LaunchStage, LaunchStep};
 pub use weights::{PIECE_BYTES, Weight, from_bytes, to_bytes};
 

@@ -23,9 +23,13 @@ use crate::tensor::DType;
 /// What the launches are made for: the forms that every GPU since Ampere runs.
 const TARGET: &str = "sm_80";
 
+/// Fewer blocks are not worth a thread.
+const FEWEST_BLOCKS: u32 = 4;
+
 /// A device that is this process' own CPU.
 pub struct SimtDevice {
     storage: Storage,
+    threads: usize,
     weights: Arc<Mutex<Weights>>,
 }
 
@@ -34,11 +38,18 @@ pub struct SimtDevice {
 struct Weights {
     simt: Simt,
     held: HashMap<(String, DType), DevicePtr>,
+    bytes: usize,
 }
 
 impl SimtDevice {
-    pub fn new(storage: Storage) -> Self {
-        Self { storage, weights: Arc::default() }
+    /// The blocks of a launch are shared out among `threads` threads. No bit depends on how many there are.
+    pub fn new(storage: Storage, threads: usize) -> Self {
+        Self { storage, threads, weights: Arc::default() }
+    }
+
+    /// Bytes of all weights that were taken in.
+    pub fn weight_bytes(&self) -> usize {
+        lock(&self.weights).bytes
     }
 
     /// [`Backend::load`] with its own type.
@@ -51,7 +62,9 @@ impl SimtDevice {
         let buffers: Vec<DevicePtr> =
             program.buffers.iter().map(|buffer| simt.put(&vec![0; buffer.bytes()])).collect();
         let launches = program.at(&Addresses { arena, state, weights, buffers: buffers.clone() });
-        Ok(SimtProgram { step, launches, simt, state, buffers, _weights: Arc::clone(&self.weights) })
+        let helpers = (1..self.threads).map(|_| Simt::new()).collect();
+        let weights = Arc::clone(&self.weights);
+        Ok(SimtProgram { step, launches, simt, helpers, state, buffers, _weights: weights })
     }
 }
 
@@ -81,6 +94,7 @@ impl Weights {
             Ok(())
         })?;
         self.held.insert(key, at);
+        self.bytes += weight.bytes;
         Ok(at)
     }
 }
@@ -111,6 +125,8 @@ pub struct SimtProgram {
     /// With addresses.
     launches: LaunchProgram,
     simt: Simt,
+    /// Without buffers: for the other threads' blocks.
+    helpers: Vec<Simt>,
     state: DevicePtr,
     buffers: Vec<DevicePtr>,
     /// Launches have addresses in there.
@@ -127,6 +143,7 @@ impl SimtProgram {
 /// One run of a program.
 struct Run<'a> {
     simt: &'a mut Simt,
+    helpers: &'a mut [Simt],
     buffers: &'a [DevicePtr],
     /// Where the state is, and what it says.
     state: (DevicePtr, StepState),
@@ -143,7 +160,25 @@ impl Run<'_> {
 impl Executor for Run<'_> {
     fn launch(&mut self, step: &LaunchStep) -> Result<()> {
         self.stop.check()?;
-        let ran = self.simt.run(&step.launch, Mode::FAST);
+        let Self { simt, helpers, .. } = self;
+        let blocks = step.launch.grid.iter().map(|&n| u64::from(n)).product::<u64>();
+        let blocks = u32::try_from(blocks).map_err(|_| {
+            Error::Bug(format!("`{}`: a grid of {blocks} blocks on the simulated device", step.node))
+        })?;
+        let share = blocks.div_ceil(1 + helpers.len() as u32).max(FEWEST_BLOCKS);
+        let parts = (0..blocks).step_by(share as usize).map(|first| first..(first + share).min(blocks));
+        let ran = std::thread::scope(|scope| {
+            let mut contexts = [&mut **simt].into_iter().chain(helpers.iter_mut());
+            let mut work = contexts
+                .by_ref()
+                .zip(parts)
+                .map(|(context, part)| move || context.run_blocks(&step.launch, part, Mode::FAST));
+            let first = work.next().expect("a grid has blocks");
+            let others: Vec<_> = work.map(|work| scope.spawn(work)).collect();
+            let first = first();
+            let others = others.into_iter().map(|other| other.join().expect("the runtime does not panic"));
+            others.chain([first]).collect::<Result<Vec<_>, _>>()
+        });
         ran.map(drop).map_err(|error| Error::Bug(format!("`{}` on the simulated device: {error}", step.node)))
     }
 
@@ -181,8 +216,8 @@ impl Program for SimtProgram {
     }
 
     fn run(&mut self, state: &StepState, stop: &Stop) -> Result<()> {
-        let Self { simt, launches, buffers, .. } = self;
-        let mut run = Run { simt, buffers, state: (self.state, *state), stop };
+        let Self { simt, helpers, launches, buffers, .. } = self;
+        let mut run = Run { simt, helpers, buffers, state: (self.state, *state), stop };
         run.set_state();
         execute(&launches.body, state.window, &mut run)
     }

@@ -1,6 +1,7 @@
 //! The runtime in `kernels/simt`, behind safe functions.
 
 use std::ffi::{CString, c_char, c_void};
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 
 use super::{Copies, Mode, Schedule, SimtError};
@@ -33,6 +34,8 @@ struct RawMode {
     checked: i32,
     pad: i32,
     seed: u64,
+    first_block: u32,
+    blocks: u32,
 }
 
 // SAFETY: these are the signatures of kernels/simt/launch.cpp and memory.cpp, and `Counts` and `RawMode` are laid out
@@ -147,6 +150,19 @@ impl Simt {
         self.launch_variant(variant, kernel, grid, shared_bytes, params, mode)
     }
 
+    /// Runs these blocks of a launch, numbered x first. Addresses may be those of another context: the blocks of
+    /// one launch do not hear of each other, so several contexts may share them, each on a thread of its own.
+    pub fn run_blocks(
+        &mut self,
+        launch: &Launch,
+        blocks: Range<u32>,
+        mode: Mode,
+    ) -> Result<Counts, SimtError> {
+        let kernel = launch.kernel;
+        let variant = if mode.checked { "checked" } else { "fast" };
+        self.start((variant, kernel.name), launch.grid, blocks, kernel.shared_bytes, &launch.params, mode)
+    }
+
     /// Runs a variant of a kernel that is linked under that name, with the kernel's own params.
     pub fn launch_variant(
         &mut self,
@@ -157,18 +173,30 @@ impl Simt {
         params: &[u8],
         mode: Mode,
     ) -> Result<Counts, SimtError> {
+        let blocks = grid.iter().map(|&n| u64::from(n)).product::<u64>();
+        let Ok(blocks) = u32::try_from(blocks) else {
+            return Err(SimtError::new(kernel, "LAUNCH: too large a grid"));
+        };
+        self.start((variant, kernel), grid, 0..blocks, shared_bytes, params, mode)
+    }
+
+    fn start(
+        &mut self,
+        (variant, kernel): (&str, &str),
+        grid: [u32; 3],
+        blocks: Range<u32>,
+        shared_bytes: u32,
+        params: &[u8],
+        mode: Mode,
+    ) -> Result<Counts, SimtError> {
         let Ok(name) = CString::new(format!("{variant}:{kernel}")) else {
             return Err(SimtError::new(kernel, "LAUNCH: a NUL byte in the name"));
         };
         let (mut threads, mut bytes) = (0, 0);
         // SAFETY: the name ends in NUL, and both results have a place.
         let known = unsafe { simt_kernel(name.as_ptr(), &mut threads, &mut bytes) };
-        let blocks = grid.iter().map(|&n| u64::from(n)).product::<u64>();
-        if !known || bytes != params.len() as u64 || blocks > u64::from(u32::MAX) {
-            return Err(SimtError::new(
-                kernel,
-                "LAUNCH: no such variant, or wrong params, or too large a grid",
-            ));
+        if !known || bytes != params.len() as u64 {
+            return Err(SimtError::new(kernel, "LAUNCH: no such variant, or wrong params"));
         }
         let mode = RawMode {
             schedule: match mode.schedule {
@@ -184,6 +212,8 @@ impl Simt {
             checked: i32::from(mode.checked),
             pad: 0,
             seed: mode.seed,
+            first_block: blocks.start,
+            blocks: blocks.end - blocks.start,
         };
         // Params hold 64-bit numbers; the bytes that we were given may lie anywhere.
         let mut aligned = vec![0u64; params.len().div_ceil(8)];

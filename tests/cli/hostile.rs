@@ -328,8 +328,18 @@ fn inspect_shows_models_graphs_and_plans() {
     assert!(plan["arena_bytes"].as_u64() >= plan["live_bytes"].as_u64());
     let tiny = golden("tiny-sd1").display().to_string();
     ok(&["model", "-m", &tiny]);
+    let launches = ok(&["launches", "--arch", "sm_80", "-m", &tiny, "--batch-size", "2", "--json"]).json();
+    let keys = ["kernel", "node", "grid", "block", "smem_bytes", "flops", "bytes", "floor_us"];
+    assert!(launches.len() > 300 && launches.iter().all(|line| keys.iter().all(|key| !line[key].is_null())));
+    let words = ok(&["launches", "--gpu", "h200", "--dtype", "bf16"]).text();
+    assert!(words.contains("us on h200") && words.contains("gemm_bf16"), "{words}");
+    let unmeasured = &ok(&["launches", "--arch", "sm_120", "--safety", "none", "--json"]).json()[0];
+    assert!(unmeasured["floor_us"].is_null() && !unmeasured["bytes"].is_null());
     for (args, parts) in [
-        (&["graph", "--preset", "sd9"][..], &["--preset", "sd21-base"][..]),
+        (&["launches", "--arch", "sm_75"][..], &["--arch", "sm_90a"][..]),
+        (&["launches", "--gpu", "h300"], &["--gpu", "h200"]),
+        (&["launches", "--dtype", "f32"], &["--dtype", "bf16"]),
+        (&["graph", "--preset", "sd9"], &["--preset", "sd21-base"]),
         (&["plan", "--batch-size", "0"], &["--batch-size"]),
         (&["plan", "--width", "18446744073709551615"], &["--width"]),
         (&["plan", "--safety", "magic"], &["--safety"]),

@@ -1,6 +1,8 @@
 //! Every kernel on the SIMT layer against the CPU backend, on the same table of cases; and the layer itself,
 //! on kernels that are wrong on purpose.
 
+mod noise;
+mod norms;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -1,4 +1,4 @@
-//! Attention.
+//! Attention, and what it is composed of where heads are wide.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -12,6 +12,11 @@ pub struct AttentionParams {
     pub v: DevicePtr,
     pub o: DevicePtr,
     pub lse: DevicePtr,
+    // elements between two tokens
+    pub q_row: i32,
+    pub k_row: i32,
+    pub v_row: i32,
+    pub o_row: i32,
     pub n: i32,
     pub t: i32,
     pub u: i32,
@@ -19,22 +24,237 @@ pub struct AttentionParams {
     pub d: i32,
     pub causal: i32,
 }
-const _: () = assert!(size_of::<AttentionParams>() == 64);
+const _: () = assert!(size_of::<AttentionParams>() == 80);
 
 impl Params for AttentionParams {
     const NAME: &'static str = "AttentionParams";
     const ADDRESSES: usize = 5;
 
     fn check(&self, rules: &mut Rules) {
-        for (field, address) in
-            [("q", self.q), ("k", self.k), ("v", self.v), ("o", self.o), ("lse", self.lse)]
-        {
+        rules.given("lse", self.lse);
+        extents(rules, [self.n, self.t, self.u, self.heads], self.d, self.causal);
+        let width = i64::from(self.heads) * i64::from(self.d);
+        for (field, address, row) in [
+            (["q", "q_row"], self.q, self.q_row),
+            (["k", "k_row"], self.k, self.k_row),
+            (["v", "v_row"], self.v, self.v_row),
+            (["o", "o_row"], self.o, self.o_row),
+        ] {
+            tokens(rules, field, address, row, width);
+        }
+    }
+}
+
+/// For the kernels that together make the gradient; each looks at its part.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct AttentionBwdParams {
+    pub q: DevicePtr,
+    pub k: DevicePtr,
+    pub v: DevicePtr,
+    pub o: DevicePtr,
+    pub d_o: DevicePtr,
+    pub lse: DevicePtr,
+    // f32 [n, heads, t] each
+    pub delta: DevicePtr,
+    pub peak: DevicePtr,
+    pub dq: DevicePtr,
+    pub dk: DevicePtr,
+    pub dv: DevicePtr,
+    // elements between two tokens
+    pub q_row: i32,
+    pub k_row: i32,
+    pub v_row: i32,
+    pub o_row: i32,
+    pub d_o_row: i32,
+    pub dq_row: i32,
+    pub dk_row: i32,
+    pub dv_row: i32,
+    pub n: i32,
+    pub t: i32,
+    pub u: i32,
+    pub heads: i32,
+    pub d: i32,
+    pub causal: i32,
+}
+const _: () = assert!(size_of::<AttentionBwdParams>() == 144);
+
+impl Params for AttentionBwdParams {
+    const NAME: &'static str = "AttentionBwdParams";
+    const ADDRESSES: usize = 11;
+
+    fn check(&self, rules: &mut Rules) {
+        extents(rules, [self.n, self.t, self.u, self.heads], self.d, self.causal);
+        let width = i64::from(self.heads) * i64::from(self.d);
+        let q = (["q", "q_row"], self.q, self.q_row);
+        let k = (["k", "k_row"], self.k, self.k_row);
+        let v = (["v", "v_row"], self.v, self.v_row);
+        let o = (["o", "o_row"], self.o, self.o_row);
+        let d_o = (["d_o", "d_o_row"], self.d_o, self.d_o_row);
+        let dq = (["dq", "dq_row"], self.dq, self.dq_row);
+        let dk = (["dk", "dk_row"], self.dk, self.dk_row);
+        let dv = (["dv", "dv_row"], self.dv, self.dv_row);
+        let (rows, sums): (Vec<_>, &[_]) = match rules.kernel.function {
+            "delta" => (vec![o, d_o], &[("delta", self.delta), ("peak", self.peak)]),
+            "queries" => {
+                (vec![q, k, v, d_o, dq], &[("lse", self.lse), ("delta", self.delta), ("peak", self.peak)])
+            }
+            "keys" => {
+                (vec![q, k, v, d_o, dk, dv], &[("lse", self.lse), ("delta", self.delta), ("peak", self.peak)])
+            }
+            _ => {
+                // Without blocks for the keys, theirs are not wanted.
+                let queries_alone = i64::from(rules.grid[0]) == (i64::from(self.t) + 7) / 8;
+                let mut rows = vec![q, k, v, o, d_o, dq];
+                rows.extend(if queries_alone { vec![] } else { vec![dk, dv] });
+                (rows, &[("lse", self.lse)])
+            }
+        };
+        for &(field, address) in sums {
             rules.given(field, address);
         }
-        for (field, extent) in [("n", self.n), ("t", self.t), ("u", self.u), ("heads", self.heads)] {
+        for (field, address, row) in rows {
+            tokens(rules, field, address, row, width);
+        }
+    }
+}
+
+/// What rows with a width of their own take, besides their own: `attention_f16_d40` is for heads of 40.
+fn native_width(rules: &Rules) -> Option<i32> {
+    let (_, width) = rules.kernel.arguments.split_once(", ")?;
+    width.parse().ok()
+}
+
+fn extents(rules: &mut Rules, [n, t, u, heads]: [i32; 4], d: i32, causal: i32) {
+    for (field, extent) in [("n", n), ("t", t), ("u", u), ("heads", heads)] {
+        rules.at_least(field, extent, 1);
+    }
+    match native_width(rules) {
+        Some(width) => rules.holds("d", d, d == width, &format!("{width}")),
+        None if rules.kernel.function == "delta" => rules.at_least("d", d, 1),
+        None => rules.holds("d", d, (1..=256).contains(&d), "1 to 256"),
+    }
+    rules.holds("causal", causal, matches!(causal, 0 | 1), "0 or 1");
+}
+
+/// Elements between two tokens: those of a tile are counted in 32 bits.
+const MOST_ROW: i32 = 1 << 24;
+
+/// Tokens of that width, `row` elements apart. Tiles take them 16 bytes at a time.
+fn tokens(rules: &mut Rules, [name, row_name]: [&'static str; 2], at: DevicePtr, row: i32, width: i64) {
+    rules.given(name, at);
+    rules.at_least(row_name, row, width);
+    rules.holds(row_name, row, row <= MOST_ROW, "2^24 or less");
+    if native_width(rules).is_some() {
+        rules.aligned(name, at, 16);
+        rules.multiple_of(row_name, row, 8);
+    }
+}
+
+/// c = alpha a b (+ c), a and b as the kernel's function says.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct ProductParams {
+    pub a: DevicePtr,
+    pub b: DevicePtr,
+    pub c: DevicePtr,
+    // none, or f32 [peaks]: the result is divided by the power of two that belongs to the largest of them
+    pub peak: DevicePtr,
+    // elements between two rows as they are stored
+    pub a_row: i64,
+    pub b_row: i64,
+    pub c_row: i64,
+    pub m: i32,
+    pub n: i32,
+    pub k: i32,
+    pub peaks: i32,
+    pub alpha: f32,
+    // c is added to
+    pub adds: i32,
+}
+const _: () = assert!(size_of::<ProductParams>() == 80);
+
+impl Params for ProductParams {
+    const NAME: &'static str = "ProductParams";
+    const ADDRESSES: usize = 4;
+
+    fn check(&self, rules: &mut Rules) {
+        for (field, address) in [("a", self.a), ("b", self.b), ("c", self.c)] {
+            rules.given(field, address);
+        }
+        for (field, extent) in [("m", self.m), ("n", self.n), ("k", self.k)] {
             rules.at_least(field, extent, 1);
         }
-        rules.holds("d", self.d, (1..=256).contains(&self.d), "1 to 256");
+        // Which of the extents runs along a row, by the orientation.
+        let lie = rules.kernel.arguments.rsplit("::").next();
+        let a_width = if lie == Some("TN") { self.m } else { self.k };
+        let b_width = if lie == Some("NT") { self.k } else { self.n };
+        for (field, row, width) in
+            [("a_row", self.a_row, a_width), ("b_row", self.b_row, b_width), ("c_row", self.c_row, self.n)]
+        {
+            rules.at_least(field, row, i64::from(width));
+        }
+        rules.holds("peaks", self.peaks, self.peak == DevicePtr::NONE || self.peaks >= 1, "at least 1");
+        rules.holds("alpha", self.alpha, self.alpha.is_finite(), "finite");
+        rules.holds("adds", self.adds, matches!(self.adds, 0 | 1), "0 or 1");
+        if rules.kernel.shared_bytes > 0 {
+            rules.aligned("a", self.a, 16);
+            rules.aligned("b", self.b, 16);
+            rules.multiple_of("a_row", self.a_row, 8);
+            rules.multiple_of("b_row", self.b_row, 8);
+        }
+    }
+}
+
+/// Rows of scores, and what becomes of them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct SoftmaxParams {
+    pub s: DevicePtr,
+    pub dp: DevicePtr,
+    pub p: DevicePtr,
+    pub ds: DevicePtr,
+    // f32 [t] each
+    pub lse: DevicePtr,
+    pub delta: DevicePtr,
+    pub peak: DevicePtr,
+    // elements between two rows of s and dp, and of p and ds
+    pub score_row: i64,
+    pub weight_row: i64,
+    pub rows: i32,
+    pub u: i32,
+    // of the first row among the t queries
+    pub first: i32,
+    pub t: i32,
+    pub causal: i32,
+    pub pad: i32,
+}
+const _: () = assert!(size_of::<SoftmaxParams>() == 96);
+
+impl Params for SoftmaxParams {
+    const NAME: &'static str = "SoftmaxParams";
+    const ADDRESSES: usize = 7;
+
+    fn check(&self, rules: &mut Rules) {
+        rules.given("s", self.s);
+        rules.given("p", self.p);
+        if rules.kernel.function != "round_rows" {
+            rules.given("lse", self.lse);
+        }
+        if rules.kernel.function == "backward" {
+            for (field, address) in
+                [("dp", self.dp), ("ds", self.ds), ("delta", self.delta), ("peak", self.peak)]
+            {
+                rules.given(field, address);
+            }
+        }
+        for (field, extent) in [("rows", self.rows), ("u", self.u)] {
+            rules.at_least(field, extent, 1);
+        }
+        rules.at_least("first", self.first, 0);
+        rules.at_least("t", self.t, i64::from(self.first) + i64::from(self.rows));
+        rules.at_least("score_row", self.score_row, i64::from(self.u));
+        rules.at_least("weight_row", self.weight_row, i64::from(self.u));
         rules.holds("causal", self.causal, matches!(self.causal, 0 | 1), "0 or 1");
     }
 }

@@ -1,4 +1,4 @@
-//! Graphs that branch.
+//! Graphs that branch; the struct of `kernels/include/graph.cuh`.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -103,7 +103,9 @@ pub struct DdimUnguideParams {
     pub state: DevicePtr,
     pub eps: DevicePtr,
     pub x0: DevicePtr,
+    // either, or none where sigma stays 0; seeds: one u64 an image
     pub noise: DevicePtr,
+    pub seeds: DevicePtr,
     // both zero: never guided
     pub gate: DevicePtr,
     pub g: DevicePtr,
@@ -112,13 +114,16 @@ pub struct DdimUnguideParams {
     pub count: i64,
     pub image: i64,
     pub scale_log2: i32,
+    // with seeds: channels of z, and the generator's draw that step 0 takes
+    pub c: i32,
+    pub draw: i32,
     pub pad: i32,
 }
-const _: () = assert!(size_of::<DdimUnguideParams>() == 88);
+const _: () = assert!(size_of::<DdimUnguideParams>() == 104);
 
 impl Params for DdimUnguideParams {
     const NAME: &'static str = "DdimUnguideParams";
-    const ADDRESSES: usize = 8;
+    const ADDRESSES: usize = 9;
 
     fn check(&self, rules: &mut Rules) {
         for (field, address) in [
@@ -132,6 +137,13 @@ impl Params for DdimUnguideParams {
         }
         rules.both_or_none("gate", self.gate, "g", self.g);
         rules.whole_images(self.count, self.image);
+        if self.seeds != DevicePtr::NONE {
+            rules.aligned("seeds", self.seeds, 8);
+            rules.holds("noise", "an address", self.noise == DevicePtr::NONE, "none where there are `seeds`");
+            rules.at_least("draw", self.draw, 0);
+            let whole = self.c >= 1 && self.image % i64::from(self.c.max(1)) == 0;
+            rules.holds("c", self.c, whole, "the channels of an image");
+        }
     }
 }
 

@@ -7,7 +7,9 @@ mod attention;
 mod condition;
 mod conv2d;
 mod gemm;
+mod groups;
 mod images;
+mod layout;
 mod method;
 mod norms;
 mod pointwise;
@@ -15,17 +17,19 @@ mod rules;
 
 use bytemuck::{Pod, Zeroable};
 
-pub use attention::AttentionParams;
+pub use attention::{AttentionBwdParams, AttentionParams, ProductParams, SoftmaxParams};
 pub use condition::{Condition, ConditionParams};
 pub use conv2d::Conv2dParams;
 pub use gemm::GemmParams;
+pub use groups::{GroupApplyParams, GroupBwdParams, GroupFoldParams, GroupTilesParams};
 pub use images::{EmbedPatchesParams, EmbedTextParams, ResampleParams, UpsampleParams};
+pub use layout::{GatherParams, NormaliseParams, PlaceParams, SumCopiesParams};
 pub use method::{
     CfgX0BwdParams, CfgX0Params, ClipCosineParams, DdimUnguideParams, FrozenPullbackParams, GuideEpsParams,
     SldX0Params,
 };
 pub use norms::{GroupNormBwdParams, GroupNormParams, LayerNormBwdParams, LayerNormParams};
-pub use pointwise::{CopyParams, LayoutParams, PointwiseParams, TimestepParams};
+pub use pointwise::{LayoutParams, PointwiseParams, TimestepParams};
 pub use rules::Rules;
 
 use crate::{ir, plan};

@@ -22,11 +22,12 @@ impl Params for LayerNormParams {
     const ADDRESSES: usize = 4;
 
     fn check(&self, rules: &mut Rules) {
-        for (field, address) in [("x", self.x), ("gamma", self.gamma), ("beta", self.beta), ("out", self.out)]
-        {
+        let addresses = [("x", self.x), ("gamma", self.gamma), ("beta", self.beta), ("out", self.out)];
+        for (field, address) in addresses {
             rules.given(field, address);
         }
         rules.rows(self.rows, self.c, self.eps);
+        warps(rules, &addresses, self.c);
     }
 }
 
@@ -48,10 +49,12 @@ impl Params for LayerNormBwdParams {
     const ADDRESSES: usize = 4;
 
     fn check(&self, rules: &mut Rules) {
-        for (field, address) in [("x", self.x), ("gamma", self.gamma), ("dy", self.dy), ("dx", self.dx)] {
+        let addresses = [("x", self.x), ("gamma", self.gamma), ("dy", self.dy), ("dx", self.dx)];
+        for (field, address) in addresses {
             rules.given(field, address);
         }
         rules.rows(self.rows, self.c, self.eps);
+        warps(rules, &addresses, self.c);
     }
 }
 
@@ -112,5 +115,15 @@ impl Params for GroupNormBwdParams {
             rules.given(field, address);
         }
         rules.groups(self.n, self.pixels, self.c, self.groups, self.eps);
+    }
+}
+
+/// What the forms with a warp a row rely on; their names end in the most channels that they hold.
+fn warps(rules: &mut Rules, addresses: &[(&'static str, DevicePtr)], c: i32) {
+    let most = rules.kernel.name.rsplit_once("_c").and_then(|(_, most)| most.parse::<i32>().ok());
+    if let Some(most) = most {
+        addresses.iter().for_each(|&(field, address)| rules.aligned(field, address, 16));
+        rules.multiple_of("c", c, 8);
+        rules.holds("c", c, c <= most, &format!("at most {most}"));
     }
 }

@@ -40,6 +40,16 @@ impl Params for PointwiseParams {
             (0..=5).contains(&self.activation),
             "an activation, 0 to 5",
         );
+        if rules.kernel.name.contains("_v8") {
+            for (field, address) in [("x", self.x), ("y", self.y), ("out", self.out)] {
+                rules.aligned(field, address, 16);
+            }
+            if rules.kernel.name.starts_with("geglu") {
+                rules.at_least("c", self.c, 8);
+                rules.multiple_of("c", self.c, 8);
+                rules.multiple_of("count", self.count, self.c.max(1).into());
+            }
+        }
     }
 }
 
@@ -64,34 +74,6 @@ impl Params for TimestepParams {
         rules.given("out", self.out);
         rules.at_least("channels", self.channels, 2);
         rules.holds("channels", self.channels, self.channels % 2 == 0, "even");
-    }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct CopyParams {
-    pub state: DevicePtr,
-    pub x: DevicePtr,
-    pub out: DevicePtr,
-    // elements that are copied
-    pub count: i64,
-    // elements from one sample to the next; 0: the same for all
-    pub x_row: i64,
-    pub out_row: i64,
-}
-const _: () = assert!(size_of::<CopyParams>() == 48);
-
-impl Params for CopyParams {
-    const NAME: &'static str = "CopyParams";
-    const ADDRESSES: usize = 3;
-
-    fn check(&self, rules: &mut Rules) {
-        rules.given("state", self.state);
-        rules.given("x", self.x);
-        rules.given("out", self.out);
-        rules.at_least("count", self.count, 1);
-        rules.at_least("x_row", self.x_row, 0);
-        rules.at_least("out_row", self.out_row, 0);
     }
 }
 

@@ -79,6 +79,8 @@ impl<'a> Rules<'a> {
             self.at_least(field, extent, 1);
         }
         self.holds("c", c, c % groups.max(1) == 0, "a multiple of the groups");
+        let group = i64::from(pixels) * i64::from(c / groups.max(1));
+        self.holds("pixels", pixels, group <= i64::from(i32::MAX), "so few that 32 bits count a group");
         self.holds("eps", eps, eps >= 0.0 && eps.is_finite(), "finite and not negative");
     }
 

@@ -1,5 +1,8 @@
 //! Kernels on the SIMT layer: operands in the storage type, launches, and how their results are judged.
 
+mod layout;
+pub mod noise;
+pub mod norms;
 mod trials;
 
 use bytemuck::{Pod, cast_slice};
@@ -13,7 +16,7 @@ use super::{Class, Value};
 
 /// Every proof of every family.
 pub fn proofs() -> Vec<Proof> {
-    trials::proofs()
+    [trials::proofs(), norms::proofs(), layout::proofs(), noise::proofs()].into_iter().flatten().collect()
 }
 
 /// Launches, and what must come out of them.

@@ -1,0 +1,164 @@
+//! Steps as launches, without a device: what they cost, what they rely on, that they fit the plan.
+
+use bytemuck::pod_read_unaligned;
+use unguide::ir::{Flag, Fusion};
+use unguide::launch::params::DevicePtr;
+use unguide::launch::{Launch, LaunchProgram, LaunchStage, Location, Space, Storage, lower};
+use unguide::passes::run_all;
+use unguide::pipeline::Blueprint;
+use unguide::pipeline::programs::{Steering, encode_text};
+use unguide::plan::{self, StepProgram};
+
+fn blueprint(name: &str) -> Blueprint {
+    Blueprint::preset(name).expect("a published model")
+}
+
+fn planned(name: &str, steering: Steering, batch: usize) -> StepProgram {
+    let blueprint = blueprint(name);
+    let graph = blueprint.step(&blueprint.step_spec(steering, blueprint.size, batch)).expect("a graph");
+    let fusion = Fusion::none(&graph);
+    StepProgram::fused(graph, fusion, plan::Storage::of(Storage::F16.dtype())).expect("a plan")
+}
+
+fn safe(name: &str) -> Steering {
+    Steering::X0(blueprint(name).guard().expect("a guard"))
+}
+
+/// All addresses of a launch.
+fn locations(launch: &Launch) -> Vec<Location> {
+    let addresses = launch.params.chunks(8).take(launch.addresses);
+    addresses.filter_map(|bytes| Location::of(DevicePtr(pod_read_unaligned(bytes)))).collect()
+}
+
+fn bodies(stages: &[LaunchStage]) -> String {
+    let words = stages.iter().map(|stage| match stage {
+        LaunchStage::Run(_) => "run".to_owned(),
+        LaunchStage::ForEachSample { samples, body } => format!("{samples} samples ({})", bodies(body)),
+        LaunchStage::If(Flag::Window, body) => format!("if window ({})", bodies(body)),
+        LaunchStage::If(Flag::Sample(_), body) => format!("if sample ({})", bodies(body)),
+    });
+    words.collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn a_unet_of_stable_diffusion_1_costs_what_its_shapes_say() {
+    // One sample at 512 x 512, without the projections of text and time: 800.3 GFLOP.
+    let program = lower(&planned("sd15", Steering::None, 1), Storage::F16, "sm_90a").expect("launches");
+    let varying = (program.cost().flops - program.steady_cost().flops) as f64;
+    let of_one_row = varying / 2.0;
+    assert!((of_one_row / 800.3e9 - 1.0).abs() <= 0.01, "{:.1} GFLOP", of_one_row / 1e9);
+    // 859 520 964 parameters in two bytes, but for biases, scales and shifts in four.
+    let weights = program.weight_bytes() as f64;
+    assert!((1.0..1.01).contains(&(weights / 1_719_041_928.0)), "{weights} bytes");
+}
+
+#[test]
+fn work_grows_with_the_batch_and_the_guards_arena_does_not() {
+    let of = |batch: usize| {
+        let step = planned("sd15", safe("sd15"), batch);
+        lower(&step, Storage::F16, "sm_80").expect("launches")
+    };
+    let (one, two) = (of(1), of(2));
+    let varying = |program: &LaunchProgram| program.cost().flops - program.steady_cost().flops;
+    assert_eq!(varying(&two), 2 * varying(&one));
+    assert_eq!(one.steps().len(), two.steps().len());
+    assert_eq!(one.weights, two.weights);
+    // The decoder with its gradient is the busiest, one sample at a time.
+    assert!(two.arena_bytes as f64 <= 1.05 * one.arena_bytes as f64, "{} bytes", two.arena_bytes);
+}
+
+#[test]
+fn a_guarded_step_asks_for_the_window_then_for_every_sample_and_its_gate() {
+    let program =
+        lower(&planned("sd21-base", safe("sd21-base"), 3), Storage::Bf16, "sm_80").expect("launches");
+    assert_eq!(bodies(&program.body), "run, if window (3 samples (run, if sample (run))), run");
+    assert_eq!(
+        program,
+        lower(&planned("sd21-base", safe("sd21-base"), 3), Storage::Bf16, "sm_80").expect("again")
+    );
+}
+
+#[test]
+fn launches_are_the_same_for_every_sample_and_read_its_index_from_the_state() {
+    let guard = blueprint("sd15").guard().expect("a guard");
+    for steering in [safe("sd15"), Steering::Xt { guard, frozen: false }] {
+        let program = lower(&planned("sd15", steering, 2), Storage::F16, "sm_80").expect("launches");
+        let inside = |stages: &[LaunchStage]| {
+            let mut all = LaunchProgram { body: stages.to_vec(), ..program.clone() };
+            all.weights.clear();
+            all
+        };
+        let mut open: Vec<&[LaunchStage]> = vec![&program.body];
+        while let Some(stages) = open.pop() {
+            for stage in stages {
+                match stage {
+                    LaunchStage::Run(_) => {}
+                    LaunchStage::If(_, body) => open.push(body),
+                    LaunchStage::ForEachSample { body, .. } => {
+                        for step in inside(body).steps() {
+                            let found = locations(&step.launch);
+                            let of_samples = |location: &&Location| {
+                                matches!(location.space, Space::Buffer(index)
+                                    if program.buffers[index as usize].shape.first() == Some(&2))
+                            };
+                            let state = found.iter().any(|location| location.space == Space::State);
+                            assert!(
+                                found.iter().find(of_samples).is_none() || state,
+                                "`{}` ({}) takes a row of a buffer without asking for the sample",
+                                step.node,
+                                step.launch.kernel.name
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn everything_lies_inside_of_what_the_program_asks_for() {
+    for (name, steering) in [("sd15", safe("sd15")), ("sd21", Steering::Sld)] {
+        let step = planned(name, steering, 2);
+        for target in unguide::manifest::TARGETS {
+            let program = lower(&step, Storage::F16, target).expect("launches");
+            for step in program.steps() {
+                assert!(step.launch.kernel.arch.runs_on(target), "{} on {target}", step.launch.kernel.name);
+                for location in locations(&step.launch) {
+                    let room = match location.space {
+                        Space::Arena => program.arena_bytes,
+                        Space::State => size_of::<unguide::launch::params::StepState>(),
+                        Space::Weight(index) => program.weights[index as usize].bytes,
+                        Space::Buffer(index) => program.buffers[index as usize].bytes(),
+                        Space::Scratch(_) => 0,
+                    };
+                    assert!((location.offset as usize) < room, "{}: {location:?} of {room}", step.node);
+                }
+            }
+            // Copies of operands in another type are small beside the plan.
+            assert!(
+                program.arena_bytes as f64 <= 1.02 * step.arena_bytes as f64,
+                "{} bytes",
+                program.arena_bytes
+            );
+        }
+    }
+}
+
+#[test]
+fn weights_are_in_the_type_that_their_kernels_read_and_have_places_of_their_own() {
+    let blueprint = blueprint("sd15");
+    let graph = run_all(encode_text(&blueprint.text, 77).expect("a graph")).expect("passes");
+    let fusion = Fusion::none(&graph);
+    let step = StepProgram::fused(graph, fusion, plan::Storage::of(Storage::F16.dtype())).expect("a plan");
+    let program = lower(&step, Storage::F16, "sm_80").expect("launches");
+    let mut end = 0;
+    for weight in &program.weights {
+        let name = &weight.param.name;
+        let single = name.ends_with(".bias") || name.contains("norm");
+        assert_eq!(weight.dtype.bytes() == 4, single, "{name} is {}", weight.dtype);
+        assert!(weight.offset >= end && weight.offset.is_multiple_of(256), "{name} at {}", weight.offset);
+        end = weight.offset + weight.bytes;
+    }
+    assert_eq!(program.weight_bytes(), end);
+}
