@@ -12,6 +12,7 @@ mod process;
 mod stub;
 
 use std::ffi::{CStr, c_char, c_void};
+use std::path::Path;
 use std::process::Command;
 
 use process::{Place, Ran};
@@ -19,8 +20,7 @@ use stub::{Counts, stub};
 use unguide::backend::{Backend, Program, Stop, WeightSource};
 use unguide::cuda::{CudaDevice, usable};
 use unguide::error::Result;
-use unguide::ir::{Activation, BufferId, Builder, Flag, Graph, Op, Row};
-use unguide::launch::params::DevicePtr;
+use unguide::ir::{Activation, Builder, Flag, Graph, Op, Row};
 use unguide::launch::{Launch, Storage};
 use unguide::manifest;
 use unguide::plan::{Planner, StepState};
@@ -29,16 +29,28 @@ use unguide::tensor::{DType, Shape};
 
 /// `generate` on the demo model with the stub for a driver, told to behave as `settings` say.
 fn draw(defined: &str, settings: &[(&str, &str)], line: &str) -> (Ran, Counts) {
+    let (ran, counts) = draw_uncounted(defined, settings, line);
+    (ran, counts.expect("the stub's counts"))
+}
+
+/// The same where the driver may never be asked.
+fn draw_uncounted(defined: &str, settings: &[(&str, &str)], line: &str) -> (Ran, Option<Counts>) {
     let place = Place::new();
     let report = place.path("report");
-    let words = ["generate", "-p", "a battlefield", "--steps", "2", "-o", "out.png", "--device", "cuda"];
+    let mut words = vec!["generate", "-p", "a battlefield", "-o", "out.png"];
+    for default in ["--steps 2", "--device cuda"] {
+        let flag = default.split(' ').next().expect("a flag");
+        if !line.contains(flag) {
+            words.extend(default.split(' '));
+        }
+    }
     let mut command = place.command(words.into_iter().chain(line.split_whitespace()));
     command.env("LD_LIBRARY_PATH", stub(defined)).env("STUB_REPORT", &report);
     command.env("UNGUIDE_CACHE_DIR", place.path("cache")).envs(settings.iter().copied());
     let ran = Ran::new(command.output().expect("started"));
     let made = place.path("out.png").exists();
     assert_eq!(made, ran.code == Some(0), "an image exactly where the run succeeded: {}", ran.stderr);
-    (ran, Counts::read(&report))
+    (ran, report.exists().then(|| Counts::read(&report)))
 }
 
 #[test]
@@ -46,7 +58,8 @@ fn an_image_is_made_and_everything_is_given_back() {
     let (ran, counts) = draw("ALL", &[], "--steps 4");
     ran.says(0, &[]);
     counts.are_even();
-    assert!(counts.get("launches") > 100 && counts.get("graph_launches") == 3, "one run by launches, three by graph");
+    // The first step by launches, the others by graph; so do texts after the first.
+    assert!(counts.get("launches") > 100 && counts.get("graph_launches") > 3);
 
     let (ran, counts) = draw("WITHOUT_GRAPHS", &[], "--steps 3 --batch-count 2 --batch-size 2");
     ran.says(0, &[]);
@@ -101,7 +114,7 @@ fn too_little_memory_is_told_before_a_weight_is_read() {
 
 #[test]
 fn a_refused_launch_names_its_kernel_and_a_lost_device_ends_the_run() {
-    for n in ["1", "200"] {
+    for n in ["1", "20"] {
         let (ran, counts) = draw("ALL", &[("STUB_FAIL_LAUNCH", n)], "");
         ran.says(4, &["kernel `", "cuLaunchKernel answers CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES (701)"]);
         ran.says(4, &["(grid [", "threads, params 0000"]);
@@ -119,14 +132,56 @@ fn a_refused_launch_names_its_kernel_and_a_lost_device_ends_the_run() {
 }
 
 #[test]
+fn sources_are_compiled_once_where_a_compiler_is_and_asked_for_where_none_is() {
+    let source = ("UNGUIDE_KERNELS", "source");
+    let (ran, counts) = draw("ALL", &[source], "");
+    // Only where the loader finds a compiler by itself may this succeed.
+    if ran.code != Some(0) {
+        ran.says(4, &["no NVRTC", "nvidia-cuda-nvrtc-cu12"]);
+    }
+    counts.are_even();
+    let nvrtc = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/nvrtc/nvidia/cuda_nvrtc/lib");
+    if !nvrtc.exists() {
+        return;
+    }
+    let place = Place::new();
+    let paths = format!("{}:{}", stub("ALL").display(), nvrtc.display());
+    let compile = || {
+        let words = [
+            "generate",
+            "-p",
+            "a",
+            "--steps",
+            "1",
+            "--safety",
+            "none",
+            "--device",
+            "cuda",
+            "-v",
+            "--overwrite",
+        ];
+        let mut command = place.command(words.into_iter().chain(["-o", "out.png"]));
+        command.env("LD_LIBRARY_PATH", &paths).env("UNGUIDE_CACHE_DIR", place.path("cache")).envs([source]);
+        let ran = Ran::new(command.output().expect("started"));
+        ran.says(0, &[]);
+        ran.stderr.matches("compiling").count()
+    };
+    let files = compile();
+    assert!(files > 3 && place.list("cache").len() == files, "{files} files");
+    assert_eq!(compile(), 0, "everything is in the cache");
+    let first = place.path("cache").join(&place.list("cache")[0]);
+    std::fs::write(&first, b"cut off").expect("written");
+    assert_eq!(compile(), 1, "what is not whole is compiled again");
+}
+
+#[test]
 fn kernels_store_half_precision_alone() {
-    let (ran, _) = draw("ALL", &[], "--dtype f32");
-    ran.says(2, &["--dtype"]);
+    draw_uncounted("ALL", &[], "--dtype f32").0.says(2, &["--dtype"]);
     let (ran, counts) = draw("ALL", &[], "--dtype bf16");
     ran.says(0, &[]);
     counts.are_even();
-    draw("ALL", &[], "--device cuda:x").0.says(2, &["cuda:N"]);
-    draw("ALL", &[], "--device cudax").0.says(2, &["expected"]);
+    draw_uncounted("ALL", &[], "--device cuda:x").0.says(2, &["cuda:N"]);
+    draw_uncounted("ALL", &[], "--device cudax").0.says(2, &["expected"]);
 }
 
 /// Numbers in place of a checkpoint.
@@ -135,7 +190,8 @@ struct Drawn;
 impl WeightSource for Drawn {
     fn load(&self, name: &str, shape: &Shape) -> Result<Vec<f32>> {
         let seed = name.bytes().fold(7u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)));
-        let number = |i: usize| ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 16) as f32 / 65536.0;
+        let number =
+            |i: usize| ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 16) as f32 / 65536.0;
         Ok((0..shape.count()).map(|i| number(i) - 0.5).collect())
     }
 }
@@ -152,7 +208,7 @@ fn step(width: usize) -> Result<Graph> {
     let seen = b.buffer("seen", [SAMPLES, width], DType::F32);
     let moved = b.buffer("moved", [SAMPLES, width], DType::F32);
     let all = b.load(z, Row::All)?;
-    let all = b.linear("mix", all, width, true)?;
+    let all = b.linear(&format!("mix{width}"), all, width, true)?;
     let all = b.activate("act", all, Activation::Silu)?;
     b.store(all, outside, Row::All)?;
     b.when(Flag::Window, |b| {
@@ -161,7 +217,7 @@ fn step(width: usize) -> Result<Graph> {
             let row = b.affine("look", row, 2.0, 1.0)?;
             b.store(row, seen, Row::Sample)?;
             b.when(Flag::Sample(flags), |b| {
-                let back = b.linear("back", row, width, false)?;
+                let back = b.linear(&format!("back{width}"), row, width, false)?;
                 b.store(back, moved, Row::Sample)
             })
         })
@@ -179,7 +235,9 @@ const BUFFERS: [&str; 4] = ["outside", "seen", "moved", "both"];
 fn steps(backend: &dyn Backend) -> Vec<Vec<f32>> {
     let load = |width: usize| -> Box<dyn Program> {
         let (storage, fuse) = backend.storage();
-        let plan = Planner::new(step(width).expect("a graph"), storage, fuse).and_then(|p| p.plan()).expect("a plan");
+        let plan = Planner::new(step(width).expect("a graph"), storage, fuse)
+            .and_then(|p| p.plan())
+            .expect("a plan");
         backend.load(plan, &Drawn).expect("a program")
     };
     let mut program = load(40);
@@ -236,7 +294,8 @@ fn steps_give_what_the_simulated_device_gives_bit_for_bit() {
         for (graph, library) in [("1", "ALL"), ("0", "ALL"), ("1", "WITHOUT_GRAPHS")] {
             let mut again = Command::new(std::env::current_exe().expect("this test"));
             again.args(["--exact", "steps_give_what_the_simulated_device_gives_bit_for_bit", "--nocapture"]);
-            again.env("LD_LIBRARY_PATH", stub(library)).env("UNGUIDE_CUDA_GRAPH", graph).env(INSIDE, graph);
+            again.env("LD_LIBRARY_PATH", stub(library)).env("UNGUIDE_CUDA_GRAPH", graph);
+            again.env(INSIDE, if library == "ALL" { graph } else { "0" });
             let ran = again.output().expect("started");
             let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             assert!(ran.status.success(), "{graph} {library}\n{}\n{}", said(&ran.stdout), said(&ran.stderr));
@@ -247,8 +306,10 @@ fn steps_give_what_the_simulated_device_gives_bit_for_bit() {
     // SAFETY: the library is the stub, loaded by the line above; these are its functions.
     let count = unsafe {
         let stub = cudarc::driver::sys::culib();
-        type Kernels =
-            unsafe extern "C" fn(extern "C" fn(*const c_char) -> usize, extern "C" fn(*const c_char, *const u32, *const c_void, usize));
+        type Kernels = unsafe extern "C" fn(
+            extern "C" fn(*const c_char) -> usize,
+            extern "C" fn(*const c_char, *const u32, *const c_void, usize),
+        );
         let kernels = stub.get::<Kernels>(b"stub_kernels").expect("the stub");
         kernels(params_bytes, launch);
         *stub.get::<unsafe extern "C" fn(*const c_char) -> i64>(b"stub_count").expect("the stub")
@@ -269,8 +330,7 @@ fn steps_give_what_the_simulated_device_gives_bit_for_bit() {
         drop(device);
         assert_eq!((count(c"mistakes"), count(c"alive")), (0, 0));
         // The first run, and that after the arena moved, are by launches.
-        let possible = std::env::var("LD_LIBRARY_PATH").is_ok_and(|path| path.ends_with("ALL"));
-        let switched_on = std::env::var(INSIDE).is_ok_and(|graph| graph == "1");
-        assert_eq!(graphs, if possible && switched_on { 4 } else { 0 });
+        let graph = std::env::var(INSIDE).is_ok_and(|graph| graph == "1");
+        assert_eq!(graphs, if graph { 4 } else { 0 });
     }
 }

@@ -21,7 +21,8 @@ pub struct Cache {
 impl Cache {
     /// `UNGUIDE_CACHE_DIR`, or `unguide` in the user's cache folder; none where there is no such place.
     pub fn of_user() -> Result<Self, String> {
-        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let variable =
+            |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let folder = variable("UNGUIDE_CACHE_DIR")
             .or_else(|| variable("XDG_CACHE_HOME").map(|folder| folder.join("unguide")))
             .or_else(|| variable("HOME").map(|folder| folder.join(".cache/unguide")))
@@ -93,7 +94,8 @@ fn is_private(folder: &Path) -> Result<(), String> {
         return Err(format!("others may write there (mode {:o}); it must be private", found.mode() & 0o777));
     }
     // The owner of a file that we make is who we are.
-    let ours = tempfile::tempfile_in(folder).and_then(|file| file.metadata()).map_err(|error| error.to_string())?;
+    let ours =
+        tempfile::tempfile_in(folder).and_then(|file| file.metadata()).map_err(|error| error.to_string())?;
     if found.uid() != ours.uid() {
         return Err("it belongs to another user".to_owned());
     }

@@ -53,7 +53,9 @@ pub fn usable(ordinal: usize) -> Result<Gpu> {
     let count = gpus.len();
     let gpu = gpus.into_iter().nth(ordinal).ok_or_else(|| {
         wrong(match count {
-            0 => "the CUDA driver sees no GPU (CUDA_VISIBLE_DEVICES hides those that it leaves out)".to_owned(),
+            0 => {
+                "the CUDA driver sees no GPU (CUDA_VISIBLE_DEVICES hides those that it leaves out)".to_owned()
+            }
             _ => format!("the CUDA driver sees {count} of them, counted from 0"),
         })
     })?;

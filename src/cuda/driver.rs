@@ -143,13 +143,16 @@ impl Driver {
     fn open() -> Result<Self, String> {
         // SAFETY: opens and closes a library of that name, whose initialisers are the driver's own.
         if !unsafe { sys::is_culib_present() } {
-            return Err("no CUDA driver (libcuda) was found; install NVIDIA's driver, or use --device cpu".into());
+            return Err(
+                "no CUDA driver (libcuda) was found; install NVIDIA's driver, or use --device cpu".into()
+            );
         }
         let old = |found: &str| {
             let least = version_words(OLDEST);
             format!("the CUDA driver is too old: found {found}, at least {least} is needed; update it")
         };
-        let unknown = |symbol| format!("libcuda has no {symbol}: it is no CUDA driver; reinstall NVIDIA's driver");
+        let unknown =
+            |symbol| format!("libcuda has no {symbol}: it is no CUDA driver; reinstall NVIDIA's driver");
         let identity = Identity::load().map_err(unknown)?;
         let mut version = 0;
         // SAFETY: the result has a place; the function may be called before all others.

@@ -41,10 +41,16 @@ impl Graph {
     ) -> Result<Self> {
         let context = &shared.context;
         let driver: &'static Driver = context.driver;
-        let calls = driver.graphs.as_ref().ok_or_else(|| shared.error("the driver has no conditional graphs"))?;
+        let calls =
+            driver.graphs.as_ref().ok_or_else(|| shared.error("the driver has no conditional graphs"))?;
         shared.answer(context.bind())?;
-        let mut graph =
-            Self { context: Arc::clone(context), calls, raw: ptr::null_mut(), exec: ptr::null_mut(), nodes: 0 };
+        let mut graph = Self {
+            context: Arc::clone(context),
+            calls,
+            raw: ptr::null_mut(),
+            exec: ptr::null_mut(),
+            nodes: 0,
+        };
         // SAFETY: the result has a place.
         let code = unsafe { (calls.create)(&mut graph.raw, 0) };
         shared.answer(driver.check("cuGraphCreate", code))?;

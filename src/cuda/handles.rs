@@ -177,7 +177,8 @@ impl Stream {
         self.context.bind()?;
         let at = from.range(offset, bytes.len());
         // SAFETY: both ranges exist until the wait below is over.
-        let code = unsafe { (self.driver().calls.download)(bytes.as_mut_ptr().cast(), at, bytes.len(), self.raw) };
+        let code =
+            unsafe { (self.driver().calls.download)(bytes.as_mut_ptr().cast(), at, bytes.len(), self.raw) };
         let queued = self.driver().check("cuMemcpyDtoHAsync", code);
         queued.and(self.wait())
     }

@@ -71,7 +71,8 @@ impl Kernels {
         };
         let module = loaded.modules.entry(kernel.file).or_insert(module);
         let function = module.function(kernel.name, kernel.threads, kernel.shared_bytes);
-        let function = function.map_err(|failure| self.error(format!("kernel `{}`: {failure}", kernel.name)))?;
+        let function =
+            function.map_err(|failure| self.error(format!("kernel `{}`: {failure}", kernel.name)))?;
         loaded.functions.insert(kernel.name, function);
         Ok(function)
     }
@@ -80,8 +81,10 @@ impl Kernels {
         let mut image = match binaries::module(kernel, self.target) {
             Some(module) if from_binaries() => module.binary.to_vec(),
             _ => {
-                let cache = Cache::of_user().map_err(|problem| tracing::warn!("no cache of kernels: {problem}"));
-                nvrtc::compile(kernel.file, self.target, cache.ok().as_ref()).map_err(|problem| self.error(problem))?
+                let cache =
+                    Cache::of_user().map_err(|problem| tracing::warn!("no cache of kernels: {problem}"));
+                nvrtc::compile(kernel.file, self.target, cache.ok().as_ref())
+                    .map_err(|problem| self.error(problem))?
             }
         };
         if self.target.starts_with("compute") && image.last() != Some(&0) {

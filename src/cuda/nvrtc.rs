@@ -48,7 +48,9 @@ pub fn is_present() -> bool {
 pub fn compile(file: &str, target: &str, cache: Option<&Cache>) -> Result<Vec<u8>, String> {
     let unit = source(file, target).ok_or_else(|| format!("no source of kernels/{file} is embedded"))?;
     if !is_present() {
-        return Err(format!("this build has no kernels for {target}, and no NVRTC was found to compile them: {ADVICE}"));
+        return Err(format!(
+            "this build has no kernels for {target}, and no NVRTC was found to compile them: {ADVICE}"
+        ));
     }
     let compiler = Compiler::open()?;
     let (major, minor) = compiler.version;
@@ -61,7 +63,8 @@ pub fn compile(file: &str, target: &str, cache: Option<&Cache>) -> Result<Vec<u8
     }
     tracing::info!(file, target, %version, "compiling");
     let binary = compiler.compile(file, &unit, target);
-    let binary = binary.map_err(|log| format!("{version} cannot compile kernels/{file} for {target}:\n{log}"))?;
+    let binary =
+        binary.map_err(|log| format!("{version} cannot compile kernels/{file} for {target}:\n{log}"))?;
     if let Some(problem) = cache.and_then(|cache| cache.put(&key, &binary).err()) {
         tracing::warn!("the compiled kernels were not kept: {problem}");
     }
@@ -102,7 +105,14 @@ impl Compiler {
         // SAFETY: all strings end in NUL and outlive the call; the count is that of both arrays.
         let code = unsafe {
             let count = names.len() as c_int;
-            (self.calls.create)(&mut program, unit.as_ptr(), name.as_ptr(), count, texts.as_ptr(), names.as_ptr())
+            (self.calls.create)(
+                &mut program,
+                unit.as_ptr(),
+                name.as_ptr(),
+                count,
+                texts.as_ptr(),
+                names.as_ptr(),
+            )
         };
         if code != 0 {
             return Err(format!("nvrtcCreateProgram answers error {code}"));
@@ -111,8 +121,11 @@ impl Compiler {
         let code = unsafe { (self.calls.compile)(program, options.len() as c_int, options.as_ptr()) };
         let result = if code == 0 {
             let ptx = target.starts_with("compute");
-            let (size, get): (Size, Get) =
-                if ptx { (self.calls.ptx_bytes, self.calls.ptx) } else { (self.calls.cubin_bytes, self.calls.cubin) };
+            let (size, get): (Size, Get) = if ptx {
+                (self.calls.ptx_bytes, self.calls.ptx)
+            } else {
+                (self.calls.cubin_bytes, self.calls.cubin)
+            };
             output(program, size, get).map_err(|code| format!("the binary cannot be had: error {code}"))
         } else {
             let log = output(program, self.calls.log_bytes, self.calls.log).unwrap_or_default();

@@ -65,7 +65,8 @@ impl CudaDevice {
         let words = |failure: Failure| wrong(failure.to_string());
         let target = gpu.target().map_err(wrong)?;
         let driver = Driver::get().map_err(wrong)?;
-        let context = driver.device(gpu.ordinal as i32).and_then(|raw| Context::new(driver, raw)).map_err(words)?;
+        let context =
+            driver.device(gpu.ordinal as i32).and_then(|raw| Context::new(driver, raw)).map_err(words)?;
         let free = context.free_bytes().map_err(words)?.saturating_sub(SPARE_BYTES);
         let off = |name: &str, value: &str| std::env::var_os(name).is_some_and(|set| set == value);
         let graphs = driver.graphs.is_some() && !off(SWITCH, "0") && !off(BLOCKING, "1");

@@ -122,8 +122,7 @@ mod tests {
                 params: Vec::new(),
                 addresses: 0,
             };
-            let step =
-                LaunchStep { node: node.to_owned(), launch, cost: Default::default(), steady: false };
+            let step = LaunchStep { node: node.to_owned(), launch, cost: Default::default(), steady: false };
             LaunchStage::Run(vec![step])
         };
         let gated = LaunchStage::If(Flag::Sample(BufferId(5)), vec![run("back")]);

@@ -231,8 +231,9 @@ int cuMemFree_v2(uint64_t address) {
     if (!current || found == memory.end()) return mistake();
     counts.memory--;
     counts.bytes -= found->second;
+    // Never handed out again, and NaN to whoever still reads it.
+    memset(reinterpret_cast<void*>(address), 0xff, found->second);
     memory.erase(found);
-    free(reinterpret_cast<void*>(address));
     return state();
 }
 #ifndef WITHOUT_PINNED

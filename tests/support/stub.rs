@@ -47,9 +47,10 @@ impl Counts {
     /// Everything that the driver handed out came back, and no call was wrong.
     #[track_caller]
     pub fn are_even(&self) {
-        for what in
-            ["contexts", "memory", "bytes", "pinned", "streams", "events", "modules", "graphs", "execs", "mistakes"]
-        {
+        for what in [
+            "contexts", "memory", "bytes", "pinned", "streams", "events", "modules", "graphs", "execs",
+            "mistakes",
+        ] {
             assert_eq!(self.get(what), 0, "{what}: {:?}", self.0);
         }
     }
