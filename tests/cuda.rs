@@ -61,7 +61,7 @@ fn an_image_is_made_and_everything_is_given_back() {
     // The first step by launches, the others by graph; so do texts after the first.
     assert!(counts.get("launches") > 100 && counts.get("graph_launches") > 3);
 
-    let (ran, counts) = draw("WITHOUT_GRAPHS", &[], "--steps 3 --batch-count 2 --batch-size 2");
+    let (ran, counts) = draw("WITHOUT_GRAPHS", &[], "--steps 3");
     ran.says(0, &[]);
     counts.are_even();
     assert_eq!(counts.get("graph_launches"), 0);

@@ -176,9 +176,9 @@ impl Stream {
     pub fn read(&self, from: &Memory, offset: usize, bytes: &mut [u8]) -> Answer<()> {
         self.context.bind()?;
         let at = from.range(offset, bytes.len());
+        let to = bytes.as_mut_ptr().cast();
         // SAFETY: both ranges exist until the wait below is over.
-        let code =
-            unsafe { (self.driver().calls.download)(bytes.as_mut_ptr().cast(), at, bytes.len(), self.raw) };
+        let code = unsafe { (self.driver().calls.download)(to, at, bytes.len(), self.raw) };
         let queued = self.driver().check("cuMemcpyDtoHAsync", code);
         queued.and(self.wait())
     }

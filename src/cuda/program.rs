@@ -17,7 +17,7 @@ use super::graph::Graph;
 use super::handles::{Context, Memory, Staging, Stream};
 use super::kernels::Kernels;
 use crate::backend::{Backend, Program, Stop, WeightSource};
-use crate::error::{Error, Result};
+use crate::error::{Error, LaunchFailure, Result};
 use crate::ir::{BufferId, Fusion};
 use crate::launch::params::{self, DevicePtr};
 use crate::launch::{Addresses, Executor, LaunchProgram, LaunchStep, Storage, execute, lower};
@@ -180,7 +180,7 @@ impl Shared {
         let weights: usize = missing.map(|weight| weight.bytes.next_multiple_of(ALIGN)).sum();
         let arena = lock(&self.arena).upgrade().map_or(0, |arena| lock(&arena).bytes());
         // A larger arena replaces the old one, whose memory is free by then.
-        let arena = if launches.arena_bytes > arena { launches.arena_bytes - arena } else { 0 };
+        let arena = launches.arena_bytes.saturating_sub(arena);
         let (needed, free) = (weights + buffers + arena, self.answer(self.context.free_bytes())?);
         if needed <= free {
             return Ok(());
@@ -431,7 +431,7 @@ impl Shared {
         // As 64-bit words, addresses first.
         let word = |word: &[u8]| word.iter().rev().map(|byte| format!("{byte:02x}")).collect::<String>();
         let words = launch.params.chunks(8).map(word);
-        Error::Launch {
+        Error::Launch(Box::new(LaunchFailure {
             device: self.device.clone(),
             kernel: launch.kernel.name,
             node: step.node.clone(),
@@ -439,6 +439,6 @@ impl Shared {
             threads: launch.kernel.threads,
             params: words.collect::<Vec<_>>().join(" "),
             problem,
-        }
+        }))
     }
 }
