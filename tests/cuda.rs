@@ -69,20 +69,17 @@ fn an_image_is_made_and_everything_is_given_back() {
 
 #[test]
 fn without_a_usable_device_cuda_is_refused_and_auto_takes_the_cpu() {
-    let cases: [(&str, &[(&str, &str)], &[&str]); 5] = [
-        ("ALL", &[("STUB_DEVICES", "0")], &["sees no GPU", "CUDA_VISIBLE_DEVICES"]),
-        ("ALL", &[("STUB_VERSION", "11040")], &["too old", "found 11.4", "12.0"]),
-        ("ALL", &[("STUB_CAPABILITY", "75")], &["compute capability 7.5", "8.0"]),
-        ("WITHOUT_PINNED", &[], &["too old", "cuMemHostAlloc"]),
-        ("ALL", &[("STUB_DEVICES", "1"), ("ORDINAL", "3")], &["`cuda:3`", "sees 1 of them"]),
-    ];
-    for (defined, settings, words) in cases {
-        let line = if settings.iter().any(|(name, _)| *name == "ORDINAL") { "--device cuda:3" } else { "" };
+    let refused = |defined: &str, settings: &[(&str, &str)], line: &str, words: &[&str]| {
         let (ran, counts) = draw(defined, settings, line);
         ran.says(4, &["error: device `cuda:"]).says(4, words);
         assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
         counts.are_even();
-    }
+    };
+    refused("ALL", &[("STUB_DEVICES", "0")], "", &["sees no GPU", "CUDA_VISIBLE_DEVICES"]);
+    refused("ALL", &[("STUB_VERSION", "11040")], "", &["too old", "found 11.4", "12.0"]);
+    refused("ALL", &[("STUB_CAPABILITY", "75")], "", &["compute capability 7.5", "8.0"]);
+    refused("WITHOUT_PINNED", &[], "", &["too old", "cuMemHostAlloc"]);
+    refused("ALL", &[], "--device cuda:3", &["`cuda:3`", "sees 1 of them"]);
     let (ran, counts) = draw("ALL", &[("STUB_VERSION", "11040")], "--device auto --safety none");
     ran.says(0, &["computing on the CPU", "too old"]);
     counts.are_even();
