@@ -135,12 +135,9 @@ fn everything_lies_inside_of_what_the_program_asks_for() {
                     assert!((location.offset as usize) < room, "{}: {location:?} of {room}", step.node);
                 }
             }
-            // Copies of operands in another type are small beside the plan.
-            assert!(
-                program.arena_bytes as f64 <= 1.02 * step.arena_bytes as f64,
-                "{} bytes",
-                program.arena_bytes
-            );
+            // Beside the plan: copies of operands in another type, and scores of heads that are too wide.
+            let beside = program.arena_bytes - step.arena_bytes;
+            assert!(beside <= 96 << 20, "{beside} bytes");
         }
     }
 }

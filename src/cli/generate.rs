@@ -60,8 +60,10 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
     tracing::info!(seed = request.seed, images, "starting");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| Error::usage("--threads", error.to_string()))?;
-    let backend = backend(device, threads, args.max_vram)?;
-    let result = pool.install(|| generate(&model, backend.as_ref(), &request, &mut output, &stop));
+    let result = pool.install(|| {
+        let backend = backend(device, args.max_vram)?;
+        generate(&model, backend.as_ref(), &request, &mut output, &stop)
+    });
     output.progress.finish();
     if let (Some(path), Some(trace), Ok(())) = (&args.trace, &output.trace, &result) {
         write_atomically(path, args.overwrite, &to_safetensors(trace.tensors())?)?;
@@ -69,11 +71,13 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
     result
 }
 
-#[cfg_attr(not(feature = "simt"), allow(unused_variables))]
-fn backend(device: Device, threads: usize, max_vram: Option<usize>) -> Result<Box<dyn Backend + Sync>> {
+/// The backend of a device, on as many threads as the pool has that it is made in.
+fn backend(device: Device, max_vram: Option<usize>) -> Result<Box<dyn Backend>> {
     Ok(match device {
         #[cfg(feature = "simt")]
-        Device::Simt(storage) => Box::new(crate::simt::SimtDevice::new(storage, threads)),
+        Device::Simt(storage) => {
+            Box::new(crate::simt::SimtDevice::new(storage, rayon::current_num_threads()))
+        }
         Device::Cuda(ordinal, storage) => {
             Box::new(CudaDevice::open(&cuda::usable(ordinal)?, storage, max_vram)?)
         }

@@ -3,20 +3,20 @@
 //! Nodes become launches in the order of the plan, which also says where their results lie. What a kernel reads in
 //! another type than it was made in is copied before its first reader. A sample's row of a buffer is copied in and
 //! out by kernels that read the sample's index from the state, so that every launch is the same for all samples.
-//! Copies are placed behind the plan's arena, by the launches between which they live.
+//! Copies and workspaces are placed behind the plan's arena, by the launches between which they live.
 //!
 //! Pure: equal programs, storage types and targets give equal launches.
 
 use std::collections::{HashMap, HashSet};
 
 use super::device::MOST_BLOCKS;
+use super::forms::Form;
 use super::layout::{Element, Place};
 use super::location::{Location, Space, relocate};
 use super::params::DevicePtr;
 use super::types::{Types, of_letter, root};
 use super::{
-    Cost, DeviceBuffer, Launch, LaunchProgram, LaunchStage, LaunchStep, Operand, Storage, general, kinds,
-    weights,
+    Cost, DeviceBuffer, Launch, LaunchProgram, LaunchStage, LaunchStep, Operand, Storage, kinds, weights,
 };
 use crate::error::{Error, Result};
 use crate::ir::{BufferId, Graph, Node, NodeId, Op, Row, ValueId};
@@ -37,17 +37,17 @@ pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Resu
         types,
         launches: 0,
         at_hand: HashMap::new(),
-        copies: Vec::new(),
+        scratch: Vec::new(),
     };
     let body = lowering.stages(&step.body)?;
-    let Lowering { types, copies, .. } = lowering;
+    let Lowering { types, scratch, .. } = lowering;
 
     let buffers = step.graph.buffers.iter().enumerate().map(|(index, buffer)| DeviceBuffer {
         name: buffer.name.clone(),
         shape: buffer.shape.clone(),
         dtype: types.buffer(BufferId(index as u32)),
     });
-    let (behind, placed) = (step.arena_bytes.next_multiple_of(ALIGN), plan::place(&copies));
+    let (behind, placed) = (step.arena_bytes.next_multiple_of(ALIGN), plan::place(&scratch));
     let program = LaunchProgram {
         storage,
         target,
@@ -58,7 +58,9 @@ pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Resu
     };
     let program = program.map(|launch| {
         relocate(launch, |location| match location.space {
-            Space::Scratch(index) => arena(behind + placed.offsets[index as usize]).symbol(),
+            Space::Scratch(index) => {
+                arena(behind + placed.offsets[index as usize] + location.offset as usize).symbol()
+            }
             _ => location.symbol(),
         })
     });
@@ -117,8 +119,8 @@ struct Lowering<'a> {
     /// How many there are so far: the time of lifetimes.
     launches: usize,
     /// Copies that later launches of the open stages may read, by value and type.
-    at_hand: HashMap<(ValueId, DType), u32>,
-    copies: Vec<Demand>,
+    at_hand: HashMap<(ValueId, DType), DevicePtr>,
+    scratch: Vec<Demand>,
 }
 
 impl Lowering<'_> {
@@ -136,13 +138,13 @@ impl Lowering<'_> {
                 Ok(LaunchStage::Run(run))
             }
             Stage::ForEachSample(body) => {
-                let (first, before) = (self.launches, self.copies.len());
+                let (first, before) = (self.launches, self.scratch.len());
                 let samples = self.samples(stage);
                 let body = self.inner(body)?;
                 // What was copied before the loop is read again by its next round.
-                for copy in &mut self.copies[..before] {
-                    if copy.live.end > first {
-                        copy.live.end = self.launches;
+                for scratch in &mut self.scratch[..before] {
+                    if scratch.live.end > first {
+                        scratch.live.end = self.launches;
                     }
                 }
                 Ok(LaunchStage::ForEachSample { samples, body })
@@ -199,16 +201,30 @@ impl Lowering<'_> {
         let outputs: Vec<Operand> = outputs
             .map(|(&value, letter)| self.output(node, value, of_letter(letter, self.storage)))
             .collect::<Result<_>>()?;
-        for operand in &inputs {
-            if let Some(Location { space: Space::Scratch(index), .. }) = Location::of(operand.at) {
-                self.copies[index as usize].live.end = self.launches + 1;
+        let form = Form::of(&node.op, &inputs, &outputs);
+        let workspace = match form.workspace() {
+            0 => DevicePtr::NONE,
+            bytes => self.scratch(bytes),
+        };
+        let at = [Location::start(Space::State).symbol(), workspace];
+        let launches = form.launches(&node.op, self.storage, at, &inputs, &outputs)?;
+        let mut cost = Cost::of(&self.step.graph, node, kinds, self.storage);
+        for launch in launches {
+            self.emit(node, launch, std::mem::take(&mut cost), self.steady.contains(&id), run);
+        }
+        for at in inputs.iter().map(|operand| operand.at).chain([workspace]) {
+            if let Some(Location { space: Space::Scratch(index), .. }) = Location::of(at) {
+                self.scratch[index as usize].live.end = self.launches;
             }
         }
-        let state = Location::start(Space::State).symbol();
-        let launch = general(&node.op, self.storage, MOST_BLOCKS, state, &inputs, &outputs)?;
-        let cost = Cost::of(&self.step.graph, node, kinds, self.storage);
-        self.emit(node, launch, cost, self.steady.contains(&id), run);
         Ok(())
+    }
+
+    /// Bytes that live for the next launch, and longer if somebody says so.
+    fn scratch(&mut self, bytes: usize) -> DevicePtr {
+        let index = self.scratch.len() as u32;
+        self.scratch.push(Demand { bytes, live: self.launches..self.launches + 1 });
+        Location::start(Space::Scratch(index)).symbol()
     }
 
     fn emit(&mut self, node: &Node, launch: Launch, cost: Cost, steady: bool, run: &mut Vec<LaunchStep>) {
@@ -231,22 +247,17 @@ impl Lowering<'_> {
             return Ok(Operand { at: home.symbol(), shape });
         }
         let key = (value, wanted);
-        let index = match self.at_hand.get(&key) {
-            Some(&index) => index,
+        let at = match self.at_hand.get(&key) {
+            Some(&at) => at,
             None => {
-                let index = self.copies.len() as u32;
-                let bytes = shape.count() * wanted.bytes();
-                let live = self.launches..self.launches + 1;
-                self.copies.push(Demand { bytes, live });
-                let copy = Location::start(Space::Scratch(index)).symbol();
+                let at = self.scratch(shape.count() * wanted.bytes());
                 let from = Side { at: home.symbol(), dtype: self.types.value(value), of_sample };
-                let to = Side { at: copy, dtype: wanted, of_sample: false };
-                self.copy(reader, from, to, &shape, run)?;
-                self.at_hand.insert(key, index);
-                index
+                self.copy(reader, from, Side { at, dtype: wanted, of_sample: false }, &shape, run)?;
+                self.at_hand.insert(key, at);
+                at
             }
         };
-        Ok(Operand { at: Location::start(Space::Scratch(index)).symbol(), shape })
+        Ok(Operand { at, shape })
     }
 
     /// Where the plan has a value, and whether it is the row of the current sample.

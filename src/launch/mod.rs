@@ -10,6 +10,7 @@ pub mod binaries;
 mod cost;
 pub mod device;
 mod execute;
+mod forms;
 mod general;
 pub mod layout;
 mod location;

@@ -433,7 +433,7 @@ pub fn choose_layer(c: usize, addresses: &[DevicePtr]) -> LayerForm {
     }
     match c {
         ..=512 => LayerForm::Warps("_c512"),
-        ..=1280 => LayerForm::Warps("_c1280"),
+        513..=1280 => LayerForm::Warps("_c1280"),
         _ => LayerForm::General("a warp holds 1280 channels"),
     }
 }

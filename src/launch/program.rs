@@ -59,6 +59,7 @@ pub struct LaunchStep {
     /// The path of the graph's node.
     pub node: String,
     pub launch: Launch,
+    /// Of a node that takes several launches the first one has all of it.
     pub cost: Cost,
     /// Whether it reads nothing that steps change, the time aside: the projections of text and time. They
     /// could run once a prompt and once a schedule.
