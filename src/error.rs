@@ -48,6 +48,10 @@ pub enum Error {
     #[error("device `{device}` is not usable: {problem}")]
     Device { device: String, problem: String },
 
+    /// A device refused a kernel, or failed while it ran.
+    #[error(transparent)]
+    Launch(Box<LaunchFailure>),
+
     /// Memory that the plan asks for cannot be had.
     #[error("out of memory: {what} needs {needed_bytes} bytes{hint}")]
     OutOfMemory { what: String, needed_bytes: u64, hint: String },
@@ -73,6 +77,24 @@ pub enum Error {
     Bug(String),
 }
 
+/// What was launched, and what the device answered.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "device `{device}`: kernel `{kernel}` of `{node}` failed: {problem} (grid {grid:?}, {threads} threads, params \
+     {params})"
+)]
+pub struct LaunchFailure {
+    pub device: String,
+    pub kernel: &'static str,
+    /// The path of the graph's node.
+    pub node: String,
+    pub grid: [u32; 3],
+    pub threads: u32,
+    /// As 64-bit words.
+    pub params: String,
+    pub problem: String,
+}
+
 impl Error {
     pub fn usage(flag: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Usage { flag: flag.into(), problem: problem.into() }
@@ -96,7 +118,7 @@ impl Error {
             | Self::Overflow { .. }
             | Self::Config { .. }
             | Self::Shape { .. } => 3,
-            Self::Device { .. } => 4,
+            Self::Device { .. } | Self::Launch(_) => 4,
             Self::OutOfMemory { .. } => 5,
             Self::Io { .. } => 6,
             Self::Partial { .. } => 7,

@@ -165,6 +165,10 @@ pub const KERNELS: &[Kernel] = &[
     general("cast_f16_f32",         "pointwise.cu",      "cast",            "f16, f32",  "PointwiseParams",      40),
     general("cast_f32_bf16",        "pointwise.cu",      "cast",            "f32, bf16", "PointwiseParams",      40),
     general("cast_bf16_f32",        "pointwise.cu",      "cast",            "bf16, f32", "PointwiseParams",      40),
+    Kernel {
+        threads: 32,
+        ..general("condition_f32",  "condition.cu",      "run",             "",          "ConditionParams",      24)
+    },
     general("timestep_f16",         "pointwise.cu",      "timestep",        "f16",       "TimestepParams",       48),
     general("timestep_bf16",        "pointwise.cu",      "timestep",        "bf16",      "TimestepParams",       48),
     general("to_nhwc_f32_f16",      "pointwise.cu",      "to_nhwc",         "f32, f16",  "LayoutParams",         48),

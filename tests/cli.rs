@@ -373,12 +373,13 @@ fn flags_that_would_be_ignored_or_make_no_sense_are_refused() {
         place.draw(line).says(2, parts);
     }
     place.draw("--gamma-schedule no-such-file").says(6, &["no-such-file"]);
-    for device in ["cuda", "cuda:1", "simt --dtype bf16"] {
+    // No machine has a hundred GPUs.
+    for device in ["cuda:99", "simt --dtype bf16"] {
         if cfg!(feature = "simt") && device.starts_with("simt") {
             continue;
         }
         let word = device.split(' ').next().expect("a word");
-        place.draw(&format!("--device {device}")).says(4, &[word, "--device cpu"]);
+        place.draw(&format!("--device {device}")).says(4, &[word]);
     }
     assert_eq!(place.list(""), ["two.txt"]);
 }

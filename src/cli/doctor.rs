@@ -32,7 +32,13 @@ pub fn run(args: &DoctorArgs, demo: EmbeddedFiles) -> Result<()> {
         let gpus: Vec<_> = gpus
             .iter()
             .flatten()
-            .map(|gpu| json!({ "name": gpu.name, "memory_bytes": gpu.memory_bytes }))
+            .map(|gpu| {
+                let (major, minor) = gpu.compute_capability;
+                json!({
+                    "name": gpu.name, "memory_bytes": gpu.memory_bytes,
+                    "compute_capability": format!("{major}.{minor}"), "target": gpu.target().ok(),
+                })
+            })
             .collect();
         print_line(json!({
             "version": env!("CARGO_PKG_VERSION"), "threads": threads, "simd": cpu::simd(), "gpus": gpus,
@@ -48,15 +54,21 @@ pub fn run(args: &DoctorArgs, demo: EmbeddedFiles) -> Result<()> {
                 for gpu in gpus {
                     let (major, minor) = gpu.compute_capability;
                     let gib = gpu.memory_bytes as f64 / (1u64 << 30) as f64;
+                    let kernels = match (cuda::usable(gpu.ordinal), gpu.target()) {
+                        (Ok(_), Ok(target)) => format!("kernels for {target}"),
+                        (Err(error), _) => error.to_string(),
+                        (_, Err(problem)) => problem,
+                    };
                     print_line(format!(
-                        "cuda       {}, {gib:.1} GiB, compute capability {major}.{minor}",
-                        gpu.name
+                        "cuda:{}     {}, {gib:.1} GiB, compute capability {major}.{minor}, {kernels}",
+                        gpu.ordinal, gpu.name
                     ))?;
                 }
             }
         }
         let simt = if cfg!(feature = "simt") { ", simt" } else { "" };
-        print_line(format!("backends   cpu{simt} (nothing runs on GPUs yet)"))?;
+        let usable = cuda::usable(0).is_ok();
+        print_line(format!("backends   cpu{simt}{}", if usable { ", cuda" } else { "" }))?;
         let verdict = if right { "right" } else { "WRONG" };
         print_line(format!(
             "self-test  {verdict}: {STEPS} guarded steps of the demo model in {:.2} s, gate open at {}",

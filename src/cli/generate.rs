@@ -14,6 +14,7 @@ use super::settings::Device;
 use super::{print_line, settings, signals};
 use crate::backend::Backend;
 use crate::cpu::Cpu;
+use crate::cuda::{self, CudaDevice};
 use crate::error::{Error, Result};
 use crate::image::{Metadata, OutputPattern, Parameters, Picture, Target, check_writable, write_atomically};
 use crate::pipeline::{GeneratedImage, Method, Model, Observer, Request, StepReport, Trace, generate};
@@ -60,7 +61,7 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| Error::usage("--threads", error.to_string()))?;
     let result = pool.install(|| {
-        let backend = backend(device, args.max_vram);
+        let backend = backend(device, args.max_vram)?;
         generate(&model, backend.as_ref(), &request, &mut output, &stop)
     });
     output.progress.finish();
@@ -71,14 +72,17 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
 }
 
 /// The backend of a device, on as many threads as the pool has that it is made in.
-fn backend(device: Device, max_vram: Option<usize>) -> Box<dyn Backend> {
-    match device {
+fn backend(device: Device, max_vram: Option<usize>) -> Result<Box<dyn Backend>> {
+    Ok(match device {
         #[cfg(feature = "simt")]
         Device::Simt(storage) => {
             Box::new(crate::simt::SimtDevice::new(storage, rayon::current_num_threads()))
         }
+        Device::Cuda(ordinal, storage) => {
+            Box::new(CudaDevice::open(&cuda::usable(ordinal)?, storage, max_vram)?)
+        }
         _ => Box::new(Cpu::<f32>::new().within(max_vram)),
-    }
+    })
 }
 
 /// A directory that was made for the images, and that goes again if none came.

@@ -9,6 +9,7 @@ use super::args::{
     DTypeArg, GateArg, GenerateArgs, ImageArgs, ModelArgs, NormArg, PredictionArg, RngArg, SafetyArgs,
     SizeArgs,
 };
+use crate::cuda;
 use crate::error::{Error, Result};
 use crate::ir::Reduce;
 use crate::launch::Storage;
@@ -234,6 +235,8 @@ pub enum Device {
     Cpu,
     /// The kernels of GPUs on the CPU.
     Simt(Storage),
+    /// The GPU of that number.
+    Cuda(usize, Storage),
 }
 
 impl Device {
@@ -241,6 +244,7 @@ impl Device {
         match self {
             Self::Cpu => "cpu",
             Self::Simt(_) => "simt",
+            Self::Cuda(..) => "cuda",
         }
     }
 
@@ -248,7 +252,7 @@ impl Device {
     pub const fn dtype(self) -> &'static str {
         match self {
             Self::Cpu => "f32",
-            Self::Simt(storage) => storage.name(),
+            Self::Simt(storage) | Self::Cuda(_, storage) => storage.name(),
         }
     }
 }
@@ -256,9 +260,17 @@ impl Device {
 fn device(args: &GenerateArgs) -> Result<Device> {
     let word = args.device.as_str();
     match word.split(':').next().unwrap_or_default() {
-        "auto" | "cpu" if !word.contains(':') => match args.dtype {
-            None | Some(DTypeArg::F32) => Ok(Device::Cpu),
-            Some(_) => Err(Error::usage("--dtype", "the CPU computes in f32; leave it out or say f32")),
+        "cpu" if word == "cpu" => cpu(args.dtype),
+        "auto" if word == "auto" => match args.dtype {
+            Some(DTypeArg::F32) => Ok(Device::Cpu),
+            dtype => match cuda::usable(0) {
+                Ok(_) => Ok(Device::Cuda(0, storage(dtype)?)),
+                Err(error) => {
+                    let device = cpu(dtype)?;
+                    tracing::warn!("computing on the CPU: {error}");
+                    Ok(device)
+                }
+            },
         },
         "simt" if word == "simt" => {
             let storage = storage(args.dtype)?;
@@ -276,14 +288,26 @@ fn device(args: &GenerateArgs) -> Result<Device> {
             Err(Error::Device { device: word.to_owned(), problem: problem.to_owned() })
         }
         "cuda" => {
-            storage(args.dtype)?;
-            let problem = "this build runs on no GPU; use --device cpu".to_owned();
-            Err(Error::Device { device: word.to_owned(), problem })
+            let storage = storage(args.dtype)?;
+            let ordinal = match word.strip_prefix("cuda").and_then(|rest| rest.strip_prefix(':')) {
+                None => 0,
+                Some(digits) => digits.parse().map_err(|_| {
+                    Error::usage("--device", format!("expected cuda or cuda:N, found `{word}`"))
+                })?,
+            };
+            cuda::usable(ordinal).map(|_| Device::Cuda(ordinal, storage))
         }
         _ => {
             let problem = format!("expected auto, cpu, simt or cuda[:N], found `{word}`");
             Err(Error::usage("--device", problem))
         }
+    }
+}
+
+fn cpu(dtype: Option<DTypeArg>) -> Result<Device> {
+    match dtype {
+        None | Some(DTypeArg::F32) => Ok(Device::Cpu),
+        Some(_) => Err(Error::usage("--dtype", "the CPU computes in f32; leave it out or say f32")),
     }
 }
 

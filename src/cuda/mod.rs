@@ -1,45 +1,22 @@
-//! CUDA: for now only what can be asked of a driver.
+//! NVIDIA GPUs: the launches of a step, queued on one stream, and from the second step on replayed as one graph.
 //!
-//! The driver is looked for at run time. A machine without one is an ordinary answer here, never a panic:
-//! every call stands behind the question whether the library is there.
+//! - `driver`, `nvrtc`: the two libraries, as tables of functions that are looked up before anything runs;
+//! - `handles`: what the driver hands out, given back when dropped;
+//! - `device`, `kernels`, `cache`: which GPU, its binaries, and those that had to be compiled;
+//! - `program`, `graph`: the backend.
+//!
+//! A machine without a driver, with an old one or without a GPU is an ordinary answer here, never a panic.
+//! Nothing here has run on a GPU yet: the tests drive it against a stand-in for the driver, which runs no kernel.
 
-use cudarc::driver::{result, sys};
+mod cache;
+mod device;
+mod driver;
+mod graph;
+mod handles;
+mod kernels;
+mod nvrtc;
+mod program;
+mod table;
 
-/// One GPU as the driver describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gpu {
-    pub name: String,
-    pub memory_bytes: usize,
-    /// Major and minor.
-    pub compute_capability: (i32, i32),
-}
-
-/// The GPUs of this machine, or why there are none.
-pub fn gpus() -> Result<Vec<Gpu>, String> {
-    // SAFETY: only looks whether a library of that name can be opened.
-    if !unsafe { sys::is_culib_present() } {
-        return Err("no CUDA driver (libcuda) was found".to_owned());
-    }
-    let words = |error: result::DriverError| format!("the CUDA driver answers: {error}");
-    result::init().map_err(words)?;
-    let count = result::device::get_count().map_err(words)?;
-    (0..count).map(|ordinal| gpu(ordinal).map_err(words)).collect()
-}
-
-fn gpu(ordinal: i32) -> Result<Gpu, result::DriverError> {
-    use sys::CUdevice_attribute::{
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
-    };
-    let device = result::device::get(ordinal)?;
-    let name = result::device::get_name(device)?;
-    // SAFETY: `device` was returned by the driver just now.
-    let (memory_bytes, major, minor) = unsafe {
-        (
-            result::device::total_mem(device)?,
-            result::device::get_attribute(device, MAJOR)?,
-            result::device::get_attribute(device, MINOR)?,
-        )
-    };
-    Ok(Gpu { name, memory_bytes, compute_capability: (major, minor) })
-}
+pub use device::{Gpu, gpus, usable};
+pub use program::{CudaDevice, CudaProgram};

@@ -10,6 +10,7 @@ pub mod binaries;
 pub mod conv2d;
 mod cost;
 pub mod device;
+mod execute;
 mod forms;
 pub mod gemm;
 mod general;
@@ -27,12 +28,13 @@ mod weights;
 use bytemuck::bytes_of;
 
 pub use cost::Cost;
+pub use execute::{Addresses, Executor, execute};
 pub use general::{Kinds, Operand, general, kinds};
 pub use location::{Location, Space, relocate};
 pub use lower::lower;
 use params::{Params, Rules};
 pub use program::{DeviceBuffer, LaunchProgram, LaunchStage, LaunchStep};
-pub use weights::{Weight, from_bytes, to_bytes};
+pub use weights::{PIECE_BYTES, Weight, from_bytes, to_bytes};
 
 use crate::error::{Error, Result};
 use crate::manifest::{self, Kernel};

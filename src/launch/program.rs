@@ -1,6 +1,7 @@
 //! A step as launches: a plain value, the same for every device that runs it.
 
-use super::{Cost, Launch, Storage, Weight};
+use super::{Cost, Launch, Storage, Weight, from_bytes, to_bytes};
+use crate::error::{Error, Result};
 use crate::ir::{BufferId, Flag};
 use crate::tensor::{DType, Shape};
 
@@ -29,6 +30,13 @@ pub struct DeviceBuffer {
 impl DeviceBuffer {
     pub fn bytes(&self) -> usize {
         self.shape.count() * self.dtype.bytes()
+    }
+
+    fn takes(&self, count: usize) -> Result<()> {
+        if self.shape.count() == count {
+            return Ok(());
+        }
+        Err(Error::Bug(format!("buffer `{}` does not take {count} elements", self.name)))
     }
 }
 
@@ -96,6 +104,32 @@ impl LaunchProgram {
     pub fn buffer(&self, name: &str) -> Option<(BufferId, &DeviceBuffer)> {
         let index = self.buffers.iter().position(|buffer| buffer.name == name)?;
         Some((BufferId(index as u32), &self.buffers[index]))
+    }
+
+    /// A buffer of numbers and the bytes that put `data` there.
+    pub fn encode(&self, name: &str, data: &[f32]) -> Result<(BufferId, Vec<u8>)> {
+        let (id, buffer) = self.find(name, false)?;
+        buffer.takes(data.len())?;
+        Ok((id, to_bytes(buffer.dtype, data)))
+    }
+
+    /// The same for a buffer of indices.
+    pub fn encode_indices(&self, name: &str, data: &[i32]) -> Result<(BufferId, Vec<u8>)> {
+        let (id, buffer) = self.find(name, true)?;
+        buffer.takes(data.len())?;
+        Ok((id, bytemuck::cast_slice(data).to_vec()))
+    }
+
+    /// The numbers of a buffer; `read` gets its bytes.
+    pub fn decode(&self, name: &str, read: impl FnOnce(BufferId) -> Result<Vec<u8>>) -> Result<Vec<f32>> {
+        let (id, buffer) = self.find(name, false)?;
+        Ok(from_bytes(buffer.dtype, &read(id)?))
+    }
+
+    /// A buffer of numbers, or of indices.
+    fn find(&self, name: &str, indices: bool) -> Result<(BufferId, &DeviceBuffer)> {
+        let found = self.buffer(name).filter(|(_, buffer)| (buffer.dtype == DType::I32) == indices);
+        found.ok_or_else(|| Error::Bug(format!("no such buffer `{name}`")))
     }
 
     /// Bytes of all weights in one piece of memory.

@@ -35,6 +35,8 @@ pub(super) fn place(params: &[Param], dtypes: &[DType]) -> Vec<Weight> {
 
 /// Elements that are converted at a time.
 const PIECE: usize = 1 << 18;
+/// [`Weight::pack`] hands out pieces of so many bytes at most.
+pub const PIECE_BYTES: usize = PIECE * size_of::<f32>();
 
 impl Weight {
     /// Converts the elements of a checkpoint and hands them to `write` in pieces, with the byte at which each

@@ -107,9 +107,11 @@ impl Planned {
         let scratch = |program: &StepProgram| backend.scratch_bytes(program);
         let target = Target { storage, fuse, scratch: &scratch, keep_text: false };
         let blueprint = Blueprint::of(model);
+        let within = |spec: &StepSpec| Plans::new(&blueprint, spec, &target, backend.limit());
         let plan = |batch: usize| -> Result<(Plans, Memory)> {
             let spec = StepSpec { batch, ..spec.clone() };
-            let plans = Plans::new(&blueprint, &spec, &target, backend.limit())?;
+            let fits = |spec: &StepSpec| within(spec).is_ok();
+            let plans = within(&spec).map_err(|error| with_what_fits(error, &spec, model.factor(), &fits))?;
             let memory = plans.memory(&spec, &target);
             tracing::info!(batch, bytes = memory.total_bytes(), at = memory.peak_step, "planned");
             Ok((plans, memory))
@@ -125,6 +127,28 @@ impl Planned {
     fn step(&self, batch: usize) -> &StepProgram {
         self.last.as_ref().filter(|_| batch != self.batch).unwrap_or(&self.all.step)
     }
+}
+
+/// Adds to an error of memory what would have fitted: a smaller batch, else a smaller image.
+fn with_what_fits(error: Error, spec: &StepSpec, factor: usize, fits: &dyn Fn(&StepSpec) -> bool) -> Error {
+    let Error::OutOfMemory { what, needed_bytes, mut hint } = error else { return error };
+    let halves = std::iter::successors(Some(spec.batch / 2), |batch| Some(batch / 2)).take_while(|&n| n > 0);
+    let mut batches = halves.map(|batch| StepSpec { batch, ..spec.clone() });
+    // Sides that every UNet can halve three times.
+    let side = |side: usize, eighths: usize| side * eighths / 64 * 8;
+    let smaller = |eighths: usize| StepSpec {
+        batch: 1,
+        height: side(spec.height, eighths),
+        width: side(spec.width, eighths),
+        ..spec.clone()
+    };
+    let mut sizes = [6, 4, 3, 2].map(smaller).into_iter().filter(|spec| spec.height.min(spec.width) > 0);
+    if let Some(fitting) = batches.find(|spec| fits(spec)) {
+        hint += &format!("; --batch-size {} fits", fitting.batch);
+    } else if let Some(fitting) = sizes.find(|spec| fits(spec)) {
+        hint += &format!("; -W {} -H {} fits", fitting.width * factor, fitting.height * factor);
+    }
+    Error::OutOfMemory { what, needed_bytes, hint }
 }
 
 /// Where a sample's numbers stopped being numbers.

@@ -12,10 +12,10 @@ use bytemuck::bytes_of;
 use super::{Mode, Simt};
 use crate::backend::{Backend, Program, Stop, WeightSource};
 use crate::error::{Error, Result};
-use crate::ir::{Flag, Fusion};
+use crate::ir::{BufferId, Fusion};
 use crate::launch::params::{self, DevicePtr};
 use crate::launch::{
-    LaunchProgram, LaunchStage, LaunchStep, Space, Storage, Weight, from_bytes, lower, relocate, to_bytes,
+    Addresses, Executor, LaunchProgram, LaunchStep, Storage, Weight, execute, from_bytes, lower,
 };
 use crate::plan::{self, Fuse, StepProgram, StepState};
 use crate::tensor::DType;
@@ -55,24 +55,13 @@ impl SimtDevice {
     /// [`Backend::load`] with its own type.
     pub fn load_program(&self, step: StepProgram, source: &dyn WeightSource) -> Result<SimtProgram> {
         let program = lower(&step, self.storage, TARGET)?;
-        let weights = lock(&self.weights).take_all(&program.weights, source)?;
+        let weights = lock(&self.weights).take_all(&program, source)?;
         let mut simt = Simt::new();
         let arena = simt.alloc(program.arena_bytes);
         let state = simt.alloc(size_of::<params::StepState>());
         let buffers: Vec<DevicePtr> =
             program.buffers.iter().map(|buffer| simt.put(&vec![0; buffer.bytes()])).collect();
-        let launches = program.map(|launch| {
-            relocate(launch, |location| {
-                let base = match location.space {
-                    Space::Arena => arena,
-                    Space::State => state,
-                    Space::Weight(index) => weights[index as usize],
-                    Space::Buffer(index) => buffers[index as usize],
-                    Space::Scratch(_) => unreachable!("in a lowered program all scratch has its place"),
-                };
-                DevicePtr(base.0 + location.offset)
-            })
-        });
+        let launches = program.at(&Addresses { arena, state, weights, buffers: buffers.clone() });
         let helpers = (1..self.threads).map(|_| Simt::new()).collect();
         let weights = Arc::clone(&self.weights);
         Ok(SimtProgram { step, launches, simt, helpers, state, buffers, _weights: weights })
@@ -84,13 +73,10 @@ fn lock(weights: &Mutex<Weights>) -> MutexGuard<'_, Weights> {
 }
 
 impl Weights {
-    /// The largest first: the copy that reading one takes is then never on top of the whole.
-    fn take_all(&mut self, weights: &[Weight], source: &dyn WeightSource) -> Result<Vec<DevicePtr>> {
-        let mut order: Vec<usize> = (0..weights.len()).collect();
-        order.sort_by_key(|&i| std::cmp::Reverse(weights[i].bytes));
-        let mut places = vec![DevicePtr::NONE; weights.len()];
-        for i in order {
-            places[i] = self.take(&weights[i], source)?;
+    fn take_all(&mut self, program: &LaunchProgram, source: &dyn WeightSource) -> Result<Vec<DevicePtr>> {
+        let mut places = vec![DevicePtr::NONE; program.weights.len()];
+        for i in program.largest_weights_first() {
+            places[i] = self.take(&program.weights[i], source)?;
         }
         Ok(places)
     }
@@ -152,38 +138,28 @@ impl SimtProgram {
     pub fn launches(&self) -> &LaunchProgram {
         &self.launches
     }
+}
 
-    fn stages(&mut self, stages: &[LaunchStage], state: &mut StepState, stop: &Stop) -> Result<()> {
-        for stage in stages {
-            match stage {
-                LaunchStage::Run(run) => {
-                    for step in run {
-                        stop.check()?;
-                        self.launch(step)?;
-                    }
-                }
-                LaunchStage::ForEachSample { samples, body } => {
-                    for sample in 0..*samples {
-                        state.sample = sample as u32;
-                        self.set_state(state);
-                        self.stages(body, state, stop)?;
-                    }
-                }
-                LaunchStage::If(flag, body) => {
-                    let runs = match flag {
-                        Flag::Window => state.window,
-                        Flag::Sample(buffer) => self.flag(buffer.0 as usize, state.sample as usize),
-                    };
-                    if runs {
-                        self.stages(body, state, stop)?;
-                    }
-                }
-            }
-        }
-        Ok(())
+/// One run of a program.
+struct Run<'a> {
+    simt: &'a mut Simt,
+    helpers: &'a mut [Simt],
+    buffers: &'a [DevicePtr],
+    /// Where the state is, and what it says.
+    state: (DevicePtr, StepState),
+    stop: &'a Stop,
+}
+
+impl Run<'_> {
+    fn set_state(&mut self) {
+        let (at, state) = &self.state;
+        self.simt.write(*at, 0, bytes_of(&params::StepState::from(state)));
     }
+}
 
+impl Executor for Run<'_> {
     fn launch(&mut self, step: &LaunchStep) -> Result<()> {
+        self.stop.check()?;
         let Self { simt, helpers, .. } = self;
         let blocks = step.launch.grid.iter().map(|&n| u64::from(n)).product::<u64>();
         let blocks = u32::try_from(blocks).map_err(|_| {
@@ -192,7 +168,7 @@ impl SimtProgram {
         let share = blocks.div_ceil(1 + helpers.len() as u32).max(FEWEST_BLOCKS);
         let parts = (0..blocks).step_by(share as usize).map(|first| first..(first + share).min(blocks));
         let ran = std::thread::scope(|scope| {
-            let mut contexts = [simt].into_iter().chain(helpers);
+            let mut contexts = [&mut **simt].into_iter().chain(helpers.iter_mut());
             let mut work = contexts
                 .by_ref()
                 .zip(parts)
@@ -206,34 +182,15 @@ impl SimtProgram {
         ran.map(drop).map_err(|error| Error::Bug(format!("`{}` on the simulated device: {error}", step.node)))
     }
 
-    fn set_state(&mut self, state: &StepState) {
-        self.simt.write(self.state, 0, bytes_of(&params::StepState::from(state)));
-    }
-
-    fn flag(&self, buffer: usize, sample: usize) -> bool {
-        from_bytes(self.launches.buffers[buffer].dtype, &self.simt.get(self.buffers[buffer]))[sample] != 0.0
-    }
-
-    /// A buffer of numbers, or of indices.
-    fn find(&self, name: &str, indices: bool) -> Result<(DevicePtr, DType, usize)> {
-        let found = self.launches.buffer(name).filter(|(_, buffer)| (buffer.dtype == DType::I32) == indices);
-        let (id, buffer) = found.ok_or_else(|| Error::Bug(format!("no such buffer `{name}`")))?;
-        Ok((self.buffers[id.0 as usize], buffer.dtype, buffer.shape.count()))
-    }
-
-    fn fill(
-        &mut self,
-        name: &str,
-        indices: bool,
-        count: usize,
-        bytes: impl Fn(DType) -> Vec<u8>,
-    ) -> Result<()> {
-        let (at, dtype, room) = self.find(name, indices)?;
-        if room != count {
-            return Err(Error::Bug(format!("buffer `{name}` does not take {count} elements")));
-        }
-        self.simt.write(at, 0, &bytes(dtype));
+    fn set_sample(&mut self, sample: usize) -> Result<()> {
+        self.state.1.sample = sample as u32;
+        self.set_state();
         Ok(())
+    }
+
+    fn flag(&mut self, buffer: BufferId, index: usize) -> Result<bool> {
+        let bytes = self.simt.get(self.buffers[buffer.0 as usize]);
+        Ok(from_bytes(DType::F32, &bytes)[index] != 0.0)
     }
 }
 
@@ -243,24 +200,25 @@ impl Program for SimtProgram {
     }
 
     fn write(&mut self, buffer: &str, data: &[f32]) -> Result<()> {
-        self.fill(buffer, false, data.len(), |dtype| to_bytes(dtype, data))
+        let (id, bytes) = self.launches.encode(buffer, data)?;
+        self.simt.write(self.buffers[id.0 as usize], 0, &bytes);
+        Ok(())
     }
 
     fn write_indices(&mut self, buffer: &str, data: &[i32]) -> Result<()> {
-        self.fill(buffer, true, data.len(), |_| bytemuck::cast_slice(data).to_vec())
+        let (id, bytes) = self.launches.encode_indices(buffer, data)?;
+        self.simt.write(self.buffers[id.0 as usize], 0, &bytes);
+        Ok(())
     }
 
     fn read(&self, buffer: &str) -> Result<Vec<f32>> {
-        let (at, dtype, _) = self.find(buffer, false)?;
-        Ok(from_bytes(dtype, &self.simt.get(at)))
+        self.launches.decode(buffer, |id| Ok(self.simt.get(self.buffers[id.0 as usize])))
     }
 
     fn run(&mut self, state: &StepState, stop: &Stop) -> Result<()> {
-        let mut state = *state;
-        self.set_state(&state);
-        let stages = std::mem::take(&mut self.launches.body);
-        let result = self.stages(&stages, &mut state, stop);
-        self.launches.body = stages;
-        result
+        let Self { simt, helpers, launches, buffers, .. } = self;
+        let mut run = Run { simt, helpers, buffers, state: (self.state, *state), stop };
+        run.set_state();
+        execute(&launches.body, state.window, &mut run)
     }
 }

@@ -4,6 +4,7 @@
 //! assert the sizes. What changes between two steps is not here but in a [`StepState`] that an address leads to.
 
 mod attention;
+mod condition;
 mod conv2d;
 mod epilogue;
 mod gemm;
@@ -18,6 +19,7 @@ mod rules;
 use bytemuck::{Pod, Zeroable};
 
 pub use attention::{AttentionBwdParams, AttentionParams, ProductParams, SoftmaxParams};
+pub use condition::{Condition, ConditionParams};
 pub use conv2d::{Conv2dBwdParams, Conv2dParams};
 pub use epilogue::Epilogue;
 pub use gemm::{GemmParams, JoinParams, Tile};
