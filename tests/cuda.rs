@@ -6,7 +6,6 @@
 #![cfg(target_os = "linux")]
 
 #[path = "support/process.rs"]
-#[allow(dead_code)] // other tests use the rest
 mod process;
 #[path = "support/stub.rs"]
 mod stub;

@@ -35,7 +35,10 @@ impl Cache {
         let key: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         let path = self.folder.join(&key);
         if !extensions.iter().all(|extension| path.with_extension(extension).exists()) {
-            let partial = self.folder.join(format!("{key}-{}", process::id()));
+            // Two jobs may want the same thing at the same time: each makes its own, and the last one stays.
+            static MADE: AtomicUsize = AtomicUsize::new(0);
+            let made = MADE.fetch_add(1, Ordering::Relaxed);
+            let partial = self.folder.join(format!("{key}-{}-{made}", process::id()));
             make(&partial)?;
             for extension in extensions {
                 let (from, to) = (partial.with_extension(extension), path.with_extension(extension));
