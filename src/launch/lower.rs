@@ -33,6 +33,7 @@ pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Resu
     let mut lowering = Lowering {
         step,
         storage,
+        target,
         steady: steady(&step.graph),
         types,
         launches: 0,
@@ -113,6 +114,7 @@ fn steady(graph: &Graph) -> HashSet<NodeId> {
 struct Lowering<'a> {
     step: &'a StepProgram,
     storage: Storage,
+    target: &'static str,
     types: Types,
     /// Nodes whose results no step changes.
     steady: HashSet<NodeId>,
@@ -201,7 +203,7 @@ impl Lowering<'_> {
         let outputs: Vec<Operand> = outputs
             .map(|(&value, letter)| self.output(node, value, of_letter(letter, self.storage)))
             .collect::<Result<_>>()?;
-        let form = Form::of(&node.op, &inputs, &outputs);
+        let form = Form::of(&node.op, (self.storage, self.target), &inputs, &outputs);
         let workspace = match form.workspace() {
             0 => DevicePtr::NONE,
             bytes => self.scratch(bytes),
