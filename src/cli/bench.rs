@@ -96,7 +96,10 @@ fn count_instructions(rows: &mut [Row], target: &str) -> Result<()> {
         }
         let counts = opcodes::count(&disassembler, module)?;
         for row in &mut of_file {
-            row.opcodes = counts.get(row.case.launch.kernel.name).cloned();
+            // A file may be compiled in several modules.
+            if let Some(found) = counts.get(row.case.launch.kernel.name) {
+                row.opcodes = Some(found.clone());
+            }
         }
     }
     Ok(())

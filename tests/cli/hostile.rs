@@ -306,6 +306,29 @@ fn a_broken_model_is_named_with_file_and_field() {
 // --- The other commands.
 
 #[test]
+fn bench_lists_every_distinct_launch_with_its_floor_and_refuses_what_it_does_not_know() {
+    let place = Place::new();
+    let kernels = ["bench", "kernels", "--preset", "demo"];
+    let lines = place.run(&[&kernels[..], &["--json"]].concat()).json();
+    assert!(lines.len() > 50, "{} launches", lines.len());
+    for line in &lines {
+        for field in ["kernel", "arch", "shape", "flops", "bytes", "floor_us", "smem_bytes"] {
+            assert!(!line[field].is_null(), "{field} of {line}");
+        }
+    }
+    // The first launch of a node carries the node's whole work.
+    let floor: f64 = lines.iter().filter_map(|line| line["floor_us"].as_f64()).sum();
+    assert!(floor > 0.0 && floor.is_finite(), "{floor}");
+    let products = place.run(&[&kernels[..], &["--filter", "gemm", "--json"]].concat()).json();
+    let is_product = |line: &serde_json::Value| line["kernel"].as_str().is_some_and(|k| k.contains("gemm"));
+    assert!(!products.is_empty() && products.len() < lines.len() && products.iter().any(is_product));
+    place.run(&[&kernels[..], &["--filter", "no such kernel"]].concat()).says(2, &["--filter"]);
+    place.run(&[&kernels[..], &["--arch", "sm_1"]].concat()).says(2, &["--arch", "sm_90a"]);
+    place.run(&[&kernels[..], &["--gpu", "abacus"]].concat()).says(2, &["--gpu", "h100"]);
+    place.run(&["bench", "kernels", "--batch-size", "0"]).says(2, &["--batch-size"]);
+}
+
+#[test]
 fn inspect_shows_models_graphs_and_plans() {
     let place = Place::new();
     let ok = |args: &[&str]| {
