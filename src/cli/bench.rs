@@ -110,7 +110,7 @@ fn table(rows: &[Row], target: &str, gpu: &Gpu) -> Result<()> {
         "floors of {} at {} TFLOP/s and {} GB/s; binaries for {target}",
         gpu.name, gpu.tflops, gpu.gb_per_second
     ))?;
-    print_line("nothing was measured: this build runs no kernels on a GPU")?;
+    print_line("nothing was measured: this command times no kernels yet")?;
     print_line(format!(
         "{:<30} {:>5} {:>10} {:>10} {:>9} {:>4} {:>7} {:>6} {:>6}  {:<14} {:<24} shape",
         "kernel",
