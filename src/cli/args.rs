@@ -269,6 +269,9 @@ pub enum InspectWhat {
     Plan(InspectPlanArgs),
     /// The kernels that a GPU would run for it, one a line, with what each costs at least. Needs no GPU.
     Launches(InspectLaunchesArgs),
+    /// How long each of its distinct launches is likely to take on a GPU, and how far from its floor that is. A model's
+    /// word, not a measurement.
+    Kernels(InspectLaunchesArgs),
 }
 
 #[derive(Args, Debug)]

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::args::{DTypeArg, InspectArgs, InspectModelArgs, InspectStepArgs, InspectWhat};
-use super::{launches, print_line, settings};
+use super::{kernels, launches, print_line, settings};
 use crate::error::Result;
 use crate::ir::{Cost, Graph};
 use crate::passes;
@@ -31,6 +31,7 @@ pub fn run(args: &InspectArgs, demo: EmbeddedFiles) -> Result<()> {
             if args.step.json { plan_lines(&program) } else { print_line(program) }
         }
         InspectWhat::Launches(args) => launches::run(args, demo),
+        InspectWhat::Kernels(args) => kernels::run(args, demo),
     }
 }
 

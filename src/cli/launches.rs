@@ -13,24 +13,40 @@ use crate::plan::{StepProgram, Storage};
 use crate::weights::EmbeddedFiles;
 
 pub fn run(args: &InspectLaunchesArgs, demo: EmbeddedFiles) -> Result<()> {
-    let gpu = args.gpu.as_deref().map(named).transpose()?;
-    let target = match (&args.arch, gpu) {
-        (Some(word), _) => target(word)?,
-        (None, Some(gpu)) => gpu.target,
-        (None, None) => GPUS[0].target,
-    };
-    let gpu = gpu.or_else(|| Gpu::of_target(target));
-    let storage = settings::storage(args.dtype)?;
-    let graph = inspect::step(&args.step, demo)?;
-    let fusion = Fusion::none(&graph);
-    let step = StepProgram::fused(graph, fusion, Storage::of(storage.dtype()))?;
-    let program = lower(&step, storage, target)?;
-    let listing = Listing { program: &program, gpu, json: args.step.json };
+    let lowered = Lowered::of(args, demo)?;
+    let program = &lowered.program;
+    let listing = Listing { program, gpu: lowered.gpu, json: args.step.json };
     if !args.step.json {
         listing.head()?;
     }
     listing.stages(&program.body, 1, 0)?;
     if args.step.json { Ok(()) } else { listing.totals() }
+}
+
+/// A step as the launches of a target.
+pub(super) struct Lowered {
+    pub step: StepProgram,
+    pub program: LaunchProgram,
+    /// None where nobody measured what the target's devices do.
+    pub gpu: Option<&'static Gpu>,
+}
+
+impl Lowered {
+    pub fn of(args: &InspectLaunchesArgs, demo: EmbeddedFiles) -> Result<Self> {
+        let gpu = args.gpu.as_deref().map(named).transpose()?;
+        let target = match (&args.arch, gpu) {
+            (Some(word), _) => target(word)?,
+            (None, Some(gpu)) => gpu.target,
+            (None, None) => GPUS[0].target,
+        };
+        let gpu = gpu.or_else(|| Gpu::of_target(target));
+        let storage = settings::storage(args.dtype)?;
+        let graph = inspect::step(&args.step, demo)?;
+        let fusion = Fusion::none(&graph);
+        let step = StepProgram::fused(graph, fusion, Storage::of(storage.dtype()))?;
+        let program = lower(&step, storage, target)?;
+        Ok(Self { step, program, gpu })
+    }
 }
 
 fn named(word: &str) -> Result<&'static Gpu> {

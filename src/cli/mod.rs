@@ -5,6 +5,7 @@ mod bench;
 mod doctor;
 mod generate;
 mod inspect;
+mod kernels;
 mod launches;
 mod memory;
 mod progress;

@@ -10,6 +10,7 @@ use crate::ir::{self, Graph, Node};
 pub struct Cost {
     /// As the mathematics has it, multiply-adds counting two: contractions only.
     pub flops: u64,
+    pub executed_flops: u64,
     /// Every operand read once and every result written once, as they are stored.
     pub bytes: u64,
 }
@@ -25,12 +26,17 @@ impl Cost {
         };
         Self {
             flops: ir::Cost::of(graph, node, 0).flops,
+            executed_flops: ir::Cost::of(graph, node, 0).flops,
             bytes: bytes(&node.inputs, kinds.inputs) + bytes(&node.outputs, kinds.outputs),
         }
     }
 
     pub fn times(self, count: u64) -> Self {
-        Self { flops: self.flops * count, bytes: self.bytes * count }
+        Self {
+            flops: self.flops * count,
+            executed_flops: self.executed_flops * count,
+            bytes: self.bytes * count,
+        }
     }
 
     /// No device of that kind is faster, in microseconds.
@@ -54,9 +60,16 @@ mod tests {
 
     #[test]
     fn the_floor_is_the_slower_of_arithmetic_and_memory() {
-        let gpu =
-            Gpu { name: "x", target: "sm_80", tflops: 100.0, gb_per_second: 1000.0, multiprocessors: 1 };
-        assert_eq!(Cost { flops: 100_000_000, bytes: 1000 }.floor_us(&gpu), 1.0);
-        assert_eq!(Cost { flops: 100_000_000, bytes: 5_000_000 }.floor_us(&gpu), 5.0);
+        let gpu = Gpu {
+            name: "x",
+            target: "sm_80",
+            tflops: 100.0,
+            gb_per_second: 1000.0,
+            multiprocessors: 1,
+            mma_share: 1.0,
+            f32_tflops: 1.0,
+        };
+        assert_eq!(Cost { flops: 100_000_000, executed_flops: 0, bytes: 1000 }.floor_us(&gpu), 1.0);
+        assert_eq!(Cost { flops: 100_000_000, executed_flops: 0, bytes: 5_000_000 }.floor_us(&gpu), 5.0);
     }
 }

@@ -313,7 +313,7 @@ impl Lowering<'_> {
         let state = Location::start(Space::State).symbol();
         let launch = place.launch((x, out), MOST_BLOCKS, state, [from.at, DevicePtr::NONE, to.at])?;
         let bytes = (count * (from.dtype.bytes() + to.dtype.bytes())) as u64;
-        self.emit(node, launch, Cost { flops: 0, bytes }, false, run);
+        self.emit(node, launch, Cost { flops: 0, executed_flops: 0, bytes }, false, run);
         Ok(())
     }
 }

@@ -20,6 +20,7 @@ mod lower;
 pub mod norms;
 pub mod params;
 pub mod pointwise;
+pub mod predict;
 mod program;
 pub mod tune;
 mod types;

@@ -356,6 +356,12 @@ fn inspect_shows_models_graphs_and_plans() {
     assert!(launches.len() > 300 && launches.iter().all(|line| keys.iter().all(|key| !line[key].is_null())));
     let words = ok(&["launches", "--gpu", "h200", "--dtype", "bf16"]).text();
     assert!(words.contains("us on h200") && words.contains("gemm_bf16"), "{words}");
+    let rows = ok(&["kernels", "-m", &tiny, "--json"]).json();
+    let predicted = |line: &serde_json::Value| line["predicted_us"].as_f64() > line["floor_us"].as_f64();
+    assert!(rows.len() > 50 && rows.iter().all(predicted));
+    let always = rows.iter().find(|line| line["runs"] == "always").expect("a sum");
+    assert!(always["launches"].as_u64() > Some(100), "{always}");
+    assert!(ok(&["kernels", "--gpu", "a100"]).text().contains("predicted for a100 and not measured"));
     let unmeasured = &ok(&["launches", "--arch", "sm_120", "--safety", "none", "--json"]).json()[0];
     assert!(unmeasured["floor_us"].is_null() && !unmeasured["bytes"].is_null());
     for (args, parts) in [
@@ -366,7 +372,8 @@ fn inspect_shows_models_graphs_and_plans() {
         (&["plan", "--batch-size", "0"], &["--batch-size"]),
         (&["plan", "--width", "18446744073709551615"], &["--width"]),
         (&["plan", "--safety", "magic"], &["--safety"]),
-        (&["kernels"], &["kernels"]),
+        (&["kernels", "--arch", "sm_120"], &["--gpu"]),
+        (&["cubins"], &["cubins"]),
     ] {
         place.run(&[&["inspect"], args].concat()).says(2, parts);
     }
