@@ -104,8 +104,11 @@ impl<T: Real> Cpu<T> {
         if let Some(data) = held(&self.shared.lock().expect("no holder of the lock panics")) {
             return Ok(data);
         }
-        let stored = weights.load(&param.name, &param.stored_shape())?;
-        let data = Arc::new(pack(param, &stored));
+        let mut data = Vec::with_capacity(param.shape.count());
+        for (part, shape) in param.stored() {
+            pack(param, &weights.load(part, &shape)?, &mut data);
+        }
+        let data = Arc::new(data);
         let mut shared = self.shared.lock().expect("no holder of the lock panics");
         shared.insert(param.name.clone(), Arc::downgrade(&data));
         Ok(data)
@@ -136,19 +139,17 @@ impl<T: Real> Backend for Cpu<T> {
     }
 }
 
-/// A weight as the graph sees it.
-fn pack<T: Real>(param: &Param, stored: &[f32]) -> Vec<T> {
+/// Appends a tensor of a weight as the graph sees it.
+fn pack<T: Real>(param: &Param, stored: &[f32], packed: &mut Vec<T>) {
     match (param.layout, &param.shape[..]) {
-        (Layout::Filter, &[o, r, s, c]) if r * s > 1 => {
-            let mut packed = Vec::with_capacity(stored.len());
-            for filter in stored.chunks_exact(c * r * s).take(o) {
+        (Layout::Filter, &[_, r, s, c]) if r * s > 1 => {
+            for filter in stored.chunks_exact(c * r * s) {
                 for tap in 0..r * s {
                     packed.extend((0..c).map(|channel| T::from_f32(filter[channel * r * s + tap])));
                 }
             }
-            packed
         }
-        _ => stored.iter().map(|&value| T::from_f32(value)).collect(),
+        _ => packed.extend(stored.iter().map(|&value| T::from_f32(value))),
     }
 }
 

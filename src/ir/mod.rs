@@ -5,6 +5,7 @@
 //! graphs through [`Builder`]; differentiation and passes turn graphs into graphs; the planner gives
 //! every value a place. The set of operations is closed: see [`Op`].
 
+mod attending;
 mod builder;
 mod cost;
 mod fusion;
@@ -14,6 +15,7 @@ mod print;
 mod shapes;
 mod verify;
 
+pub use attending::Attending;
 pub use builder::Builder;
 pub use cost::Cost;
 pub use fusion::{Fusion, Group};

@@ -66,8 +66,10 @@ pub enum Reduce {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
     // -- sources and sinks ---------------------------------------------------------------------
-    /// A frozen weight, by its checkpoint path.
-    Param { name: String, layout: Layout },
+    /// A frozen weight. `parts` are the tensors of the checkpoint that it is made of, by their paths: the rows of
+    /// one (its outermost extent) below those of the one before, equally many of each. Of a single part, `name` is
+    /// that part's.
+    Param { name: String, parts: Vec<String>, layout: Layout },
     /// A named buffer that outlives the step. Costs nothing: the value *is* the buffer (or its row).
     Load { buffer: super::BufferId, row: Row },
     /// Writes a named buffer. `(x)`, no output.
@@ -122,9 +124,10 @@ pub enum Op {
     /// Its data gradient. `(dy [n, h', w', o], w [o, r, s, c]) -> [n, h, w, c]`
     Conv2dBwd { stride: usize, padding: Padding, height: usize, width: usize },
     /// softmax(q k^T / sqrt(d)) v for each head of width d = channels / heads, and the log-sum-exp of
-    /// every row. Causal: query i sees keys 0 ..= i. `(q [n, t, c], k [n, u, c], v [n, u, c]) -> [n, t, c], [n, heads, t]`
+    /// every row. Causal: query i sees keys 0 ..= i. Operands may lie side by side, see [`super::Attending`].
+    /// `(q [n, t, c], k [n, u, c], v [n, u, c])` or `(q, kv [n, u, 2 c])` or `(qkv [n, t, 3 c]) -> [n, t, c], [n, heads, t]`
     Attention { heads: usize, causal: bool },
-    /// `(q, k, v, o, lse, do) -> dq, dk, dv`
+    /// `(o, lse, do, q, k, v) -> dq, dk, dv`, or `(.., q, kv) -> dq, dkv`, or `(.., qkv) -> dqkv`
     AttentionBwd { heads: usize, causal: bool },
 
     // -- normalisation -------------------------------------------------------------------------

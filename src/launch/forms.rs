@@ -2,7 +2,7 @@
 //!
 //! Forms differ in their kernels, in how many launches they take and in what they need besides their operands.
 
-use super::attention::{self, Backward, Forward, Sizes, Tokens};
+use super::attention::{self, Backward, Forward};
 use super::conv2d::{BwdOperands, Conv2d, Operands};
 use super::device::MOST_BLOCKS;
 use super::gemm::{After, Gemm, Order, Places};
@@ -58,11 +58,11 @@ impl Form {
             Op::LayerNorm { eps } => Self::LayerNorm(layer_norm(storage, &outputs[0].shape, eps)),
             Op::LayerNormBwd { eps } => Self::LayerNormBwd(layer_norm(storage, &outputs[0].shape, eps)),
             Op::Attention { heads, causal } => {
-                let attention = forward(heads, causal, inputs, outputs);
+                let attention = Forward::of(op, heads, causal, inputs, outputs);
                 Self::Attention(attention, attention.choose().form)
             }
             Op::AttentionBwd { heads, causal } => {
-                let gradient = backward(heads, causal, inputs, outputs);
+                let gradient = Backward::of(op, heads, causal, inputs, outputs);
                 Self::AttentionBwd(gradient, gradient.choose().form)
             }
             _ => Self::General,
@@ -144,38 +144,4 @@ fn group_norm(storage: Storage, x: &Shape, groups: usize, eps: f32) -> GroupNorm
 
 fn layer_norm(storage: Storage, x: &Shape, eps: f32) -> LayerNorm {
     LayerNorm { storage, rows: x.rows(), c: x.last(), eps }
-}
-
-fn sizes(heads: usize, causal: bool, q: &Operand, k: &Operand) -> Sizes {
-    Sizes { n: q.shape[0], t: q.shape[1], u: k.shape[1], heads, d: q.shape.last() / heads, causal }
-}
-
-/// All of a tensor's channels, row after row.
-fn tokens(operand: &Operand) -> Tokens {
-    Tokens { at: operand.at, row: operand.shape.last() }
-}
-
-fn forward(heads: usize, causal: bool, inputs: &[Operand], outputs: &[Operand]) -> Forward {
-    Forward {
-        sizes: sizes(heads, causal, &inputs[0], &inputs[1]),
-        q: tokens(&inputs[0]),
-        k: tokens(&inputs[1]),
-        v: tokens(&inputs[2]),
-        o: tokens(&outputs[0]),
-        lse: outputs[1].at,
-    }
-}
-
-fn backward(heads: usize, causal: bool, inputs: &[Operand], outputs: &[Operand]) -> Backward {
-    Backward {
-        sizes: sizes(heads, causal, &inputs[0], &inputs[1]),
-        q: tokens(&inputs[0]),
-        k: tokens(&inputs[1]),
-        v: tokens(&inputs[2]),
-        o: tokens(&inputs[3]),
-        lse: inputs[4].at,
-        d_o: tokens(&inputs[5]),
-        dq: tokens(&outputs[0]),
-        of_keys: Some((tokens(&outputs[1]), tokens(&outputs[2]))),
-    }
 }

@@ -5,6 +5,7 @@
 //! operation into launches of the general forms, which take any size and alignment. [`lower()`] turns a whole step
 //! into a [`LaunchProgram`]: launches in order, with locations instead of addresses.
 
+mod attending;
 pub mod attention;
 pub mod binaries;
 pub mod conv2d;

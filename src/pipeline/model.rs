@@ -390,12 +390,14 @@ fn tokenize(tokenizer: &Tokenizer, text: &str, limit: usize) -> Result<Vec<i32>>
 /// Names and checkpoint shapes of the weights that a graph reads.
 fn stored_params(graph: Graph) -> Vec<(String, Vec<usize>)> {
     let params = graph.nodes.iter().filter_map(|node| match &node.op {
-        Op::Param { name, layout } => {
+        Op::Param { name, parts, layout } => {
             let shape = graph.shape(node.outputs[0]).clone();
-            let param = Param { name: name.clone(), shape, layout: *layout };
-            Some((param.name.clone(), param.stored_shape().to_vec()))
+            Some(Param { name: name.clone(), parts: parts.clone(), shape, layout: *layout })
         }
         _ => None,
     });
-    params.collect()
+    let stored = |param: Param| -> Vec<_> {
+        param.stored().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect()
+    };
+    params.flat_map(stored).collect()
 }

@@ -28,18 +28,26 @@ pub enum Slot {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Param {
     pub name: String,
+    /// The tensors of the checkpoint that it is made of; see [`Op::Param`].
+    pub parts: Vec<String>,
     /// As the graph sees it.
     pub shape: Shape,
     pub layout: Layout,
 }
 
 impl Param {
-    /// The shape in a checkpoint: `[o, c, r, s]` for a filter that is seen as `[o, r, s, c]`.
-    pub fn stored_shape(&self) -> Shape {
-        match (self.layout, &self.shape[..]) {
+    /// The tensors of the checkpoint in the order of their rows, each with its shape there: `[o, c, r, s]` for a
+    /// filter that is seen as `[o, r, s, c]`.
+    pub fn stored(&self) -> impl Iterator<Item = (&str, Shape)> {
+        let whole = match (self.layout, &self.shape[..]) {
             (Layout::Filter, &[o, r, s, c]) => [o, c, r, s].into(),
             _ => self.shape.clone(),
-        }
+        };
+        let shape = match self.parts.len() {
+            0 | 1 => whole,
+            parts => whole.with_first(whole[0] / parts),
+        };
+        self.parts.iter().map(move |part| (part.as_str(), shape.clone()))
     }
 }
 
@@ -96,8 +104,9 @@ impl StepProgram {
         for (index, value) in graph.values.iter().enumerate() {
             let root = schedule.roots[index];
             slots.push(match &graph.producer(root).op {
-                Op::Param { name, layout } if root.0 as usize == index => {
-                    params.push(Param { name: name.clone(), shape: value.shape.clone(), layout: *layout });
+                Op::Param { name, parts, layout } if root.0 as usize == index => {
+                    let (name, parts, shape) = (name.clone(), parts.clone(), value.shape.clone());
+                    params.push(Param { name, parts, shape, layout: *layout });
                     Slot::Param { index: params.len() - 1 }
                 }
                 Op::Param { .. } => slots[root.0 as usize],

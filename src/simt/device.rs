@@ -87,9 +87,8 @@ impl Weights {
         if let Some(&at) = self.held.get(&key) {
             return Ok(at);
         }
-        let stored = source.load(&weight.param.name, &weight.param.stored_shape())?;
         let at = self.simt.alloc(weight.bytes);
-        weight.pack(&stored, &mut |offset, piece| {
+        weight.pack(&|name, shape| source.load(name, shape), &mut |offset, piece| {
             self.simt.write(at, offset, piece);
             Ok(())
         })?;
