@@ -5,25 +5,26 @@
 
 #![cfg(target_os = "linux")]
 
+#[path = "support/golden.rs"]
+mod golden;
 #[path = "support/process.rs"]
 mod process;
 #[path = "support/stub.rs"]
 mod stub;
 
-use std::ffi::{CStr, c_char, c_void};
 use std::path::Path;
 use std::process::Command;
 
-use process::{Place, Ran};
-use stub::{Counts, stub};
+use process::{Place, Ran, filled, read_tensors, write_tensors};
+use stub::{Counts, stub, stub_with_kernels};
 use unguide::backend::{Backend, Program, Stop, WeightSource};
 use unguide::cuda::{CudaDevice, usable};
 use unguide::error::Result;
 use unguide::ir::{Activation, Builder, Flag, Graph, Op, Row};
-use unguide::launch::{Launch, Storage};
-use unguide::manifest;
+use unguide::launch::Storage;
+use unguide::pipeline::{Method, Trace, generate};
 use unguide::plan::{Planner, StepState};
-use unguide::simt::{Mode, Simt, SimtDevice};
+use unguide::simt::SimtDevice;
 use unguide::tensor::{DType, Shape};
 
 /// `generate` on the demo model with the stub for a driver, told to behave as `settings` say.
@@ -36,8 +37,8 @@ fn draw(defined: &str, settings: &[(&str, &str)], line: &str) -> (Ran, Counts) {
 fn draw_uncounted(defined: &str, settings: &[(&str, &str)], line: &str) -> (Ran, Option<Counts>) {
     let place = Place::new();
     let report = place.path("report");
-    let mut words = vec!["generate", "-p", "a battlefield", "-o", "out.png"];
-    for default in ["--steps 2", "--device cuda"] {
+    let mut words = vec!["generate", "-p", "a battlefield"];
+    for default in ["--steps 2", "--device cuda", "-o out.png"] {
         let flag = default.split(' ').next().expect("a flag");
         if !line.contains(flag) {
             words.extend(default.split(' '));
@@ -47,7 +48,7 @@ fn draw_uncounted(defined: &str, settings: &[(&str, &str)], line: &str) -> (Ran,
     command.env("LD_LIBRARY_PATH", stub(defined)).env("STUB_REPORT", &report);
     command.env("UNGUIDE_CACHE_DIR", place.path("cache")).envs(settings.iter().copied());
     let ran = Ran::new(command.output().expect("started"));
-    let made = place.path("out.png").exists();
+    let made = place.list("").iter().any(|name| name.ends_with(".png"));
     assert_eq!(made, ran.code == Some(0), "an image exactly where the run succeeded: {}", ran.stderr);
     (ran, report.exists().then(|| Counts::read(&report)))
 }
@@ -133,7 +134,7 @@ fn sources_are_compiled_once_where_a_compiler_is_and_asked_for_where_none_is() {
     let (ran, counts) = draw("ALL", &[source], "");
     // Only where the loader finds a compiler by itself may this succeed.
     if ran.code != Some(0) {
-        ran.says(4, &["no NVRTC", "nvidia-cuda-nvrtc-cu12"]);
+        ran.says(4, &["no NVRTC", "tried ", "libnvrtc.so.13", "UNGUIDE_NVRTC"]);
     }
     counts.are_even();
     let nvrtc = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/nvrtc/nvidia/cuda_nvrtc/lib");
@@ -180,12 +181,117 @@ fn kernels_store_half_precision_alone() {
     draw_uncounted("ALL", &[], "--device cudax").0.says(2, &["expected"]);
 }
 
-/// Numbers in place of a checkpoint.
-struct Drawn;
+#[test]
+fn several_images_are_denoised_together_as_memory_and_device_allow() {
+    let batch = |settings: &[(&str, &str)], line: &str| -> usize {
+        let (ran, counts) = draw("ALL", settings, &format!("-v -b 6 -o %d.png --steps 1 {line}"));
+        ran.says(0, &[]);
+        counts.are_even();
+        let words = ran.stderr.split("starting").nth(1).expect("the line of the start");
+        let digits = words.split("batch=").nth(1).expect("the batch");
+        digits.chars().take_while(char::is_ascii_digit).collect::<String>().parse().expect("a number")
+    };
+    assert_eq!(batch(&[], ""), 6, "the demo's images are too small for one to fill a device");
+    assert_eq!(batch(&[("STUB_MULTIPROCESSORS", "1")], ""), 1, "one is enough");
+    assert_eq!(batch(&[("STUB_MULTIPROCESSORS", "1")], "--batch-size 5"), 5, "the user knows better");
+    // Batches of 4 and 2 do not fit, and 3 and 3 come out.
+    let all = batch_bytes(6);
+    assert_eq!(batch(&[("STUB_MEMORY", &(SPARE + all - 1).to_string())], ""), 3);
+    assert_eq!(batch(&[("STUB_MEMORY", &(SPARE + batch_bytes(2) - 1).to_string())], ""), 1);
+    assert_eq!(batch(&[], &format!("--max-vram {}", all - 1)), 3);
+}
+
+/// What the backend leaves to the driver.
+const SPARE: u64 = 256 << 20;
+
+/// What a run of the demo takes at that batch: the error says it.
+fn batch_bytes(batch: usize) -> u64 {
+    let (ran, _) = draw("ALL", &[], &format!("-b 6 --batch-size {batch} --max-vram 1kB"));
+    ran.says(5, &["does not fit into 1000 bytes"]);
+    let words = ran.stderr.split("needs ").nth(1).expect("bytes");
+    words.split(' ').next().and_then(|digits| digits.parse().ok()).expect("a number")
+}
+
+#[test]
+fn what_does_not_fit_is_told_with_what_would() {
+    let tight = SPARE + batch_bytes(3);
+    let memory = [("STUB_MEMORY", &*tight.to_string())];
+    let (ran, counts) = draw("ALL", &memory, "-b 6 --batch-size 6");
+    ran.says(5, &["out of memory", "--batch-size 3 fits"]);
+    assert!(!ran.stderr.contains("--max-vram"), "no budget makes memory: {}", ran.stderr);
+    assert_eq!((counts.get("allocations"), counts.get("bytes")), (0, 0));
+    draw("ALL", &memory, "-b 6 --batch-size 3").0.says(0, &[]);
+
+    let (ran, counts) = draw("ALL", &memory, "-W 256 -H 256");
+    ran.says(5, &["out of memory", "-W ", " -H ", " fits"]);
+    assert_eq!(counts.get("allocations"), 0);
+    let word = |flag: &str| {
+        let rest = ran.stderr.split(&format!("{flag} ")).nth(1).expect("a size");
+        rest.split([' ', ';', '\n']).next().expect("a number").to_owned()
+    };
+    draw("ALL", &memory, &format!("-W {} -H {}", word("-W"), word("-H"))).0.says(0, &[]);
+
+    // A budget that is too small, and the one that the error names.
+    for device in ["cuda", "simt", "cpu"] {
+        let refused = draw_uncounted("ALL", &[], &format!("--device {device} --max-vram 2MB")).0;
+        refused.says(5, &["does not fit into 2000000 bytes", "is enough"]);
+        let rest = refused.stderr.split("--max-vram ").nth(1).expect("a budget");
+        let enough = rest.split(' ').next().expect("a number");
+        if device != "simt" {
+            draw_uncounted("ALL", &[], &format!("--device {device} --max-vram {enough}")).0.says(0, &[]);
+        }
+    }
+}
+
+/// A copy of a small model whose first convolution leaves the range of f16 and not that of bf16.
+fn loud(place: &Place) -> std::path::PathBuf {
+    let model = place.copy_model("tiny-sd1", "loud");
+    let (file, name) = (model.join("unet/diffusion_pytorch_model.safetensors"), "conv_in.weight");
+    let mut tensors = read_tensors(&file);
+    let (_, shape, bytes) = tensors.get_mut(name).expect("there");
+    let count = shape.iter().product();
+    *bytes = filled(6e4, count);
+    write_tensors(&file, &tensors);
+    model
+}
+
+#[test]
+fn an_image_that_leaves_f16_is_made_again_in_bf16_and_else_there_is_none() {
+    let place = Place::new();
+    loud(&place);
+    let drawn = |words: &str| {
+        place
+            .draw(&format!("--device simt -m loud --threshold 0.1 --gamma 1 -W 16 -H 16 --overwrite {words}"))
+    };
+    let ran = drawn("--steps 1 --json");
+    ran.says(0, &["image 0", "is not finite in f16; once more in bf16"]);
+    let line = &ran.json()[0];
+    assert_eq!(line["settings"]["dtype"], "bf16");
+    assert_eq!(line["steps"].as_array().map(Vec::len), Some(1), "what was seen before is forgotten");
+    let again = place.pixels("out.png");
+    let quiet = drawn("--steps 1 --dtype bf16");
+    quiet.says(0, &[]);
+    assert!(!quiet.stderr.contains("once more"), "{}", quiet.stderr);
+    assert_eq!(place.pixels("out.png"), again);
+
+    std::fs::remove_file(place.path("out.png")).expect("there");
+    drawn("--steps 1 --guidance-scale 1e38").says(8, &["once more in bf16", "non-finite", "image 0"]);
+    drawn("--steps 1 --guidance-scale 1e38 --dtype bf16").says(8, &["non-finite"]);
+    assert!(!place.path("out.png").exists());
+}
+
+/// Numbers in place of a checkpoint, others for every number of a source.
+struct Drawn(u64);
 
 impl WeightSource for Drawn {
+    fn identity(&self) -> u64 {
+        self.0
+    }
+
     fn load(&self, name: &str, shape: &Shape) -> Result<Vec<f32>> {
-        let seed = name.bytes().fold(7u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)));
+        let seed = name
+            .bytes()
+            .fold(7 + self.0 as u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)));
         let number =
             |i: usize| ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 16) as f32 / 65536.0;
         Ok((0..shape.count()).map(|i| number(i) - 0.5).collect())
@@ -229,13 +335,14 @@ const BUFFERS: [&str; 4] = ["outside", "seen", "moved", "both"];
 /// What a backend makes of a few steps, in and out of the window, with other flags each; a program with a larger
 /// arena comes and goes in between.
 fn steps(backend: &dyn Backend) -> Vec<Vec<f32>> {
-    let load = |width: usize| -> Box<dyn Program> {
+    let load_from = |source: u64, width: usize| -> Box<dyn Program> {
         let (storage, fuse) = backend.storage();
         let plan = Planner::new(step(width).expect("a graph"), storage, fuse)
             .and_then(|p| p.plan())
             .expect("a plan");
-        backend.load(plan, &Drawn).expect("a program")
+        backend.load(plan, &Drawn(source)).expect("a program")
     };
+    let load = |width| load_from(1, width);
     let mut program = load(40);
     let mut results = Vec::new();
     for (i, (window, flags)) in [
@@ -261,57 +368,46 @@ fn steps(backend: &dyn Backend) -> Vec<Vec<f32>> {
         program.run(&StepState { window, ..StepState::default() }, &Stop::default()).expect("a run");
         results.extend(BUFFERS.iter().map(|name| program.read(name).expect("numbers")));
     }
+    // Another model with weights of the same names.
+    let mut other = load_from(2, 40);
+    let both = [&mut program, &mut other].map(|program| {
+        program.write("z", &[0.25; 3 * 40]).expect("room");
+        program.run(&StepState::default(), &Stop::default()).expect("a run");
+        program.read("outside").expect("numbers")
+    });
+    assert_ne!(both[0], both[1], "every model has its own weights");
+    results.extend(both);
     results
 }
 
-/// What the stub runs: the very sources of the kernels, on the CPU.
-extern "C" fn params_bytes(kernel: *const c_char) -> usize {
-    // SAFETY: the stub's names end in NUL.
-    let name = unsafe { CStr::from_ptr(kernel) }.to_str().expect("a name");
-    Simt::kernel(name).expect("a kernel").1
-}
+/// Set in a process that is such a test again, with the stub where the loader looks when it starts.
+const INSIDE: &str = "UNGUIDE_TEST_INSIDE";
 
-extern "C" fn launch(kernel: *const c_char, grid: *const u32, params: *const c_void, bytes: usize) {
-    // SAFETY: the stub's names end in NUL, its grids have three extents, and params the bytes that it was told.
-    let (name, grid, params) = unsafe {
-        let params = std::slice::from_raw_parts(params.cast::<u8>(), bytes).to_vec();
-        (CStr::from_ptr(kernel).to_str().expect("a name"), *grid.cast::<[u32; 3]>(), params)
-    };
-    let kernel = manifest::find(name).expect("a row");
-    let launch = Launch { kernel, grid, params, addresses: 0 };
-    Simt::new().run(&launch, Mode::FAST).expect("a launch that is right");
+/// Runs the test of that name in a process of its own for every setting of graphs, unless this is such a process.
+fn inside(test: &str, settings: &[(&str, &str)]) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    for &(graph, library) in settings {
+        let mut again = Command::new(std::env::current_exe().expect("this test"));
+        again.args(["--exact", test, "--nocapture"]);
+        again.env("LD_LIBRARY_PATH", stub(library)).env("UNGUIDE_CUDA_GRAPH", graph);
+        again.env(INSIDE, if library == "ALL" { graph } else { "0" });
+        let ran = again.output().expect("started");
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(ran.status.success(), "{graph} {library}\n{}\n{}", said(&ran.stdout), said(&ran.stderr));
+    }
+    false
 }
 
 #[test]
 fn steps_give_what_the_simulated_device_gives_bit_for_bit() {
-    const INSIDE: &str = "UNGUIDE_TEST_INSIDE";
-    if std::env::var_os(INSIDE).is_none() {
-        // The loader looks at its path when a process starts.
-        for (graph, library) in [("1", "ALL"), ("0", "ALL"), ("1", "WITHOUT_GRAPHS")] {
-            let mut again = Command::new(std::env::current_exe().expect("this test"));
-            again.args(["--exact", "steps_give_what_the_simulated_device_gives_bit_for_bit", "--nocapture"]);
-            again.env("LD_LIBRARY_PATH", stub(library)).env("UNGUIDE_CUDA_GRAPH", graph);
-            again.env(INSIDE, if library == "ALL" { graph } else { "0" });
-            let ran = again.output().expect("started");
-            let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            assert!(ran.status.success(), "{graph} {library}\n{}\n{}", said(&ran.stdout), said(&ran.stderr));
-        }
+    let settings = [("1", "ALL"), ("0", "ALL"), ("1", "WITHOUT_GRAPHS")];
+    if !inside("steps_give_what_the_simulated_device_gives_bit_for_bit", &settings) {
         return;
     }
     let gpu = usable(0).expect("the stub");
-    // SAFETY: the library is the stub, loaded by the line above; these are its functions.
-    let count = unsafe {
-        let stub = cudarc::driver::sys::culib();
-        type Kernels = unsafe extern "C" fn(
-            extern "C" fn(*const c_char) -> usize,
-            extern "C" fn(*const c_char, *const u32, *const c_void, usize),
-        );
-        let kernels = stub.get::<Kernels>(b"stub_kernels").expect("the stub");
-        kernels(params_bytes, launch);
-        *stub.get::<unsafe extern "C" fn(*const c_char) -> i64>(b"stub_count").expect("the stub")
-    };
-    // SAFETY: names end in NUL.
-    let count = |name: &CStr| unsafe { count(name.as_ptr()) };
+    let count = stub_with_kernels();
     for storage in Storage::BOTH {
         let expected = steps(&SimtDevice::new(storage, 1));
         let before = count(c"graph_launches");
@@ -325,8 +421,41 @@ fn steps_give_what_the_simulated_device_gives_bit_for_bit() {
         let graphs = count(c"graph_launches") - before;
         drop(device);
         assert_eq!((count(c"mistakes"), count(c"alive")), (0, 0));
-        // The first run, and that after the arena moved, are by launches.
+        // The first run, that after the arena moved, and the other model's only one are by launches.
         let graph = std::env::var(INSIDE).is_ok_and(|graph| graph == "1");
-        assert_eq!(graphs, if graph { 4 } else { 0 });
+        assert_eq!(graphs, if graph { 5 } else { 0 });
+    }
+}
+
+#[test]
+fn images_are_those_of_the_simulated_device_with_a_second_try_too() {
+    if !inside("images_are_those_of_the_simulated_device_with_a_second_try_too", &[("1", "ALL")]) {
+        return;
+    }
+    let gpu = usable(0).expect("the stub");
+    let count = stub_with_kernels();
+    let place = Place::new();
+    for (folder, method) in [(golden::golden("tiny-sd1"), "safe"), (loud(&place), "plain")] {
+        let model = golden::open(&folder);
+        let case = golden::json(&golden::golden("tiny-sd1").join("case.json"));
+        let mut request = golden::request(&model, &case, &case["runs"][method]);
+        (request.steps, request.batch_size) = (2, 1);
+        request.prompts.truncate(2);
+        assert_eq!(matches!(request.method, Method::None), method == "plain");
+        let run = |backend: &dyn Backend| {
+            let mut trace = Trace::default();
+            generate(&model, backend, &request, &mut trace, &Stop::default()).expect("images");
+            trace
+        };
+        let device = CudaDevice::open(&gpu, Storage::F16, None).expect("opened");
+        let (got, expected) = (run(&device), run(&SimtDevice::new(Storage::F16, 1)));
+        for (name, expected) in expected.tensors() {
+            let got = got.get(name).expect("the same tensors");
+            let same = got.data().iter().zip(expected.data()).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same && got.shape() == expected.shape(), "{name}");
+        }
+        assert_eq!(got.get("final.image").expect("images").shape()[0], 2);
+        drop(device);
+        assert_eq!((count(c"mistakes"), count(c"alive")), (0, 0));
     }
 }

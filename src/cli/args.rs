@@ -74,7 +74,8 @@ pub struct SizeArgs {
     #[command(flatten)]
     pub image: ImageArgs,
 
-    /// Images that are denoised together; their pixels do not depend on it.
+    /// Images that are denoised together; their pixels do not depend on it [default: what fills a GPU and fits, 1 on
+    /// other devices]
     #[arg(long, value_name = "N", visible_alias = "bsize")]
     pub batch_size: Option<usize>,
 }

@@ -274,12 +274,6 @@ fn device(args: &GenerateArgs) -> Result<Device> {
         },
         "simt" if word == "simt" => {
             let storage = storage(args.dtype)?;
-            if args.max_vram.is_some() {
-                return Err(Error::usage(
-                    "--max-vram",
-                    "the simulated device has as much memory as this machine",
-                ));
-            }
             if cfg!(feature = "simt") {
                 return Ok(Device::Simt(storage));
             }

@@ -124,6 +124,10 @@ impl<T: Real> Backend for Cpu<T> {
         (Storage::Uniform(size_of::<T>()), Fusion::none)
     }
 
+    fn dtype(&self) -> &'static str {
+        if size_of::<T>() == size_of::<f32>() { "f32" } else { "f64" }
+    }
+
     fn scratch_bytes(&self, step: &StepProgram) -> usize {
         let threads = rayon::current_num_threads();
         let bytes = |node: &Node| scratch::bytes(&step.graph, node, size_of::<T>(), threads);

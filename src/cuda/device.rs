@@ -18,6 +18,7 @@ pub struct Gpu {
     pub compute_capability: (i32, i32),
     /// Dynamic shared memory of a block, at most.
     pub shared_bytes: usize,
+    pub multiprocessors: u32,
 }
 
 /// The GPUs of this machine, or why there are none.
@@ -40,6 +41,7 @@ fn gpu(driver: &Driver, ordinal: c_int) -> Answer<Gpu> {
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
         shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
     })
 }
 

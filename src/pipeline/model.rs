@@ -1,6 +1,8 @@
 //! A model as it lies on disk (or in the binary), opened, checked and ready to build graphs from.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
@@ -50,6 +52,16 @@ pub struct Model {
     tiny: Option<Decoder>,
     clip: Option<Clip>,
     weights: Weights,
+    loading: Mutex<Loading>,
+}
+
+/// Time that loading programs took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loading {
+    /// Weights out of their files.
+    pub read: Duration,
+    /// Everything else: packing and sending them, and the memory for them.
+    pub upload: Duration,
 }
 
 /// The guard's CLIP.
@@ -108,6 +120,7 @@ impl Model {
             tiny,
             clip,
             weights,
+            loading: Mutex::default(),
         };
         if let Some(clip) = &model.clip {
             let tokenizer = clip.tokenizer.as_ref().unwrap_or(&model.tokenizer);
@@ -142,7 +155,18 @@ impl Model {
 
     /// Hands a program of this model to a backend, with the weights that it reads.
     pub fn load(&self, backend: &dyn Backend, program: StepProgram) -> Result<Box<dyn Program>> {
-        backend.load(program, &self.weights)
+        let (start, before) = (Instant::now(), self.weights.reading());
+        let loaded = backend.load(program, &self.weights);
+        let read = self.weights.reading() - before;
+        let mut loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        loading.read += read;
+        loading.upload += start.elapsed().saturating_sub(read);
+        loaded
+    }
+
+    /// Time that all of [`Model::load`] took so far.
+    pub fn loading(&self) -> Loading {
+        *self.loading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn weights(&self) -> &dyn WeightSource {

@@ -30,6 +30,7 @@ const FEWEST_BLOCKS: u32 = 4;
 pub struct SimtDevice {
     storage: Storage,
     threads: usize,
+    limit: Option<usize>,
     weights: Arc<Mutex<Weights>>,
 }
 
@@ -37,14 +38,20 @@ pub struct SimtDevice {
 #[derive(Default)]
 struct Weights {
     simt: Simt,
-    held: HashMap<(String, DType), DevicePtr>,
+    /// By source, name and type.
+    held: HashMap<(u64, String, DType), DevicePtr>,
     bytes: usize,
 }
 
 impl SimtDevice {
     /// The blocks of a launch are shared out among `threads` threads. No bit depends on how many there are.
     pub fn new(storage: Storage, threads: usize) -> Self {
-        Self { storage, threads, weights: Arc::default() }
+        Self { storage, threads, limit: None, weights: Arc::default() }
+    }
+
+    /// The same, with programs that take `bytes` at most in all, weights included.
+    pub fn within(self, bytes: Option<usize>) -> Self {
+        Self { limit: bytes, ..self }
     }
 
     /// Bytes of all weights that were taken in.
@@ -83,7 +90,7 @@ impl Weights {
 
     /// Where a weight is; it is read and packed at its first use.
     fn take(&mut self, weight: &Weight, source: &dyn WeightSource) -> Result<DevicePtr> {
-        let key = (weight.param.name.clone(), weight.dtype);
+        let key = (source.identity(), weight.param.name.clone(), weight.dtype);
         if let Some(&at) = self.held.get(&key) {
             return Ok(at);
         }
@@ -107,10 +114,24 @@ impl Backend for SimtDevice {
         (plan::Storage::of(self.storage.dtype()), Fusion::none)
     }
 
+    fn dtype(&self) -> &'static str {
+        self.storage.name()
+    }
+
+    fn wider(&self) -> Option<Box<dyn Backend>> {
+        let Self { threads, limit, .. } = *self;
+        let wider = || Self { storage: Storage::Bf16, threads, limit, weights: Arc::clone(&self.weights) };
+        (self.storage == Storage::F16).then(|| Box::new(wider()) as Box<dyn Backend>)
+    }
+
     /// Copies of what kernels read in another type, and of samples' rows.
     fn scratch_bytes(&self, program: &StepProgram) -> usize {
         // A program that cannot be lowered is refused when it is loaded.
         lower(program, self.storage, TARGET).map_or(0, |lowered| lowered.arena_bytes - program.arena_bytes)
+    }
+
+    fn limit(&self) -> Option<usize> {
+        self.limit
     }
 
     fn load(&self, step: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>> {

@@ -113,6 +113,11 @@ impl Simt {
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
     }
 
+    /// Every buffer so far, in the order in which they were made.
+    pub fn buffers(&self) -> impl Iterator<Item = DevicePtr> + '_ {
+        self.buffers.iter().map(|(address, _)| DevicePtr(*address))
+    }
+
     fn buffer(&self, at: DevicePtr) -> (u64, usize) {
         let found = self.buffers.iter().find(|(address, _)| *address == at.0);
         *found.expect("an address that `alloc` gave")

@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -33,6 +35,9 @@ pub enum Layout {
 /// The weights of a pipeline. Shared by reference between threads; every read goes to the file.
 #[derive(Debug)]
 pub struct Weights {
+    identity: u64,
+    /// Nanoseconds that all reads took.
+    reading: AtomicU64,
     layout: Layout,
     files: Vec<SafetensorsFile>,
     entries: BTreeMap<String, Entry>,
@@ -68,7 +73,10 @@ impl Weights {
     /// in its folder `clip`. Reads headers only.
     pub fn open(model: &ModelFiles) -> Result<Self> {
         use Component::{Clip, TextEncoder, Unet, Vae};
+        static OPENED: AtomicU64 = AtomicU64::new(1);
         let mut weights = Self {
+            identity: OPENED.fetch_add(1, Ordering::Relaxed),
+            reading: AtomicU64::new(0),
             layout: Layout::Diffusers,
             files: vec![],
             entries: BTreeMap::new(),
@@ -113,6 +121,16 @@ impl Weights {
         if self.contains(Component::Unet.hallmark()) { self.check_unet() } else { Ok(()) }
     }
 
+    /// A number that no other opened model of this process has.
+    pub fn identity(&self) -> u64 {
+        self.identity
+    }
+
+    /// Time that [`Weights::load`] took so far; threads that read at the same time count each.
+    pub fn reading(&self) -> Duration {
+        Duration::from_nanos(self.reading.load(Ordering::Relaxed))
+    }
+
     pub fn layout(&self) -> Layout {
         self.layout
     }
@@ -150,12 +168,16 @@ impl Weights {
                 found: report::shape_difference(&entry.shape, shape),
             });
         }
-        let count = entry.shape.iter().product::<usize>();
-        match entry.part {
+        let (start, count) = (Instant::now(), entry.shape.iter().product::<usize>());
+        let numbers = match entry.part {
             Part::Whole => file.read_f32(&entry.stored),
             Part::Third(third) => file.read_elements(&entry.stored, third * count..(third + 1) * count),
-            Part::Transposed => Ok(transposed(&file.read_f32(&entry.stored)?, entry.shape[0])),
-        }
+            Part::Transposed => {
+                file.read_f32(&entry.stored).map(|stored| transposed(&stored, entry.shape[0]))
+            }
+        };
+        self.reading.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        numbers
     }
 
     /// Checks that the tensors which a model wants are there in the right shapes, and that its
