@@ -41,7 +41,7 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
 
     let stop = signals::listen()?;
     let (threads, device) = (early.threads, early.device);
-    let model = Arc::new(Model::open(&settings::model_source(&args.model, demo))?);
+    let model = Arc::new(settings::open(&args.model, demo)?);
     let request = early.request(args, &model)?;
     let mut output = Output {
         record: settings::record(&request, &model, device),

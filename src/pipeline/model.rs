@@ -32,7 +32,7 @@ pub struct ModelSource {
     pub tokenizer: Option<PathBuf>,
     /// What a single file of Stable Diffusion 2 predicts: nothing in it says so.
     pub prediction: Option<Prediction>,
-    /// Map files instead of reading them.
+    /// Use weights where they lie in the files, through memory maps, as far as nothing has to be converted.
     pub mmap: bool,
 }
 
@@ -143,6 +143,11 @@ impl Model {
     /// Hands a program of this model to a backend, with the weights that it reads.
     pub fn load(&self, backend: &dyn Backend, program: StepProgram) -> Result<Box<dyn Program>> {
         backend.load(program, &self.weights)
+    }
+
+    /// Whether a backend uses a weight where it lies, in the pages of a mapped file.
+    pub fn maps(&self, backend: &dyn Backend, param: &Param) -> bool {
+        backend.reads_in_place(param) && self.weights.maps(&param.name, &param.stored_shape())
     }
 
     pub fn weights(&self) -> &dyn WeightSource {
