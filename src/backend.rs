@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::plan::{Fuse, StepProgram, StepState, Storage};
+use crate::plan::{Fuse, Param, StepProgram, StepState, Storage};
 use crate::tensor::Shape;
 use crate::weights::Weights;
+
+pub use crate::weights::InPlace;
 
 /// Where weights come from, by the names that models use.
 pub trait WeightSource: Sync {
@@ -20,6 +22,16 @@ pub trait WeightSource: Sync {
     fn identity(&self) -> u64 {
         0
     }
+
+    /// The same without a copy, if that is possible: the pages of a mapped file.
+    fn map(&self, _name: &str, _shape: &Shape) -> Result<Option<InPlace>> {
+        Ok(None)
+    }
+
+    /// Whether [`WeightSource::map`] has it; reads nothing.
+    fn maps(&self, _name: &str, _shape: &Shape) -> bool {
+        false
+    }
 }
 
 impl WeightSource for Weights {
@@ -29,6 +41,14 @@ impl WeightSource for Weights {
 
     fn load(&self, name: &str, shape: &Shape) -> Result<Vec<f32>> {
         self.load(name, shape)
+    }
+
+    fn map(&self, name: &str, shape: &Shape) -> Result<Option<InPlace>> {
+        self.map(name, shape)
+    }
+
+    fn maps(&self, name: &str, shape: &Shape) -> bool {
+        self.maps(name, shape)
     }
 }
 
@@ -50,6 +70,11 @@ pub trait Backend {
 
     /// Bytes that running a program takes at most besides its weights, buffers and arena.
     fn scratch_bytes(&self, program: &StepProgram) -> usize;
+
+    /// Whether it reads a weight as checkpoints in f32 store it, so that one in a mapped file can stay there.
+    fn reads_in_place(&self, _param: &Param) -> bool {
+        false
+    }
 
     /// Bytes that programs may take in all, if there is a limit.
     fn limit(&self) -> Option<usize> {

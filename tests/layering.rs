@@ -59,11 +59,11 @@ const HOMES: &[(&str, &[&str])] = &[
     // The command line sets the number of threads, the CPU backend uses them.
     ("rayon", &["cpu", "cli"]),
     ("safetensors", &["weights"]),
-    ("signal_hook", &["cli", "main"]),
+    ("signal_hook", &["cli", "main", "weights"]),
     ("tokenizers", &["text"]),
 ];
 
-/// Files with `unsafe`: the memory map, the call of the matrix product, the CUDA driver, and the SIMT runtime.
+/// Files with `unsafe`: the memory map and what its signal says, the call of the matrix product, the CUDA driver, and the SIMT runtime.
 const UNSAFE: &[&str] = &[
     "src/weights/bytes.rs",
     "src/cpu/gemm.rs",

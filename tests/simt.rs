@@ -8,13 +8,13 @@ use unguide::backend::{Backend, Program, Stop};
 use unguide::cpu::Cpu;
 use unguide::error::{Error, Result};
 use unguide::ir::Graph;
-use unguide::launch::{LaunchProgram, Storage};
+use unguide::launch::{LaunchProgram, Storage, params};
 use unguide::passes::run_all;
-use unguide::pipeline::programs::{self, names};
-use unguide::pipeline::{Model, Request, Trace, generate};
-use unguide::plan::{Planner, StepState};
-use unguide::simt::SimtDevice;
-use unguide::tensor::compare;
+use unguide::pipeline::programs::{self, Steering, names};
+use unguide::pipeline::{Blueprint, Model, Plans, Request, Target, Trace, generate};
+use unguide::plan::{ALIGN, Planner, StepProgram, StepState};
+use unguide::simt::{SimtDevice, SimtProgram};
+use unguide::tensor::{DType, compare};
 
 /// Relative L2 distance of final latents and gradients, with f16.
 const LATENTS: f64 = 2e-2;
@@ -116,6 +116,68 @@ fn no_bit_depends_on_the_threads_or_on_the_batch() {
             let got = other.get(name).expect("the same tensors");
             let alike = got.data().iter().zip(want.data()).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(alike && got.shape() == want.shape(), "{name}");
+        }
+    }
+}
+
+/// Numbers that make sense everywhere: texts, latents, concepts.
+fn fill(program: &mut SimtProgram) {
+    for buffer in program.step().graph.buffers.clone() {
+        let count = buffer.shape.count();
+        let written = match buffer.dtype {
+            DType::I32 => program.write_indices(&buffer.name, &vec![1; count]),
+            _ => {
+                let wave: Vec<f32> = (0..count).map(|i| (i as f32 * 0.37).sin() * 0.2).collect();
+                program.write(&buffer.name, &wave)
+            }
+        };
+        written.expect("as many as there are");
+    }
+}
+
+/// Two phases of a generation: texts and concepts first, then images. What the plan leaves out: the step's state.
+/// What the simulated device has beside it: an arena for every program, where the plan has them share one.
+#[test]
+fn the_simulated_device_takes_what_the_plan_says_and_touches_all_of_it() {
+    const STATE: usize = size_of::<params::StepState>();
+    let model = open(&golden("tiny-sd1"));
+    let blueprint = Blueprint::of(&model);
+    let guard = || blueprint.guard().expect("a guard");
+    let through_the_unet = |frozen| Steering::Xt { guard: guard(), frozen };
+    let steerings = [
+        Steering::None,
+        Steering::Sld,
+        Steering::X0(guard()),
+        through_the_unet(false),
+        through_the_unet(true),
+    ];
+    for (steering, batch) in steerings.into_iter().zip([1, 2, 2, 1, 1]) {
+        let device = SimtDevice::new(Storage::F16, 2);
+        let (storage, fuse) = device.storage();
+        let scratch = |program: &StepProgram| device.scratch_bytes(program);
+        let target = Target { storage, fuse, scratch: &scratch, mapped: &|_| false, keep_text: false };
+        let spec = blueprint.step_spec(steering, blueprint.size, batch);
+        let plans = Plans::new(&blueprint, &spec, &target, None).expect("plans");
+        let arena = |plan: &StepProgram| plan.arena_bytes + scratch(plan);
+        let run = |plan: &StepProgram| {
+            let mut program = device.load_program(plan.clone(), model.weights()).expect("a program");
+            assert_eq!(program.device_bytes(), arena(plan) + plan.buffer_bytes() + STATE);
+            fill(&mut program);
+            // Its window and its gates are open.
+            let state = StepState { alpha: 0.9, threshold: f32::NEG_INFINITY, ..Default::default() };
+            program.run(&state, &Stop::default()).expect("a run");
+            let (touched, arena) = (program.touched_bytes(), arena(plan));
+            assert!(touched <= arena && touched + ALIGN > arena, "{touched} of {arena}");
+            program.device_bytes()
+        };
+        let images = run(&plans.step) + run(&plans.decode) + device.weight_bytes();
+        let (step, decode) = (arena(&plans.step), arena(&plans.decode));
+        let planned = plans.memory(&spec, &target);
+        assert_eq!(device.weight_bytes(), planned.weights_bytes);
+        assert_eq!(images - step.min(decode) - 2 * STATE, planned.total_bytes());
+        run(&plans.text);
+        if let Some(concepts) = &plans.concepts {
+            run(concepts);
         }
     }
 }

@@ -62,8 +62,8 @@ pub struct ModelArgs {
     #[arg(long, value_enum, value_name = "WHAT")]
     pub prediction_type: Option<PredictionArg>,
 
-    /// Map weight files into memory instead of reading them: less memory, but a file that is cut short
-    /// meanwhile ends the process.
+    /// Use weights where they lie in the files: what a run on the CPU need not convert (f32 matrices and vectors)
+    /// is mapped and not copied. A file that is cut short meanwhile ends the process.
     #[arg(long)]
     pub mmap: bool,
 }

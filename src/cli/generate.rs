@@ -45,7 +45,7 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles, started: Insta
 
     let stop = signals::listen()?;
     let (threads, device) = (early.threads, early.device);
-    let model = Arc::new(Model::open(&settings::model_source(&args.model, demo))?);
+    let model = Arc::new(settings::open(&args.model, demo)?);
     let mut request = early.request(args, &model)?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| Error::usage("--threads", error.to_string()))?;

@@ -7,7 +7,6 @@ use super::{kernels, launches, print_line, settings};
 use crate::error::Result;
 use crate::ir::{Cost, Graph};
 use crate::passes;
-use crate::pipeline::Model;
 use crate::pipeline::programs::Steering;
 use crate::plan::{Planner, Slot, StepProgram, Storage};
 use crate::safety;
@@ -36,7 +35,7 @@ pub fn run(args: &InspectArgs, demo: EmbeddedFiles) -> Result<()> {
 }
 
 fn model(args: &InspectModelArgs, demo: EmbeddedFiles) -> Result<()> {
-    let model = Model::open(&settings::model_source(&args.model, demo))?;
+    let model = settings::open(&args.model, demo)?;
     let (width, height) = model.default_size();
     let files = model.files().describe();
     let clip = model.clip().ok();

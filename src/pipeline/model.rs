@@ -18,6 +18,7 @@ use crate::passes;
 use crate::plan::{Param, StepProgram};
 use crate::safety::ClipIdentity;
 use crate::sampler::{Prediction, SchedulerConfig};
+use crate::tensor::Shape;
 use crate::text::Tokenizer;
 use crate::weights::{CONFIG_CAP, Component, EmbeddedFiles, Layout, ModelFiles, Weights, read_json};
 
@@ -34,7 +35,7 @@ pub struct ModelSource {
     pub tokenizer: Option<PathBuf>,
     /// What a single file of Stable Diffusion 2 predicts: nothing in it says so.
     pub prediction: Option<Prediction>,
-    /// Map files instead of reading them.
+    /// Use weights where they lie in the files, through memory maps, as far as nothing has to be converted.
     pub mmap: bool,
 }
 
@@ -167,6 +168,12 @@ impl Model {
     /// Time that all of [`Model::load`] took so far.
     pub fn loading(&self) -> Loading {
         *self.loading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a backend uses a weight where it lies, in the pages of a mapped file.
+    pub fn maps(&self, backend: &dyn Backend, param: &Param) -> bool {
+        let mapped = |(name, shape): (&str, Shape)| self.weights.maps(name, &shape);
+        backend.reads_in_place(param) && param.alone().is_some_and(mapped)
     }
 
     pub fn weights(&self) -> &dyn WeightSource {

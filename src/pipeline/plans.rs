@@ -10,13 +10,14 @@
 //! | images | UNet, decoder, vision tower | the larger of step and decode | those of step and decode |
 
 use std::collections::BTreeMap;
+use std::ops::Add;
 
 use super::blueprint::Blueprint;
 use super::programs::{self, Steering, StepSpec};
 use crate::error::{Error, Result};
 use crate::ir::{Cost, Graph, Item};
 use crate::passes;
-use crate::plan::{Fit, Fuse, Planner, StepProgram, Storage};
+use crate::plan::{Fit, Fuse, Param, Planner, StepProgram, Storage};
 
 /// Whom the plans are for.
 pub struct Target<'a> {
@@ -24,6 +25,8 @@ pub struct Target<'a> {
     pub fuse: Fuse,
     /// Bytes that running a program takes at most besides its weights, buffers and arena.
     pub scratch: &'a dyn Fn(&StepProgram) -> usize,
+    /// Weights that stay in the pages of a mapped file.
+    pub mapped: &'a dyn Fn(&Param) -> bool,
     /// The prompt's text encoder stays in memory while images are made, as a server would have it. One copy
     /// of every weight: a guard's text tower of the same sizes is the same tower.
     pub keep_text: bool,
@@ -42,7 +45,11 @@ pub struct Plans {
 /// What is in memory at the busiest moment of a generation, and what of it the rest could do without.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
+    /// Weights in memory of ours.
     pub weights_bytes: usize,
+    /// Weights in the pages of mapped files: page cache, which the system takes back when it is short, and not in
+    /// the total.
+    pub mapped_bytes: usize,
     /// Results of the forward pass that wait for the backward pass.
     pub kept_bytes: usize,
     /// All other activations.
@@ -61,6 +68,7 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// All that is allocated.
     pub fn total_bytes(&self) -> usize {
         self.weights_bytes + self.kept_bytes + self.transient_bytes()
     }
@@ -70,13 +78,14 @@ impl Memory {
         self.live_bytes + self.workspace_bytes + self.waste_bytes + self.buffer_bytes
     }
 
-    fn of_phase(weights: usize, programs: &[&StepProgram], target: &Target<'_>) -> Self {
+    fn of_phase(weights: Held, programs: &[&StepProgram], target: &Target<'_>) -> Self {
         let need = |program: &&&StepProgram| program.arena_bytes + (target.scratch)(program);
         let Some(busiest) = programs.iter().max_by_key(need) else { return Self::default() };
         let arena = programs.iter().map(|program| program.arena_bytes).max().unwrap_or(0);
         let peak = &busiest.peak;
         Self {
-            weights_bytes: weights,
+            weights_bytes: weights.allocated,
+            mapped_bytes: weights.mapped,
             kept_bytes: peak.kept_bytes,
             live_bytes: peak.transient_bytes,
             workspace_bytes: peak.workspace_bytes + (target.scratch)(busiest),
@@ -116,7 +125,7 @@ impl Plans {
     pub fn memory(&self, spec: &StepSpec, target: &Target<'_>) -> Memory {
         let text = weights(&[&self.text], target);
         let towers: Vec<&StepProgram> = [&self.text].into_iter().chain(&self.concepts).collect();
-        let kept = if target.keep_text { text } else { 0 };
+        let kept = if target.keep_text { text } else { Held::default() };
         let images = kept + weights(&[&self.step, &self.decode], target);
         let mut phases = vec![
             Memory::of_phase(text, &[&self.text], target),
@@ -170,8 +179,9 @@ impl Drafts {
         // All but the step's arena and what its operations need for themselves.
         let step = &self.rest.step;
         let phase = [step, &self.rest.decode].map(|program| program.buffer_bytes()).iter().sum::<usize>();
-        let text = if target.keep_text { weights(&[&self.rest.text], target) } else { 0 };
-        let fixed = phase + text + weights(&[step, &self.rest.decode], target) + (target.scratch)(step);
+        let text = if target.keep_text { weights(&[&self.rest.text], target) } else { Held::default() };
+        let held = text + weights(&[step, &self.rest.decode], target);
+        let fixed = phase + held.allocated + (target.scratch)(step);
         let fit = self.step.within(limit.saturating_sub(fixed))?;
         let (Fit::Fits(step) | Fit::Smallest(step)) = fit;
         let plans = Plans { step: *step, ..self.rest };
@@ -195,15 +205,35 @@ impl Drafts {
     }
 }
 
+/// Bytes of weights.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    allocated: usize,
+    mapped: usize,
+}
+
+impl Add for Held {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { allocated: self.allocated + other.allocated, mapped: self.mapped + other.mapped }
+    }
+}
+
 /// Bytes of the weights of several programs, each once.
-fn weights(programs: &[&StepProgram], target: &Target<'_>) -> usize {
-    let mut bytes = BTreeMap::new();
+fn weights(programs: &[&StepProgram], target: &Target<'_>) -> Held {
+    let mut held = BTreeMap::new();
     for param in programs.iter().flat_map(|program| &program.params) {
         // The towers of texts go by different names but are one where both are in memory.
         let name = if target.keep_text { tower(&param.name) } else { &param.name };
-        bytes.insert((name.to_owned(), param.shape.to_vec()), target.storage.param_bytes(&param.shape));
+        let bytes = target.storage.param_bytes(&param.shape);
+        let one = match (target.mapped)(param) {
+            true => Held { mapped: bytes, allocated: 0 },
+            false => Held { allocated: bytes, mapped: 0 },
+        };
+        held.insert((name.to_owned(), param.shape.to_vec()), one);
     }
-    bytes.values().sum()
+    held.into_values().fold(Held::default(), Add::add)
 }
 
 /// The name of a weight inside its text tower.

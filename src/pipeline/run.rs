@@ -12,7 +12,7 @@ use super::programs::{Guard, Steering, StepSpec, names};
 use super::request::{Guidance, Method, Request};
 use crate::backend::{Backend, Program, Stop};
 use crate::error::{Error, Result};
-use crate::plan::{SldState, StepProgram, StepState};
+use crate::plan::{Param, SldState, StepProgram, StepState};
 use crate::sampler::{NoiseStream, Schedule, StepCoefficients};
 use crate::tensor::Tensor;
 
@@ -149,7 +149,8 @@ impl Planned {
     fn new(model: &Model, backend: &dyn Backend, request: &Request, spec: &StepSpec) -> Result<Self> {
         let (storage, fuse) = backend.storage();
         let scratch = |program: &StepProgram| backend.scratch_bytes(program);
-        let target = Target { storage, fuse, scratch: &scratch, keep_text: false };
+        let mapped = |param: &Param| model.maps(backend, param);
+        let target = Target { storage, fuse, scratch: &scratch, mapped: &mapped, keep_text: false };
         let blueprint = Blueprint::of(model);
         let within = |spec: &StepSpec| Plans::new(&blueprint, spec, &target, backend.limit());
         let plan = |batch: usize| -> Result<(Plans, Memory)> {

@@ -49,6 +49,11 @@ impl Param {
         };
         self.parts.iter().map(move |part| (part.as_str(), shape.clone()))
     }
+
+    /// The tensor of the file that it is the whole of; `None` where it is stacked of several.
+    pub fn alone(&self) -> Option<(&str, Shape)> {
+        self.stored().next().filter(|_| self.parts.len() == 1)
+    }
 }
 
 /// A piece of the body, in running order.

@@ -71,7 +71,7 @@ impl SimtDevice {
         let launches = program.at(&Addresses { arena, state, weights, buffers: buffers.clone() });
         let helpers = (1..self.threads).map(|_| Simt::new()).collect();
         let weights = Arc::clone(&self.weights);
-        Ok(SimtProgram { step, launches, simt, helpers, state, buffers, _weights: weights })
+        Ok(SimtProgram { step, launches, simt, helpers, arena, state, buffers, _weights: weights })
     }
 }
 
@@ -147,6 +147,7 @@ pub struct SimtProgram {
     simt: Simt,
     /// Without buffers: for the other threads' blocks.
     helpers: Vec<Simt>,
+    arena: DevicePtr,
     state: DevicePtr,
     buffers: Vec<DevicePtr>,
     /// Launches have addresses in there.
@@ -157,6 +158,17 @@ impl SimtProgram {
     /// What runs, with this device's addresses.
     pub fn launches(&self) -> &LaunchProgram {
         &self.launches
+    }
+
+    /// Bytes of its own memory: arena, buffers, state.
+    pub fn device_bytes(&self) -> usize {
+        self.simt.bytes()
+    }
+
+    /// Bytes up to the last one of the arena that somebody wrote: it began as NaN.
+    pub fn touched_bytes(&self) -> usize {
+        let arena = self.simt.get(self.arena);
+        arena.iter().rposition(|&byte| byte != 0xff).map_or(0, |last| last + 1)
     }
 }
 

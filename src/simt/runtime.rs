@@ -123,6 +123,11 @@ impl Simt {
         *found.expect("an address that `alloc` gave")
     }
 
+    /// Bytes of all buffers.
+    pub fn bytes(&self) -> usize {
+        self.buffers.iter().map(|(_, bytes)| bytes).sum()
+    }
+
     /// The bytes of a whole buffer.
     pub fn get(&self, at: DevicePtr) -> Vec<u8> {
         let (address, bytes) = self.buffer(at);

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
+use half::f16;
 use safetensors::tensor::Dtype;
 
 use crate::process::{self, Place, Ran, filled, golden, read_tensors, write_tensors};
@@ -238,6 +239,27 @@ fn an_interrupted_run_leaves_whole_images_only() {
     for name in names {
         assert_eq!(place.pixels(&format!("many/{name}")).0, 48);
     }
+}
+
+#[test]
+fn a_mapped_file_that_is_cut_short_ends_the_run_with_its_name() {
+    const UNET: &str = "m/unet/diffusion_pytorch_model.safetensors";
+    let place = Place::new();
+    place.copy_model("tiny-sd1", "m");
+    let mut tensors = read_tensors(&place.path(UNET));
+    for (dtype, _, bytes) in tensors.values_mut() {
+        let halves: &[[u8; 2]] = bytes.as_chunks().0;
+        *bytes = halves.iter().flat_map(|&half| f16::from_le_bytes(half).to_f32().to_le_bytes()).collect();
+        *dtype = Dtype::F32;
+    }
+    write_tensors(&place.path(UNET), &tensors);
+    place.draw("-m m --safety none --seed 1 --mmap -o a.png").says(0, &[]);
+    place.draw("-m m --safety none --seed 1 -o b.png").says(0, &[]);
+    assert_eq!(place.pixels("a.png"), place.pixels("b.png"));
+    let cut = |_| fs::write(place.path(UNET), "").expect("written");
+    let ran = place.draw_disturbed("-m m --safety none --steps 999 --mmap -o c.png", "step 1/", cut);
+    ran.says(3, &[UNET, "cut short while it was mapped"]);
+    assert_eq!(place.list(""), ["a.png", "b.png", "m"]);
 }
 
 // --- Broken models.
