@@ -3,4 +3,5 @@
 pub mod kernels;
 pub mod occupancy;
 pub mod opcodes;
+pub mod simulate;
 pub mod statistics;

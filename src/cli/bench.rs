@@ -3,7 +3,7 @@
 use super::args::{BenchArgs, BenchKernelsArgs, BenchWhat};
 use super::{print_line, settings};
 use crate::bench::kernels::{Case, Row, cases};
-use crate::bench::opcodes;
+use crate::bench::{opcodes, simulate};
 use crate::error::{Error, Result};
 use crate::ir::Fusion;
 use crate::launch::device::{GPUS, Gpu, target};
@@ -34,6 +34,11 @@ pub fn run(args: &BenchArgs, demo: EmbeddedFiles) -> Result<()> {
         return Err(Error::usage("--filter", problem));
     }
     count_instructions(&mut rows, target)?;
+    let programs: Vec<&LaunchProgram> = lowered.iter().map(|(_, program)| program).collect();
+    let picked: Vec<&Case> = rows.iter().map(|row| &row.case).collect();
+    if let Some(counted) = simulate::count(&programs, &picked)? {
+        rows.iter_mut().zip(counted).for_each(|(row, counted)| row.simulated = Some(counted));
+    }
     if args.json {
         return rows.iter().try_for_each(|row| print_line(row.json()));
     }
