@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
+use super::measure::Measurement;
 use super::occupancy::{Occupancy, limits};
 use super::opcodes;
 use super::simulate::Simulated;
@@ -43,18 +44,36 @@ pub struct Row {
     pub opcodes: Option<opcodes::Counts>,
     /// What some of its blocks do on the SIMT layer; nothing where the build has none.
     pub simulated: Option<Simulated>,
+    /// Nothing without a device.
+    pub measured: Option<Measurement>,
+}
+
+/// Equal for launches that differ in addresses alone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    kernel: &'static str,
+    grid: [u32; 3],
+    /// Which operands are there: kernels do without some.
+    given: Vec<bool>,
+    numbers: Vec<u8>,
+}
+
+impl Key {
+    pub fn of(launch: &Launch) -> Self {
+        let (addresses, numbers) = launch.params.split_at(8 * launch.addresses);
+        let given = addresses.chunks(8).map(|address| address.iter().any(|&byte| byte != 0)).collect();
+        Self { kernel: launch.kernel.name, grid: launch.grid, given, numbers: numbers.to_vec() }
+    }
 }
 
 /// The distinct launches of programs, in the order in which they first run.
 pub fn cases<'p>(programs: impl IntoIterator<Item = (&'p Graph, &'p LaunchProgram)>) -> Vec<Case> {
     let mut cases: Vec<Case> = Vec::new();
-    let mut known: HashMap<(&str, [u32; 3], Vec<u8>), usize> = HashMap::new();
+    let mut known: HashMap<Key, usize> = HashMap::new();
     for (index_of_program, (graph, program)) in programs.into_iter().enumerate() {
         let shapes = shapes(graph);
         for LaunchStep { node, launch, cost, .. } in program.steps() {
-            let numbers = launch.params[8 * launch.addresses..].to_vec();
-            let key = (launch.kernel.name, launch.grid, numbers);
-            let index = *known.entry(key).or_insert_with(|| {
+            let index = *known.entry(Key::of(launch)).or_insert_with(|| {
                 let shape = shapes.get(node.as_str()).cloned().unwrap_or_default();
                 let (launch, node) = (launch.clone(), node.clone());
                 cases.push(Case { launch, shape, cost: *cost, program: index_of_program, node, uses: 0 });
@@ -98,6 +117,7 @@ impl Case {
             waves: at_once.filter(|&n| n > 0.0).map(|n| blocks / n),
             opcodes: None,
             simulated: None,
+            measured: None,
             case: self,
         }
     }
@@ -125,6 +145,11 @@ impl Row {
         }
         if let Some(simulated) = &self.simulated {
             line["simt"] = json!(simulated);
+        }
+        if let (Some(measured), Some(line)) = (&self.measured, line.as_object_mut()) {
+            if let Value::Object(fields) = measured.json(&self.case, self.floor_us) {
+                line.extend(fields);
+            }
         }
         line
     }

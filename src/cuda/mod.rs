@@ -3,7 +3,8 @@
 //! - `driver`, `nvrtc`: the two libraries, as tables of functions that are looked up before anything runs;
 //! - `handles`: what the driver hands out, given back when dropped;
 //! - `device`, `kernels`, `cache`: which GPU, its binaries, and those that had to be compiled;
-//! - `program`, `graph`: the backend.
+//! - `program`, `graph`: the backend;
+//! - `workbench`: launches by themselves, timed.
 //!
 //! A machine without a driver, with an old one or without a GPU is an ordinary answer here, never a panic.
 //! Nothing here has run on a GPU yet: the tests drive it against a stand-in for the driver, which runs no kernel.
@@ -17,6 +18,8 @@ mod kernels;
 mod nvrtc;
 mod program;
 mod table;
+mod workbench;
 
 pub use device::{Gpu, gpus, usable};
 pub use program::{CudaDevice, CudaProgram};
+pub use workbench::{Plan, Timing, Workbench};

@@ -33,7 +33,7 @@ const BLOCKING: &str = "CUDA_LAUNCH_BLOCKING";
 
 /// A GPU that step programs run on.
 pub struct CudaDevice {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     storage: Storage,
     limit: usize,
 }
@@ -45,7 +45,7 @@ pub(super) struct Shared {
     pub context: Arc<Context>,
     device: String,
     target: &'static str,
-    graphs: bool,
+    pub graphs: bool,
     /// Weights that some program holds at present.
     weights: Mutex<HashMap<(String, DType), Held>>,
     arena: Mutex<Weak<Mutex<Memory>>>,
@@ -152,7 +152,7 @@ impl Shared {
         answer.map_err(|failure| self.error(failure.to_string()))
     }
 
-    fn alloc(&self, what: &str, bytes: usize) -> Result<Memory> {
+    pub fn alloc(&self, what: &str, bytes: usize) -> Result<Memory> {
         Memory::new(&self.context, bytes).map_err(|failure| match failure.is_out_of_memory() {
             true => self.no_room(what, bytes, self.context.free_bytes().unwrap_or(0)),
             false => self.error(failure.to_string()),
