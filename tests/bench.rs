@@ -72,7 +72,13 @@ fn pieces_of_the_demo_model_give_on_the_kernels_what_the_cpu_gives() {
         for piece in &pieces {
             let begun = std::time::Instant::now();
             let verdict = judge(piece, storage).expect("a run");
-            println!("{:>8.3} {:?} {} {:?}", begun.elapsed().as_secs_f64(), verdict, piece.node, piece.classes());
+            println!(
+                "{:>8.3} {:?} {} {:?}",
+                begun.elapsed().as_secs_f64(),
+                verdict,
+                piece.node,
+                piece.classes()
+            );
             if let Err(problem) = verdict {
                 wrong.push(format!("{} {:?}: {problem}", piece.node, piece.classes()));
             }

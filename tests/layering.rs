@@ -38,7 +38,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "bench",
-        &["backend", "cpu", "cuda", "ir", "launch", "manifest", "models", "passes", "pipeline", "plan", "simt", "tensor"],
+        &[
+            "backend", "cpu", "cuda", "ir", "launch", "manifest", "models", "passes", "pipeline", "plan",
+            "simt", "tensor",
+        ],
     ),
     // The command line knows everything, and nothing knows it.
     (

@@ -14,7 +14,7 @@ pub enum Class {
     Exact,
     /// u(x): a few roundings an element, in f32.
     Rounded,
-    /// 4 u(scale) + 1e-6 sqrt(terms) scale: sums over so many terms, and weights that are rounded on the way.
+    /// 2 u(scale) + 1e-6 sqrt(terms) scale: sums over so many terms, and weights that are rounded on the way.
     Reduced(usize),
     /// u(x) + 1e-6 sqrt(terms) scale: products summed in f32.
     Contracted(usize),
@@ -84,7 +84,7 @@ impl Class {
             let bound = match self {
                 Self::Exact => (f64::from(rounded) - x).abs(),
                 Self::Rounded => unit(x) + single,
-                Self::Reduced(terms) => 4.0 * scale_unit + summed(terms),
+                Self::Reduced(terms) => 2.0 * scale_unit + single + summed(terms),
                 Self::Contracted(terms) => unit(x) + single + summed(terms),
                 Self::Grouped(terms) => unit(x) + scale_unit + single + summed(terms),
             };

@@ -7,5 +7,6 @@ pub mod occupancy;
 pub mod opcodes;
 pub mod operands;
 pub mod pieces;
+pub mod programs;
 pub mod simulate;
 pub mod statistics;

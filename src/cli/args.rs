@@ -334,7 +334,8 @@ pub struct BenchKernelsArgs {
     #[arg(long, value_name = "TEXT")]
     pub filter: Vec<String>,
 
-    /// The models whose launches are taken: sd15, sd21-base, sd21, demo [default: sd15 and sd21]
+    /// The models whose launches are taken: sd15, sd21-base, sd21, demo, and odd, the sizes that no tuned form takes
+    /// [default: sd15, sd21 and odd]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub preset: Vec<String>,
 

@@ -6,15 +6,13 @@ use super::args::{BenchArgs, BenchKernelsArgs, BenchWhat};
 use super::{print_line, say, settings};
 use crate::bench::kernels::{Case, Row, cases};
 use crate::bench::measure::{Measurement, Session, Settings};
-use crate::bench::{opcodes, simulate};
+use crate::bench::{opcodes, programs, simulate};
 use crate::cuda::{self, CudaDevice};
 use crate::error::{Error, Result};
 use crate::ir::Fusion;
 use crate::launch::device::{GPUS, Gpu, target};
 use crate::launch::{LaunchProgram, Storage, binaries, lower};
-use crate::passes;
 use crate::pipeline::MAX_BATCH;
-use crate::pipeline::programs::{self, Steering};
 use crate::plan::{self, Fuse, StepProgram};
 use crate::weights::EmbeddedFiles;
 
@@ -36,7 +34,7 @@ pub fn run(args: &BenchArgs, demo: EmbeddedFiles) -> Result<()> {
     let storage = settings::storage(args.dtype)?;
     let mut lowered = Vec::new();
     let names: Vec<&str> = match &args.preset[..] {
-        [] => vec!["sd15", "sd21"],
+        [] => vec!["sd15", "sd21", "odd"],
         names => names.iter().map(String::as_str).collect(),
     };
     for name in names {
@@ -145,8 +143,7 @@ fn gpu(args: &BenchKernelsArgs, target: &'static str, measured: Option<&cuda::Gp
     })
 }
 
-/// All that a guided generation runs: the text tower, a step whose gradient goes to x0 and one whose gradient goes
-/// through the UNet, and the last decoding.
+/// The programs of a published model, of the demo, or of odd sizes.
 fn launches(
     name: &str,
     args: &BenchKernelsArgs,
@@ -157,17 +154,13 @@ fn launches(
         let problem = format!("expected 1 to {MAX_BATCH}, found {}", args.batch_size);
         return Err(Error::usage("--batch-size", problem));
     }
-    let blueprint =
-        settings::blueprint(&Default::default(), Some(name).filter(|&name| name != "demo"), demo)?;
-    let step = |steering| blueprint.step(&blueprint.step_spec(steering, blueprint.size, args.batch_size));
-    let factor = blueprint.decoder.factor();
-    let (width, height) = blueprint.size;
-    let graphs = [
-        passes::run_all(programs::encode_text(&blueprint.text, blueprint.text.positions)?)?,
-        step(Steering::X0(blueprint.guard()?))?,
-        step(Steering::Xt { guard: blueprint.guard()?, frozen: false })?,
-        passes::run_all(programs::decode(&blueprint.decoder, height / factor, width / factor)?)?,
-    ];
+    let graphs = match name {
+        "odd" => vec![programs::odd()?],
+        _ => {
+            let preset = Some(name).filter(|&name| name != "demo");
+            programs::of_model(&settings::blueprint(&Default::default(), preset, demo)?, args.batch_size)?
+        }
+    };
     let plan = |graph| {
         let fusion = FUSE(&graph);
         let step = StepProgram::fused(graph, fusion, plan::Storage::of(storage.dtype()))?;

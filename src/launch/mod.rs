@@ -135,7 +135,8 @@ mod tests {
         let [q_row, k_row, v_row, o_row] = rows;
         let attention = params::AttentionParams { q_row, k_row, v_row, o_row, ..attention };
         let attention = params::AttentionParams { n: 2, t: 130, u: 77, heads: 3, d: 40, ..attention };
-        let product = params::ProductParams { a: some, b: some, c: some, m: 200, n: 64, k: 32, ..Default::default() };
+        let product =
+            params::ProductParams { a: some, b: some, c: some, m: 200, n: 64, k: 32, ..Default::default() };
         let product = params::ProductParams { a_row: 32, b_row: 64, c_row: 64, alpha: 1.0, ..product };
         type Made<'a> = &'a dyn Fn([u32; 3]) -> Result<Launch>;
         let cases: [(Made, [u32; 3]); 4] = [
@@ -148,7 +149,10 @@ mod tests {
             make([x, y, z]).expect("the grid of that size");
             for grid in [[x + 1, y, z], [x, y + 1, z], [x, y, z + 1], [x - 1, y, z]] {
                 let error = make(grid).expect_err("another grid").to_string();
-                assert!(error.contains("`grid` must be [") && error.contains(&format!("{grid:?}")), "{error}");
+                assert!(
+                    error.contains("`grid` must be [") && error.contains(&format!("{grid:?}")),
+                    "{error}"
+                );
             }
         }
     }
