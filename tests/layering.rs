@@ -36,7 +36,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "text", "weights",
         ],
     ),
-    ("bench", &["ir", "launch", "manifest", "models", "passes", "pipeline", "plan", "simt", "tensor"]),
+    (
+        "bench",
+        &[
+            "backend", "cpu", "cuda", "ir", "launch", "manifest", "models", "passes", "pipeline", "plan",
+            "simt", "tensor",
+        ],
+    ),
     // The command line knows everything, and nothing knows it.
     (
         "cli",

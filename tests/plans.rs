@@ -332,6 +332,10 @@ impl Backend for Untouched {
         self.0.storage()
     }
 
+    fn dtype(&self) -> &'static str {
+        self.0.dtype()
+    }
+
     fn scratch_bytes(&self, program: &StepProgram) -> usize {
         self.0.scratch_bytes(program)
     }

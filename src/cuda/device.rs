@@ -19,6 +19,10 @@ pub struct Gpu {
     /// Dynamic shared memory of a block, at most.
     pub shared_bytes: usize,
     pub multiprocessors: u32,
+    /// Of the cache that all multiprocessors share.
+    pub l2_bytes: usize,
+    /// At most, in MHz: of the multiprocessors, and of the memory.
+    pub clocks: [u32; 2],
 }
 
 /// The GPUs of this machine, or why there are none.
@@ -42,6 +46,11 @@ fn gpu(driver: &Driver, ordinal: c_int) -> Answer<Gpu> {
         ),
         shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+        l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
+        clocks: [
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)? as u32 / 1000,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)? as u32 / 1000,
+        ],
     })
 }
 

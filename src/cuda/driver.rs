@@ -57,6 +57,7 @@ table! {
         event_destroy: "cuEventDestroy_v2"(sys::CUevent),
         event_record: "cuEventRecord"(sys::CUevent, sys::CUstream),
         event_wait: "cuEventSynchronize"(sys::CUevent),
+        event_elapsed: "cuEventElapsedTime"(*mut f32, sys::CUevent, sys::CUevent),
         module_load: "cuModuleLoadData"(*mut sys::CUmodule, *const c_void),
         module_unload: "cuModuleUnload"(sys::CUmodule),
         module_function: "cuModuleGetFunction"(*mut sys::CUfunction, sys::CUmodule, *const c_char),

@@ -4,7 +4,8 @@
 //! - `handles`: what the driver hands out, given back when dropped;
 //! - `device`, `kernels`, `cache`: which GPU, its binaries, and those that had to be compiled;
 //! - `program`, `graph`: the backend;
-//! - `trial`: launches by themselves, for proofs.
+//! - `trial`: launches by themselves, for proofs;
+//! - `workbench`: launches by themselves, timed.
 //!
 //! A machine without a driver, with an old one or without a GPU is an ordinary answer here, never a panic.
 //! Nothing here has run on a GPU yet: the tests drive it against a stand-in for the driver, which runs no kernel.
@@ -20,7 +21,9 @@ mod places;
 mod program;
 mod table;
 mod trial;
+mod workbench;
 
 pub use device::{Gpu, gpus, usable};
 pub use program::{CudaDevice, CudaProgram};
 pub use trial::TrialOperand;
+pub use workbench::{Plan, Timing, Workbench};

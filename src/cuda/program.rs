@@ -50,7 +50,7 @@ pub(super) struct Shared {
     pub context: Arc<Context>,
     device: String,
     target: &'static str,
-    graphs: bool,
+    pub graphs: bool,
     /// Weights that some program holds at present.
     weights: Mutex<HashMap<Key, Held>>,
     arena: Mutex<Weak<Mutex<Memory>>>,

@@ -93,7 +93,13 @@ impl Builder {
     }
 
     /// The weights `parts` below the current path as one, which goes by `name`: see [`Op::Param`].
-    fn stacked_param(&mut self, name: &str, parts: &[&str], shape: Shape, layout: Layout) -> Result<ValueId> {
+    pub fn stacked_param(
+        &mut self,
+        name: &str,
+        parts: &[&str],
+        shape: Shape,
+        layout: Layout,
+    ) -> Result<ValueId> {
         let name = self.full_name(name);
         if let Some(&value) = self.params.get(&name) {
             if *self.shape(value) == shape {

@@ -58,7 +58,8 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    fn of(&self, location: Location) -> DevicePtr {
+    /// Where a location of a lowered program is.
+    pub fn of(&self, location: Location) -> DevicePtr {
         let base = match location.space {
             Space::Arena => self.arena,
             Space::State => self.state,

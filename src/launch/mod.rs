@@ -129,6 +129,37 @@ mod tests {
     }
 
     #[test]
+    fn a_grid_that_covers_another_size_is_refused() {
+        let some = DevicePtr(4096);
+        let (q, k, v, o, lse) = (some, some, some, some, some);
+        let attention = params::AttentionParams { q, k, v, o, lse, ..Default::default() };
+        let rows = [120, 120, 120, 120];
+        let [q_row, k_row, v_row, o_row] = rows;
+        let attention = params::AttentionParams { q_row, k_row, v_row, o_row, ..attention };
+        let attention = params::AttentionParams { n: 2, t: 130, u: 77, heads: 3, d: 40, ..attention };
+        let product =
+            params::ProductParams { a: some, b: some, c: some, m: 200, n: 64, k: 32, ..Default::default() };
+        let product = params::ProductParams { a_row: 32, b_row: 64, c_row: 64, alpha: 1.0, ..product };
+        type Made<'a> = &'a dyn Fn([u32; 3]) -> Result<Launch>;
+        let cases: [(Made, [u32; 3]); 4] = [
+            (&|grid| Launch::new("attention_f16", grid, &attention), [17, 3, 2]),
+            (&|grid| Launch::new("attention_f16_d40", grid, &attention), [2, 3, 2]),
+            (&|grid| Launch::new("product_nn_f16", grid, &product), [7, 2, 1]),
+            (&|grid| Launch::new("product_nn_f16_mma", grid, &product), [2, 1, 1]),
+        ];
+        for (make, [x, y, z]) in cases {
+            make([x, y, z]).expect("the grid of that size");
+            for grid in [[x + 1, y, z], [x, y + 1, z], [x, y, z + 1], [x - 1, y, z]] {
+                let error = make(grid).expect_err("another grid").to_string();
+                assert!(
+                    error.contains("`grid` must be [") && error.contains(&format!("{grid:?}")),
+                    "{error}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn a_kernel_takes_its_own_params_and_a_grid_that_devices_have() {
         let some = DevicePtr(4096);
         let params = PointwiseParams { x: some, out: some, count: 1, ..Default::default() };

@@ -7,7 +7,7 @@ use super::request::{MAX_BATCH, Request};
 use super::run::step_spec;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::plan::StepProgram;
+use crate::plan::{Param, StepProgram};
 
 /// The batch that keeps the device busy, if there are so many images and so much memory: twice as many as long as
 /// that is not so, all of it fits and nothing has to be computed twice for it. Batches come out equally large.
@@ -19,7 +19,8 @@ pub fn batch_that_fits(model: &Model, backend: &dyn Backend, request: &Request) 
     }
     let (storage, fuse) = backend.storage();
     let scratch = |program: &StepProgram| backend.scratch_bytes(program);
-    let target = Target { storage, fuse, scratch: &scratch, keep_text: false };
+    let mapped = |param: &Param| model.maps(backend, param);
+    let target = Target { storage, fuse, scratch: &scratch, mapped: &mapped, keep_text: false };
     let (blueprint, spec) = (Blueprint::of(model), step_spec(model, request)?);
     let plan = |batch: usize| {
         let spec = super::programs::StepSpec { batch, ..spec.clone() };

@@ -330,7 +330,7 @@ fn a_broken_model_is_named_with_file_and_field() {
 #[test]
 fn bench_lists_every_distinct_launch_with_its_floor_and_refuses_what_it_does_not_know() {
     let place = Place::new();
-    let kernels = ["bench", "kernels", "--preset", "demo"];
+    let kernels = ["bench", "kernels", "--preset", "demo", "--device", "none"];
     let lines = place.run(&[&kernels[..], &["--json"]].concat()).json();
     assert!(lines.len() > 50, "{} launches", lines.len());
     for line in &lines {
