@@ -9,8 +9,8 @@
 //     timestep          out = [sin, cos] of t exp(-ln(10000) i / (half - shift)); [cos, sin] if flip
 //     to_nhwc, to_nchw  out = x, channels last or first
 //
-// Functions named ..8 take eight elements at a time, from addresses that are multiples of 16 bytes: for geglu8 c is
-// a multiple of eight, elsewhere the elements beyond the last eight are taken one by one.
+// Functions named ..8 take eight elements at a time, from addresses that are multiples of 16 bytes: for geglu8 and
+// add_channels8 c is a multiple of eight, elsewhere the elements beyond the last eight are taken one by one.
 //
 // Departures from the formulas: none. Every element is read once and written once; a grid-stride loop takes any
 // count, and but for ..8 no alignment beyond an element's own is asked for.
@@ -135,6 +135,27 @@ __device__ void activate_bwd8(const PointwiseParams& p) {
 template <typename T>
 __device__ void add8(const PointwiseParams& p) {
     zip8(p.x.as<T>(), p.y.as<T>(), p.out.as<T>(), p.count, [](float x, float y) { return x + y; });
+}
+
+template <typename T>
+__device__ void affine8(const PointwiseParams& p) {
+    const float mul = p.mul, add = p.add;
+    map8(p.x.as<T>(), p.out.as<T>(), p.count, [mul, add](float x) { return mul * x + add; });
+}
+
+template <typename T>
+__device__ void add_channels8(const PointwiseParams& p) {
+    const T* x = p.x.as<T>();  // [n, image / c, c]
+    const T* v = p.y.as<T>();  // [n or 1, c]
+    T* out = p.out.as<T>();    // [n, image / c, c]
+    for (int64_t i = 8 * grid_thread(); i < p.count; i += 8 * grid_threads()) {
+        const int64_t row = p.image > 0 ? i / p.image * p.c : 0;
+        float at[8], other[8];
+        load8(at, x + i);
+        load8(other, v + row + i % p.c);
+        for (int k = 0; k < 8; ++k) at[k] += other[k];
+        store8(out + i, at);
+    }
 }
 
 template <typename T>

@@ -145,6 +145,30 @@ const fn tiled(
     Kernel { threads: 128, shared_bytes, ..general(name, file, "run", arguments, params, registers) }
 }
 
+/// A row of the convolutions whose elements are gathered: name, function, template arguments, params.
+const fn gathered(
+    name: &'static str,
+    function: &'static str,
+    arguments: &'static str,
+    params: &'static str,
+) -> Kernel {
+    let shared_bytes = 16384;
+    let row = general(name, "conv2d_gather.cu", function, arguments, params, 128);
+    Kernel { threads: 128, shared_bytes, ..row }
+}
+
+/// A row of the convolutions to a few channels: name, function, template argument, params.
+const fn narrow(
+    name: &'static str,
+    function: &'static str,
+    arguments: &'static str,
+    params: &'static str,
+) -> Kernel {
+    let shared_bytes = 48384;
+    let row = general(name, "conv2d_narrow.cu", function, arguments, params, 128);
+    Kernel { threads: 128, shared_bytes, ..row }
+}
+
 #[rustfmt::skip]
 pub const KERNELS: &[Kernel] = &[
     general("activate_f16",         "pointwise.cu",      "activate",        "f16",       "PointwiseParams",      40),
@@ -192,9 +216,13 @@ pub const KERNELS: &[Kernel] = &[
     general("activate_bf16_v8_relu",     "pointwise.cu",       "activate8",       "bf16, 4",   "PointwiseParams",      48),
     general("activate_bwd_bf16_v8_relu", "pointwise.cu",       "activate_bwd8",   "bf16, 4",   "PointwiseParams",      48),
     general("add_f16_v8",                "pointwise.cu",       "add8",            "f16",       "PointwiseParams",      48),
+    general("add_channels_f16_v8",       "pointwise.cu",       "add_channels8",   "f16",          "PointwiseParams",      48),
+    general("affine_f16_v8",             "pointwise.cu",       "affine8",         "f16",          "PointwiseParams",      48),
     general("geglu_f16_v8",              "pointwise.cu",       "geglu8",          "f16",       "PointwiseParams",      64),
     general("geglu_bwd_f16_v8",          "pointwise.cu",       "geglu_bwd8",      "f16",       "PointwiseParams",      80),
     general("add_bf16_v8",               "pointwise.cu",       "add8",            "bf16",      "PointwiseParams",      48),
+    general("add_channels_bf16_v8",      "pointwise.cu",       "add_channels8",   "bf16",         "PointwiseParams",      48),
+    general("affine_bf16_v8",            "pointwise.cu",       "affine8",         "bf16",         "PointwiseParams",      48),
     general("geglu_bf16_v8",             "pointwise.cu",       "geglu8",          "bf16",      "PointwiseParams",      64),
     general("geglu_bwd_bf16_v8",         "pointwise.cu",       "geglu_bwd8",      "bf16",      "PointwiseParams",      80),
     general("place_f16",                 "layout.cu",          "place",           "f16, f16",  "PlaceParams",          48),
@@ -305,6 +333,16 @@ pub const KERNELS: &[Kernel] = &[
     tiled("conv2d_bwd_bf16_m128n64k32s4", "conv2d_dgrad_tile.cu", "bf16, 128, 64, 4", "Conv2dBwdParams", 49152, 184),
     tiled("conv2d_bwd_f16_m64n64k32s4",   "conv2d_dgrad_tile.cu", "f16, 64, 64, 4", "Conv2dBwdParams", 32768, 144),
     tiled("conv2d_bwd_bf16_m64n64k32s4",  "conv2d_dgrad_tile.cu", "bf16, 64, 64, 4", "Conv2dBwdParams", 32768, 144),
+    gathered("conv2d_f16_gather_m64n64",      "run",         "f16, 64, 64", "Conv2dParams"),
+    gathered("conv2d_bwd_f16_gather_m64n64",  "backward",    "f16, 64, 64", "Conv2dBwdParams"),
+    gathered("conv2d_bwd_f16_patches_m64n64", "patches_bwd", "f16, 64, 64", "Conv2dBwdParams"),
+    gathered("conv2d_bf16_gather_m64n64",      "run",         "bf16, 64, 64", "Conv2dParams"),
+    gathered("conv2d_bwd_bf16_gather_m64n64",  "backward",    "bf16, 64, 64", "Conv2dBwdParams"),
+    gathered("conv2d_bwd_bf16_patches_m64n64", "patches_bwd", "bf16, 64, 64", "Conv2dBwdParams"),
+    narrow("conv2d_f16_n8",     "run",      "f16", "Conv2dParams"),
+    narrow("conv2d_bwd_f16_n8", "backward", "f16", "Conv2dBwdParams"),
+    narrow("conv2d_bf16_n8",     "run",      "bf16", "Conv2dParams"),
+    narrow("conv2d_bwd_bf16_n8", "backward", "bf16", "Conv2dBwdParams"),
     general("attention_f16",        "attention.cu",      "run",             "f16",       "AttentionParams",      64),
     general("attention_bf16",       "attention.cu",      "run",             "bf16",      "AttentionParams",      64),
     general("attention_bwd_f16",        "attention_bwd.cu", "run",        "f16",                     "AttentionBwdParams", 80),

@@ -278,6 +278,78 @@ pub const MUTATIONS: &[Mutation] = &[
         "cp_async_wait_group<STAGES - 2>();",
         "cp_async_wait_group<STAGES - 1>();",
     ),
+    mutation(
+        "conv2d-gather-stage-barrier",
+        "conv2d_f16_gather_m64n64",
+        "sync_block();  // the stage is full",
+        "",
+    ),
+    mutation(
+        "conv2d-gather-barrier-behind-the-last-step",
+        "conv2d_bwd_bf16_gather_m64n64",
+        "            Tile::template multiply<T>(acc, f);\n        }\n    }\n    sync_block();",
+        "            Tile::template multiply<T>(acc, f);\n        }\n    }",
+    ),
+    mutation(
+        "conv2d-gather-last-tap",
+        "conv2d_bf16_gather_m64n64",
+        "const int high = line < taps_y ? lines : 0;",
+        "const int high = line <= taps_y ? lines : 0;",
+    ),
+    mutation(
+        "conv2d-gather-filter-bound",
+        "conv2d_f16_gather_m64n64",
+        "row < filters ? depth - k : 0",
+        "depth - k",
+    ),
+    mutation(
+        "conv2d-gather-bwd-depth-bound",
+        "conv2d_bwd_f16_gather_m64n64",
+        "k < depth && column < p.c",
+        "column < p.c",
+    ),
+    mutation(
+        "patches-bwd-column-bound",
+        "conv2d_bwd_f16_patches_m64n64",
+        "o < p.o ? p.c - column : 0",
+        "o < p.o ? 8 : 0",
+    ),
+    mutation(
+        "patches-bwd-row-bound",
+        "conv2d_bwd_bf16_patches_m64n64",
+        "A::row(i) < rows && k < p.o",
+        "k < p.o",
+    ),
+    mutation(
+        "conv2d-narrow-barrier-of-a-step",
+        "conv2d_f16_n8",
+        "cp_async_wait_group<STAGES - 2>();\n        sync_block();",
+        "cp_async_wait_group<STAGES - 2>();",
+    ),
+    mutation(
+        "conv2d-narrow-wait",
+        "conv2d_bf16_n8",
+        "cp_async_wait_group<STAGES - 2>();\n        sync_block();",
+        "cp_async_wait_group<STAGES - 1>();\n        sync_block();",
+    ),
+    mutation(
+        "conv2d-narrow-channel-bound",
+        "conv2d_f16_n8",
+        "in = at[i] >= 0 && channel < from.channels;",
+        "in = at[i] >= 0;",
+    ),
+    mutation(
+        "conv2d-narrow-bwd-empty-columns",
+        "conv2d_bwd_f16_n8",
+        "column < p.c && o < filters ?",
+        "o < filters ?",
+    ),
+    mutation(
+        "conv2d-narrow-bwd-margin",
+        "conv2d_bwd_bf16_n8",
+        "column >= 0 && column < from.columns;",
+        "column >= 0 && column <= from.columns;",
+    ),
     mutation("resample-clamp", "resample_f16", "at >= size ? size - 1 : at", "at > size ? size - 1 : at"),
     // -- attention by tiles ------------------------------------------------------------------------------
     mutation(

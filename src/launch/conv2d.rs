@@ -4,7 +4,7 @@
 //! (`tune::conv2d`) and the bytes that a sum in parts needs; addresses come last.
 
 use super::params::{self as p, DevicePtr, Epilogue};
-use super::tune::conv2d::{Form, Problem, Tile};
+use super::tune::conv2d::{FEW, Form, GATHERED, NARROW, Problem, Tile};
 use super::tune::gemm::JOIN;
 use super::{Launch, Storage};
 use crate::error::{Error, Result};
@@ -110,7 +110,16 @@ impl Conv2d {
     pub fn form(&self, target: &str) -> Form {
         let Geometry { out, channels, taps, kinds, .. } = self.geometry();
         if channels.iter().any(|c| !c.is_multiple_of(8)) {
-            return Form::General { why: "the channels are no whole vectors of 8" };
+            return if self.filter[0] < FEW {
+                Form::General { why: "a few channels are made of few" }
+            } else if self.enlarged.is_some() || channels[1] > 0 {
+                Form::General { why: "channels in no whole vectors of 8 come from one image, as it is" }
+            } else {
+                Form::Gathered
+            };
+        }
+        if self.filter[0] <= FEW && self.is_narrow() && !self.stats {
+            return Form::Narrow;
         }
         let problem = Problem {
             images: if self.stats { 1 } else { self.images },
@@ -126,8 +135,17 @@ impl Conv2d {
     pub fn bwd_form(&self, source: usize, target: &str) -> Form {
         let Geometry { taps, stride, kinds, up, channels, .. } = self.geometry();
         let o = self.filter[0];
-        if !o.is_multiple_of(8) || channels.iter().any(|c| !c.is_multiple_of(8)) {
-            return Form::General { why: "the channels are no whole vectors of 8" };
+        if o.is_multiple_of(8) && channels[0] <= FEW && self.is_narrow() {
+            return Form::Narrow;
+        }
+        let whole = [o.is_multiple_of(8), channels.iter().all(|c| c.is_multiple_of(8))];
+        if whole != [true, true] {
+            let patches = whole[0] && self.is_patches() && channels[0] >= FEW;
+            return if patches || (whole[1] && self.stride == 1 && !up) {
+                Form::Gathered
+            } else {
+                Form::General { why: "the channels are no whole vectors of 8" }
+            };
         }
         // The largest class of pixels has the taps whose distance is a multiple of the stride.
         let lines = [0, 1].map(|i| match (kinds[i] > 1, up) {
@@ -157,7 +175,7 @@ impl Conv2d {
 
     /// Pixels of one image that a tile of the statistics covers; `None` where that form gives none.
     pub fn statistics_tile(&self, form: Form) -> Option<usize> {
-        let Form::Tiled(Tile { m, splits, .. }) = form else { return None };
+        let Tile { m, splits, .. } = form.tile()?;
         let Geometry { out, kinds, .. } = self.geometry();
         let whole =
             kinds == [1, 1] || (kinds == [2, 2] && largest(out, kinds).iter().product::<usize>() % m == 0);
@@ -167,13 +185,17 @@ impl Conv2d {
     /// y = epilogue(conv(enlarged [x, x2])).
     pub fn forward(&self, form: Form, storage: Storage, at: &Operands) -> Result<Vec<Launch>> {
         let rows = self.out().iter().product();
-        let Form::Tiled(tile) = form else {
+        let Some(tile) = form.tile() else {
             self.refuse_packed()?;
             let params = self.general(at);
             let grid = strided(self.images.saturating_mul(rows).saturating_mul(self.filter[0]));
-            return Ok(vec![Launch::new(&format!("conv2d_{}", storage.name()), grid, &params)?]);
+            let (kernel, grid) = self.untiled("conv2d", form, storage, self.out(), grid);
+            return Ok(vec![Launch::new(&kernel, grid, &params)?]);
         };
-        let geometry = self.geometry();
+        let (geometry, kernel) = match form {
+            Form::Gathered => (self.plain(), gathering("conv2d", storage, "gather")),
+            _ => (self.geometry(), tile.kernel("conv2d", storage)),
+        };
         let pixels = largest(geometry.out, geometry.kinds).iter().product();
         let grid = tile.grid(self.images, geometry.kinds[0] * geometry.kinds[1], pixels, self.filter[0]);
         let params = p::Conv2dParams { splits: int(tile.splits), ..self.params(&geometry, at) };
@@ -187,7 +209,7 @@ impl Conv2d {
         } else {
             p::Conv2dParams { epilogue: self.epilogue(at), ..params }
         };
-        let mut launches = vec![Launch::new(&tile.kernel("conv2d", storage), grid, &params)?];
+        let mut launches = vec![Launch::new(&kernel, grid, &params)?];
         if tile.splits > 1 {
             let (sums, d, epilogue) = (at.workspace, at.y, self.epilogue(at));
             let (m, n) = (int(self.images * rows), int(self.filter[0]));
@@ -209,13 +231,19 @@ impl Conv2d {
         at: &BwdOperands,
     ) -> Result<Vec<Launch>> {
         let rows = self.size.iter().product();
-        let Form::Tiled(tile) = form else {
+        let Some(tile) = form.tile() else {
             self.refuse_packed()?;
             let params = self.bwd_general(source, at);
             let grid = strided(self.images.saturating_mul(rows).saturating_mul(self.channels[source]));
-            return Ok(vec![Launch::new(&format!("conv2d_bwd_{}", storage.name()), grid, &params)?]);
+            let (kernel, grid) = self.untiled("conv2d_bwd", form, storage, self.size, grid);
+            return Ok(vec![Launch::new(&kernel, grid, &params)?]);
         };
         let geometry = self.geometry();
+        let kernel = match form {
+            Form::Gathered if self.is_patches() => gathering("conv2d_bwd", storage, "patches"),
+            Form::Gathered => gathering("conv2d_bwd", storage, "gather"),
+            _ => tile.kernel("conv2d_bwd", storage),
+        };
         let pixels = self.written_pixels(geometry.stride).iter().product();
         let classes = geometry.stride[0] * geometry.stride[1];
         let grid = tile.grid(self.images, classes, pixels, geometry.channels[source]);
@@ -231,7 +259,7 @@ impl Conv2d {
         } else {
             p::Conv2dBwdParams { epilogue: at.epilogue, ..params }
         };
-        let mut launches = vec![Launch::new(&tile.kernel("conv2d_bwd", storage), grid, &params)?];
+        let mut launches = vec![Launch::new(&kernel, grid, &params)?];
         if tile.splits > 1 {
             let (sums, d, epilogue) = (at.workspace, at.dx, at.epilogue);
             let (m, n) = (int(self.images * rows), int(self.channels[source]));
@@ -242,6 +270,23 @@ impl Conv2d {
             )?);
         }
         Ok(launches)
+    }
+
+    /// The kernel and the grid of a form without tiles, which writes images of `size`; `grid` is for the general one.
+    fn untiled(
+        &self,
+        op: &str,
+        form: Form,
+        storage: Storage,
+        size: [usize; 2],
+        grid: [u32; 3],
+    ) -> (String, [u32; 3]) {
+        if form != Form::Narrow {
+            return (format!("{op}_{}", storage.name()), grid);
+        }
+        let tiles = [0, 1].map(|i| size[i].div_ceil(NARROW[i])).into_iter().product::<usize>();
+        let blocks = u32::try_from(self.images.saturating_mul(tiles)).unwrap_or(u32::MAX);
+        (format!("{op}_{}_n{FEW}", storage.name()), [blocks, 1, 1])
     }
 
     fn refuse_packed(&self) -> Result<()> {
@@ -271,6 +316,11 @@ fn join(tile: Tile, storage: Storage, params: p::JoinParams) -> Result<Launch> {
     let [rows, columns] = JOIN;
     let [x, y] = p::Tile { m: int(rows), n: int(columns) }.blocks(&epilogue, m, n);
     Launch::new(&format!("join_{}_m{rows}n{columns}", storage.name()), [x, y, 1], &params)
+}
+
+/// The row of the manifest of [`Form::Gathered`].
+fn gathering(op: &str, storage: Storage, what: &str) -> String {
+    format!("{op}_{}_{what}_m{}n{}", storage.name(), GATHERED.m, GATHERED.n)
 }
 
 /// Channels of a step of a sum.
@@ -315,8 +365,7 @@ impl Conv2d {
         }
         // Patches that meet: the pixels of a line of a patch lie together like channels of one.
         let [_, r, s] = self.filter;
-        let meet = s == self.stride && self.padding == Padding::NONE && self.size[1].is_multiple_of(s);
-        if s > 1 && meet && !plain.up && self.channels[1] == 0 {
+        if self.columns_meet() {
             return Geometry {
                 seen: [self.size[0], self.size[1] / s],
                 channels: [self.channels[0] * s, 0],
@@ -326,6 +375,25 @@ impl Conv2d {
             };
         }
         plain
+    }
+
+    /// Windows side by side share no column and leave none out.
+    fn columns_meet(&self) -> bool {
+        let [_, _, s] = self.filter;
+        let meet = s == self.stride && self.padding == Padding::NONE && self.size[1].is_multiple_of(s);
+        s > 1 && meet && self.enlarged.is_none() && self.channels[1] == 0
+    }
+
+    /// Nor do windows above each other.
+    fn is_patches(&self) -> bool {
+        let [_, r, _] = self.filter;
+        self.columns_meet() && r == self.stride && self.size[0].is_multiple_of(r)
+    }
+
+    /// 3 x 3 taps over each pixel of one image, as it is.
+    fn is_narrow(&self) -> bool {
+        let [_, r, s] = self.filter;
+        (r, s, self.stride) == (3, 3, 1) && self.enlarged.is_none() && self.channels[1] == 0
     }
 
     /// Lines and columns of the largest class of pixels of a gradient.

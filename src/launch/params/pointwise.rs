@@ -44,10 +44,12 @@ impl Params for PointwiseParams {
             for (field, address) in [("x", self.x), ("y", self.y), ("out", self.out)] {
                 rules.aligned(field, address, 16);
             }
-            if rules.kernel.name.starts_with("geglu") {
+            let in_rows = ["geglu", "add_channels"].iter().any(|op| rules.kernel.name.starts_with(op));
+            if in_rows {
                 rules.at_least("c", self.c, 8);
                 rules.multiple_of("c", self.c, 8);
                 rules.multiple_of("count", self.count, self.c.max(1).into());
+                rules.multiple_of("image", self.image, self.c.max(1).into());
             }
         }
     }

@@ -32,9 +32,23 @@ pub struct Tile {
 /// How a convolution runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
-    General { why: &'static str },
+    General {
+        why: &'static str,
+    },
     Tiled(Tile),
+    /// In tiles whose operands come element by element: channels in no whole vectors.
+    Gathered,
+    /// To at most [`FEW`] channels, each pixel read but once.
+    Narrow,
 }
+
+/// Channels that [`Form::Narrow`] makes at most, and of which the others want as many.
+pub const FEW: usize = 8;
+/// Lines and columns of pixels that a block of [`Form::Narrow`] makes.
+pub const NARROW: [usize; 2] = [8, 16];
+
+/// The tile of [`Form::Gathered`].
+pub const GATHERED: Tile = Tile { m: 64, n: 64, splits: 1 };
 
 /// Tiles there are kernels for, and what part of the matrix units' speed each can keep up with, in per cent: a
 /// smaller tile reads more of shared memory for a product.
@@ -72,6 +86,15 @@ impl Problem {
 }
 
 impl Form {
+    /// What a block makes, where that is a tile of pixels by channels.
+    pub fn tile(&self) -> Option<Tile> {
+        match *self {
+            Self::General { .. } | Self::Narrow => None,
+            Self::Tiled(tile) => Some(tile),
+            Self::Gathered => Some(GATHERED),
+        }
+    }
+
     /// Parts whose sums are kept: none where the sum is whole.
     pub fn splits(&self) -> usize {
         match *self {
@@ -100,6 +123,8 @@ impl fmt::Display for Form {
             Self::General { why } => write!(f, "general form: {why}"),
             Self::Tiled(Tile { m, n, splits: 1 }) => write!(f, "tiles of {m} x {n}"),
             Self::Tiled(Tile { m, n, splits }) => write!(f, "tiles of {m} x {n}, sums in {splits} parts"),
+            Self::Gathered => write!(f, "tiles of {} x {}, element by element", GATHERED.m, GATHERED.n),
+            Self::Narrow => write!(f, "few channels, tiles of {} x {} pixels", NARROW[0], NARROW[1]),
         }
     }
 }

@@ -131,6 +131,10 @@ fn eights() -> Vec<Proof> {
     for shape in [&[1, 1][..], &[3, 8], &[7, 13, 101]] {
         tuned(Op::Add, &[shape, shape]);
     }
+    tuned(Op::Affine { mul: -0.75, add: 0.125 }, &[&[7, 13, 101]]);
+    // A vector an image, and one for all.
+    tuned(Op::AddChannels, &[&[2, 5, 7, 40], &[2, 40]]);
+    tuned(Op::AddChannels, &[&[3, 7, 8], &[1, 8]]);
     for act in [Activation::Silu, Activation::Gelu, Activation::QuickGelu, Activation::Relu] {
         let shape: &[usize] = &[5, 13, 7];
         tuned(Op::Activate(act), &[shape]);
