@@ -29,7 +29,7 @@ DEVICE void convert(To& out, const From& x) {
 
 template <typename From, typename To>
 __device__ void place(const PlaceParams& p) {
-    const int64_t sample = p.state.address != 0 ? p.state.as<StepState>()->sample : 0;
+    const int64_t sample = p.state.address != 0 ? *p.state.as<int32_t>() : 0;  // or the step
     const From* x = p.x.as<From>() + sample * p.x_sample + p.first;  // [rows, len of stride]
     const From* y = p.y.as<From>();                                  // [rows, width - len], or none
     To* out = p.out.as<To>() + sample * p.out_sample;                // [rows, width]

@@ -202,9 +202,9 @@ __device__ void cast(const PointwiseParams& p) {
 template <typename T>
 __device__ void timestep(const TimestepParams& p) {
     const int half = p.channels / 2;
-    const float t = p.state.as<StepState>()->timestep;
-    T* out = p.out.as<T>();  // [1, channels]
-    for (int64_t i = grid_thread(); i < half; i += grid_threads()) {
+    const float t = p.state.as<float>()[blockIdx.x];               // [n], a block each; n = 1: StepState begins with it
+    T* out = p.out.as<T>() + int64_t(blockIdx.x) * p.channels;  // [n, channels]
+    for (int i = threadIdx.x; i < half; i += blockDim.x) {
         // The first frequency is 1 also where the quotient is 0 / 0.
         const float exponent = i == 0 ? 0.f : float(i) / (float(half) - p.shift);
         const float angle = t * expf(-9.210340371976184f * exponent);

@@ -7,6 +7,7 @@ use super::launches::Lowered;
 use super::print_line;
 use crate::bench::kernels::{Case, cases};
 use crate::error::{Error, Result};
+use crate::ir::{Flag, Once};
 use crate::launch::device::Gpu;
 use crate::launch::predict::{FILL_US, GAP_US, Prediction};
 use crate::launch::{LaunchStage, LaunchStep};
@@ -134,8 +135,10 @@ fn sum(stages: &[LaunchStage], gpu: &Gpu, runs: &str, times: usize, parts: &mut 
             LaunchStage::ForEachSample { samples, body } => sum(body, gpu, runs, times * samples, parts)?,
             LaunchStage::If(flag, body) => {
                 let runs = match flag {
-                    crate::ir::Flag::Window => "in the guided window",
-                    crate::ir::Flag::Sample(_) => "where the gate is open",
+                    Flag::Once(Once::Prompt) => "once a batch of prompts",
+                    Flag::Once(Once::Schedule) => "once a schedule",
+                    Flag::Window => "in the guided window",
+                    Flag::Sample(_) => "where the gate is open",
                 };
                 sum(body, gpu, runs, times, parts)?;
             }

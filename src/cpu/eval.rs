@@ -140,7 +140,11 @@ pub fn eval<T: Real>(op: &Op, inputs: &[Operand<T>], outputs: &mut [Target<T>], 
         }
         Op::EmbedPatches => embed::embed_patches(x(0), shape(0)[1], x(1), x(2), out),
         Op::TimestepEmbedding { flip, shift, .. } => {
-            embed::timestep_embedding(state.timestep, *flip, *shift, out);
+            let given = inputs.first().map(|t| t.real().1);
+            for (i, out) in out.chunks_mut(to.last()).enumerate() {
+                let t = given.map_or(f64::from(state.timestep), |given| given[i].to_f64());
+                embed::timestep_embedding(t, *flip, *shift, out);
+            }
         }
         Op::Normalise => embed::normalise(x(0), last(0), out),
 

@@ -301,13 +301,13 @@ impl<T: Real> CpuProgram<T> {
                         self.stages(body, arena, state, stop)?;
                     }
                 }
-                Stage::If(Flag::Window, body) => {
-                    if state.window {
-                        self.stages(body, arena, state, stop)?;
-                    }
-                }
-                Stage::If(Flag::Sample(buffer), body) => {
-                    if self.flag(*buffer, state.sample) {
+                Stage::If(flag, body) => {
+                    let runs = match flag {
+                        Flag::Once(_) => state.fresh,
+                        Flag::Window => state.window,
+                        Flag::Sample(buffer) => self.flag(*buffer, state.sample),
+                    };
+                    if runs {
                         self.stages(body, arena, state, stop)?;
                     }
                 }
@@ -352,7 +352,7 @@ impl<T: Real> CpuProgram<T> {
         let Self { step, params, buffers, .. } = self;
         let node = step.graph.node(id);
         if let Op::Store { buffer, row } = node.op {
-            store(step, params, buffers, arena, (node.inputs[0], buffer, row), state.sample);
+            store(step, params, buffers, arena, (node.inputs[0], buffer, row), state);
             return;
         }
         let outputs: Vec<Range<usize>> = node.outputs.iter().map(|&v| arena_range(step, v)).collect();
@@ -360,7 +360,7 @@ impl<T: Real> CpuProgram<T> {
         let inputs: Vec<Operand<'_, T>> = node
             .inputs
             .iter()
-            .map(|&input| operand(step, params, buffers, &readable, input, state.sample))
+            .map(|&input| operand(step, params, buffers, &readable, input, state))
             .collect();
         let mut targets: Vec<Target<'_, T>> = node
             .outputs
@@ -401,6 +401,7 @@ impl<T: Real> Program for CpuProgram<T> {
     }
 
     fn run(&mut self, state: &StepState, stop: &Stop) -> Result<()> {
+        self.step.check(state)?;
         let stages = std::mem::take(&mut self.step.body);
         let arena = Arc::clone(&self.arena);
         let mut arena = arena.lock().unwrap_or_else(PoisonError::into_inner);
@@ -439,27 +440,31 @@ fn split<'a, T>(arena: &'a mut [T], wanted: &[Range<usize>]) -> (Vec<&'a mut [T]
     (writable.into_iter().flatten().collect(), gaps)
 }
 
+/// The elements of a buffer that `count` elements of a row are.
+fn row_of(buffer: &Shape, row: Row, count: usize, state: &StepState) -> Range<usize> {
+    let start = match row {
+        Row::All => 0,
+        Row::Sample => state.sample as usize * count,
+        Row::Step { start, .. } => state.step as usize * (buffer.count() / buffer[0]) + start,
+    };
+    start..start + count
+}
+
 fn operand<'a, T: Real>(
     step: &'a StepProgram,
     params: &'a [Arc<Values<T>>],
     buffers: &'a [Contents<T>],
     gaps: &Gaps<'a, T>,
     value: ValueId,
-    sample: u32,
+    state: &StepState,
 ) -> Operand<'a, T> {
     let shape = step.graph.shape(value);
-    let row_of = |row: Row| match row {
-        Row::All => 0..shape.count(),
-        Row::Sample => {
-            let start = sample as usize * shape.count();
-            start..start + shape.count()
-        }
-    };
+    let rows = |buffer: BufferId, row| row_of(&step.graph.buffer(buffer).shape, row, shape.count(), state);
     match step.slot(value) {
         Slot::Param { index } => Operand::Real { shape, data: &params[index] },
         Slot::Buffer { buffer, row } => match &buffers[buffer.0 as usize] {
-            Contents::Real(data) => Operand::Real { shape, data: &data[row_of(row)] },
-            Contents::Index(data) => Operand::Index { shape, data: &data[row_of(row)] },
+            Contents::Real(data) => Operand::Real { shape, data: &data[rows(buffer, row)] },
+            Contents::Index(data) => Operand::Index { shape, data: &data[rows(buffer, row)] },
         },
         Slot::Arena { .. } => {
             let range = arena_range(step, value);
@@ -477,17 +482,17 @@ fn store<T: Real>(
     buffers: &mut [Contents<T>],
     arena: &[T],
     (value, buffer, row): (ValueId, BufferId, Row),
-    sample: u32,
+    state: &StepState,
 ) {
     let count = step.graph.shape(value).count();
-    let start = if row == Row::Sample { sample as usize * count } else { 0 };
+    let place = row_of(&step.graph.buffer(buffer).shape, row, count, state);
     let copied: Vec<T>;
     let source = match step.slot(value) {
         Slot::Arena { .. } => &arena[arena_range(step, value)],
         Slot::Param { index } => &params[index][..],
         Slot::Buffer { .. } => {
             // A loaded buffer that goes into another one unchanged.
-            match operand(step, params, buffers, &Vec::new(), value, sample) {
+            match operand(step, params, buffers, &Vec::new(), value, state) {
                 Operand::Real { data, .. } => copied = data.to_vec(),
                 Operand::Index { .. } => unreachable!("indices are only read"),
             }
@@ -496,7 +501,7 @@ fn store<T: Real>(
         Slot::Passing => unreachable!("this backend runs nodes one by one"),
     };
     match &mut buffers[buffer.0 as usize] {
-        Contents::Real(data) => data[start..start + count].copy_from_slice(source),
+        Contents::Real(data) => data[place].copy_from_slice(source),
         Contents::Index(_) => unreachable!("indices are only written by the host"),
     }
 }

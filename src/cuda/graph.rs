@@ -131,11 +131,13 @@ impl Builder<'_> {
                     self.condition(inner, &mut last, handle, Condition::Next { samples })?;
                 }
                 LaunchStage::If(flag, body) => {
-                    let handle = self.handle(graph)?;
                     let condition = match flag {
+                        // The host runs it, before the graph.
+                        Flag::Once(_) => continue,
                         Flag::Window => Condition::Window,
                         Flag::Sample(buffer) => Condition::Flag { flags: (self.flag)(*buffer) },
                     };
+                    let handle = self.handle(graph)?;
                     self.condition(graph, before, handle, condition)?;
                     let inner = self.conditional(graph, before, handle, CU_GRAPH_COND_TYPE_IF)?;
                     self.stages(inner, &mut None, body)?;

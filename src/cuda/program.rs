@@ -21,7 +21,9 @@ use crate::backend::{Backend, Preparation, Program, Stop, WeightSource};
 use crate::error::{Error, LaunchFailure, Result};
 use crate::ir::{BufferId, Fusion};
 use crate::launch::params::{self, DevicePtr};
-use crate::launch::{Addresses, Executor, LaunchProgram, LaunchStage, LaunchStep, Storage, execute, lower};
+use crate::launch::{
+    Addresses, Executor, LaunchProgram, LaunchStage, LaunchStep, Storage, execute, execute_hoisted, lower,
+};
 use crate::plan::{self, ALIGN, Fuse, StepProgram, StepState};
 use crate::tensor::{DType, Shape};
 
@@ -385,8 +387,15 @@ impl CudaProgram {
     fn run_one_by_one(&self, launches: &LaunchProgram, state: &StepState, stop: &Stop) -> Result<()> {
         let Self { memory, offsets, shared, .. } = self;
         let mut eager = Eager { shared, memory, offsets, stop, last: None };
-        execute(&launches.body, state.window, &mut eager)?;
+        execute(&launches.body, state, &mut eager)?;
         eager.wait()
+    }
+
+    /// What is not in the graph: it would stand there for every step and run at the first one only.
+    fn run_hoisted(&self, launches: &LaunchProgram, state: &StepState, stop: &Stop) -> Result<()> {
+        let Self { memory, offsets, shared, .. } = self;
+        let mut eager = Eager { shared, memory, offsets, stop, last: None };
+        execute_hoisted(&launches.body, state, &mut eager)
     }
 }
 
@@ -420,6 +429,7 @@ impl Program for CudaProgram {
 
     fn run(&mut self, state: &StepState, stop: &Stop) -> Result<()> {
         stop.check()?;
+        self.step.check(state)?;
         let arena = Arc::clone(&self.arena);
         // Held while it is in use.
         let arena = lock(&arena);
@@ -429,7 +439,9 @@ impl Program for CudaProgram {
         shared.answer(shared.stream.write(&self.memory, 0, bytes_of(&bytes)))?;
         let mut ready = self.ready.take().expect("settled");
         let ran = match &ready.replay {
-            Replay::Graph(graph) => graph.run(&shared),
+            Replay::Graph(graph) => {
+                self.run_hoisted(&ready.launches, state, stop).and_then(|()| graph.run(&shared))
+            }
             _ => self.run_one_by_one(&ready.launches, state, stop),
         };
         if let Replay::Not = ready.replay {

@@ -72,13 +72,13 @@ impl Builder {
 
     pub fn load(&mut self, buffer: BufferId, row: Row) -> Result<ValueId> {
         let Buffer { name, shape, dtype } = self.graph.buffer(buffer).clone();
-        let shape = if row == Row::Sample { shape.with_first(1) } else { shape };
+        let shape = row.shape(&shape);
         Ok(self.node(name, Op::Load { buffer, row }, vec![], vec![(shape, dtype)])[0])
     }
 
     pub fn store(&mut self, value: ValueId, buffer: BufferId, row: Row) -> Result<()> {
         let Buffer { name, shape, .. } = self.graph.buffer(buffer).clone();
-        let shape = if row == Row::Sample { shape.with_first(1) } else { shape };
+        let shape = row.shape(&shape);
         if *self.shape(value) != shape {
             let problem = format!("expected {shape}, found {}", self.shape(value));
             return Err(Error::Shape { node: name, op: "store", problem });

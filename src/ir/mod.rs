@@ -19,6 +19,7 @@ pub use attending::Attending;
 pub use builder::Builder;
 pub use cost::Cost;
 pub use fusion::{Fusion, Group};
-pub use graph::{Buffer, BufferId, Flag, Graph, Item, Node, NodeId, Value, ValueId};
+pub use graph::{Buffer, BufferId, Flag, Graph, Item, Node, NodeId, Once, Value, ValueId};
 pub use op::{Activation, Layout, Op, Padding, Reduce, Row};
+pub use shapes::infer;
 pub use verify::verify;

@@ -4,6 +4,8 @@
 //! layers `[out, in]`. Every operation treats the images of a batch separately, so that image `i` has
 //! the same bits whatever the batch. Weights are frozen: the `*Bwd` operations are data gradients.
 
+use crate::tensor::Shape;
+
 /// Point-wise functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
@@ -49,6 +51,23 @@ pub enum Row {
     All,
     /// Row `StepState::sample`, inside a for-each-sample body.
     Sample,
+    /// Elements `start .. start + len` of row `StepState::step`, seen as `[1, len]`. Only loaded: rows of
+    /// steps are written all at once.
+    Step {
+        start: usize,
+        len: usize,
+    },
+}
+
+impl Row {
+    /// The shape of what is touched of a buffer.
+    pub fn shape(self, buffer: &Shape) -> Shape {
+        match self {
+            Self::All => buffer.clone(),
+            Self::Sample => buffer.with_first(1),
+            Self::Step { len, .. } => [1, len].into(),
+        }
+    }
 }
 
 /// How the scores of the selected concepts become one density p_h.
@@ -157,8 +176,9 @@ pub enum Op {
     EmbedText,
     /// Class token first, then the patches, plus positions. `(x [n, t, d], class [d], position [t + 1, d]) -> [n, t + 1, d]`
     EmbedPatches,
-    /// Sinusoidal embedding of `StepState::timestep`: angles t exp(-ln(10000) i / (half - shift)),
-    /// [sin, cos] halves, or [cos, sin] if `flip`. `() -> [1, channels]`
+    /// Sinusoidal embedding of timesteps, of `StepState::timestep` where none are given: angles
+    /// t exp(-ln(10000) i / (half - shift)), [sin, cos] halves, or [cos, sin] if `flip`.
+    /// `(t? [n]) -> [n or 1, channels]`
     TimestepEmbedding { channels: usize, flip: bool, shift: f32 },
     /// x / |x| of every row. `(x [n, d])`
     Normalise,
@@ -245,6 +265,21 @@ impl Op {
             Self::GuideEps { .. } => "guide_eps",
             Self::FrozenPullback => "frozen_pullback",
         }
+    }
+
+    /// Whether the result depends on the state of the step beside the operands.
+    pub const fn reads_state(&self) -> bool {
+        matches!(
+            self,
+            Self::TimestepEmbedding { .. }
+                | Self::CfgX0
+                | Self::CfgX0Bwd { .. }
+                | Self::SldX0
+                | Self::ClipCosine { .. }
+                | Self::DdimUnguide { .. }
+                | Self::GuideEps { .. }
+                | Self::FrozenPullback
+        )
     }
 
     /// Sources and views take no time and own no bytes of the arena.

@@ -173,7 +173,8 @@ pub fn infer(op: &Op, inputs: &[&Shape]) -> Shapes {
         }
         Op::TimestepEmbedding { channels, .. } => {
             divides(2, *channels, "halves", "channels")?;
-            one([1, *channels].into())
+            let [rows] = x.map_or(Ok([1]), extents)?;
+            one([rows, *channels].into())
         }
         Op::CfgX0 => {
             let rows = inputs[1].with_first(first(inputs[0])?);
@@ -238,7 +239,8 @@ pub fn conv_out(
 /// Fewest and most operands.
 fn arity(op: &Op) -> (usize, usize) {
     match op {
-        Op::Param { .. } | Op::Load { .. } | Op::TimestepEmbedding { .. } => (0, 0),
+        Op::Param { .. } | Op::Load { .. } => (0, 0),
+        Op::TimestepEmbedding { .. } => (0, 1),
         Op::Store { .. }
         | Op::Reshape
         | Op::SliceChannels { .. }

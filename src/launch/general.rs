@@ -37,7 +37,7 @@ pub fn kinds(op: &Op) -> Option<Kinds> {
         Op::Add => ("add", "tt", "t"),
         Op::AddChannels => ("add_channels", "tt", "t"),
         Op::Affine { .. } => ("affine", "t", "t"),
-        Op::TimestepEmbedding { .. } => ("timestep", "", "t"),
+        Op::TimestepEmbedding { .. } => ("timestep", "f", "t"),
         Op::CfgX0 => ("cfg_x0", "ft", "ff"),
         Op::CfgX0Bwd { .. } => ("cfg_x0_bwd", "f", "ft"),
         Op::SldX0 => ("sld_x0", "ftf", "fff"),
@@ -128,8 +128,10 @@ pub fn general(
         }
         Op::TimestepEmbedding { channels, flip, shift } => {
             let (channels, flip, shift) = (int(*channels), i32::from(*flip), *shift);
-            let params = p::TimestepParams { state, out: output(0), channels, flip, shift, pad: 0 };
-            make.launch(&params, make.strided(count(0) / 2))
+            // The state begins with the step's own.
+            let times = if inputs.is_empty() { state } else { input(0) };
+            let params = p::TimestepParams { times, out: output(0), channels, flip, shift, pad: 0 };
+            make.launch(&params, [int(to[0]) as u32, 1, 1])
         }
         Op::CfgX0 => {
             let copies = int(shape(1).count() / count(0));

@@ -2,24 +2,26 @@
 //!
 //! Nodes become launches in the order of the plan, which also says where their results lie. What a kernel reads in
 //! another type than it was made in is copied before its first reader. A sample's row of a buffer is copied in and
-//! out by kernels that read the sample's index from the state, so that every launch is the same for all samples.
+//! out by kernels that read the sample's index from the state, so that every launch is the same for all samples;
+//! what a step needs of the rows of all steps comes the same way, in one copy.
 //! Copies and workspaces are placed behind the plan's arena, by the launches between which they live.
 //!
 //! Pure: equal programs, storage types and targets give equal launches.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::mem::offset_of;
 
 use super::device::MOST_BLOCKS;
 use super::forms::Form;
 use super::layout::{Element, Place};
 use super::location::{Location, Space, relocate};
-use super::params::DevicePtr;
+use super::params::{DevicePtr, StepState};
 use super::types::{Types, of_letter, root};
 use super::{
     Cost, DeviceBuffer, Launch, LaunchProgram, LaunchStage, LaunchStep, Operand, Storage, kinds, weights,
 };
 use crate::error::{Error, Result};
-use crate::ir::{BufferId, Graph, Node, NodeId, Op, Row, ValueId};
+use crate::ir::{BufferId, Node, NodeId, Op, Row, ValueId};
 use crate::plan::{self, ALIGN, Demand, Slot, Stage, StepProgram};
 use crate::tensor::{DType, Shape};
 
@@ -34,10 +36,10 @@ pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Resu
         step,
         storage,
         target,
-        steady: steady(&step.graph),
         types,
         launches: 0,
         at_hand: HashMap::new(),
+        rows_at_hand: HashMap::new(),
         scratch: Vec::new(),
     };
     let body = lowering.stages(&step.body)?;
@@ -84,44 +86,17 @@ fn param_types(step: &StepProgram, types: &Types) -> Vec<DType> {
     found
 }
 
-/// Nodes that depend on no buffer which the step writes.
-fn steady(graph: &Graph) -> HashSet<NodeId> {
-    let order = graph.order();
-    let written: HashSet<BufferId> = order
-        .iter()
-        .filter_map(|&id| match graph.node(id).op {
-            Op::Store { buffer, .. } => Some(buffer),
-            _ => None,
-        })
-        .collect();
-    let mut steady = HashSet::new();
-    for id in order {
-        let node = graph.node(id);
-        let still = match node.op {
-            Op::Load { buffer, .. } => !written.contains(&buffer),
-            _ => node.inputs.iter().all(|&input| {
-                matches!(graph.producer(input).op, Op::Param { .. })
-                    || steady.contains(&graph.value(input).node)
-            }),
-        };
-        if still {
-            steady.insert(id);
-        }
-    }
-    steady
-}
-
 struct Lowering<'a> {
     step: &'a StepProgram,
     storage: Storage,
     target: &'static str,
     types: Types,
-    /// Nodes whose results no step changes.
-    steady: HashSet<NodeId>,
     /// How many there are so far: the time of lifetimes.
     launches: usize,
     /// Copies that later launches of the open stages may read, by value and type.
     at_hand: HashMap<(ValueId, DType), DevicePtr>,
+    /// The same for the step's rows of buffers.
+    rows_at_hand: HashMap<(BufferId, DType), DevicePtr>,
     scratch: Vec<Demand>,
 }
 
@@ -157,9 +132,9 @@ impl Lowering<'_> {
 
     /// A body that may not run: what it copies is of no use behind it.
     fn inner(&mut self, body: &[Stage]) -> Result<Vec<LaunchStage>> {
-        let outer = self.at_hand.clone();
+        let outer = (self.at_hand.clone(), self.rows_at_hand.clone());
         let body = self.stages(body);
-        self.at_hand = outer;
+        (self.at_hand, self.rows_at_hand) = outer;
         body
     }
 
@@ -212,7 +187,7 @@ impl Lowering<'_> {
         let launches = form.launches(&node.op, self.storage, at, &inputs, &outputs)?;
         let mut cost = Cost::of(&self.step.graph, node, kinds, self.storage);
         for launch in launches {
-            self.emit(node, launch, std::mem::take(&mut cost), self.steady.contains(&id), run);
+            self.emit(node, launch, std::mem::take(&mut cost), run);
         }
         for at in inputs.iter().map(|operand| operand.at).chain([workspace]) {
             if let Some(Location { space: Space::Scratch(index), .. }) = Location::of(at) {
@@ -229,8 +204,8 @@ impl Lowering<'_> {
         Location::start(Space::Scratch(index)).symbol()
     }
 
-    fn emit(&mut self, node: &Node, launch: Launch, cost: Cost, steady: bool, run: &mut Vec<LaunchStep>) {
-        run.push(LaunchStep { node: node.name.clone(), launch, cost, steady });
+    fn emit(&mut self, node: &Node, launch: Launch, cost: Cost, run: &mut Vec<LaunchStep>) {
+        run.push(LaunchStep { node: node.name.clone(), launch, cost });
         self.launches += 1;
     }
 
@@ -244,6 +219,11 @@ impl Lowering<'_> {
     ) -> Result<Operand> {
         let shape = self.step.graph.shape(value).clone();
         let value = root(&self.step.graph, value);
+        if let Slot::Buffer { buffer, row: Row::Step { start, .. } } = self.step.slot(value) {
+            let row = self.row_of_step(reader, buffer, wanted, run)?;
+            let offset = (start * wanted.bytes()) as u64;
+            return Ok(Operand { at: Location { offset, ..row }.symbol(), shape });
+        }
         let (home, of_sample) = self.home(reader, value)?;
         if !of_sample && self.types.value(value) == wanted {
             return Ok(Operand { at: home.symbol(), shape });
@@ -253,13 +233,39 @@ impl Lowering<'_> {
             Some(&at) => at,
             None => {
                 let at = self.scratch(shape.count() * wanted.bytes());
-                let from = Side { at: home.symbol(), dtype: self.types.value(value), of_sample };
-                self.copy(reader, from, Side { at, dtype: wanted, of_sample: false }, &shape, run)?;
+                let row_of = of_sample.then_some(SAMPLE);
+                let from = Side { at: home.symbol(), dtype: self.types.value(value), row_of };
+                self.copy(reader, from, Side { at, dtype: wanted, row_of: None }, &shape, run)?;
                 self.at_hand.insert(key, at);
                 at
             }
         };
         Ok(Operand { at, shape })
+    }
+
+    /// The row of the step of a buffer, copied as a whole: one launch for all that is read of it.
+    fn row_of_step(
+        &mut self,
+        reader: &Node,
+        buffer: BufferId,
+        wanted: DType,
+        run: &mut Vec<LaunchStep>,
+    ) -> Result<Location> {
+        let at = match self.rows_at_hand.get(&(buffer, wanted)) {
+            Some(&at) => at,
+            None => {
+                let shape = &self.step.graph.buffer(buffer).shape;
+                let count = shape.count() / shape[0];
+                let at = self.scratch(count * wanted.bytes());
+                let home = Location::start(Space::Buffer(buffer.0)).symbol();
+                let from = Side { at: home, dtype: self.types.buffer(buffer), row_of: Some(STEP) };
+                let to = Side { at, dtype: wanted, row_of: None };
+                self.copy(reader, from, to, &[1, count].into(), run)?;
+                self.rows_at_hand.insert((buffer, wanted), at);
+                at
+            }
+        };
+        Location::of(at).ok_or_else(|| Error::Bug(format!("`{}` reads a row from nowhere", reader.name)))
     }
 
     /// Where the plan has a value, and whether it is the row of the current sample.
@@ -288,10 +294,19 @@ impl Lowering<'_> {
 
     fn store(&mut self, node: &Node, buffer: BufferId, row: Row, run: &mut Vec<LaunchStep>) -> Result<()> {
         let value = root(&self.step.graph, node.inputs[0]);
-        let (home, of_sample) = self.home(node, value)?;
-        let from = Side { at: home.symbol(), dtype: self.types.value(value), of_sample };
+        let dtype = self.types.value(value);
+        let from = match self.step.slot(value) {
+            Slot::Buffer { row: Row::Step { .. }, .. } => {
+                Side { at: self.input(node, value, dtype, run)?.at, dtype, row_of: None }
+            }
+            _ => {
+                let (home, of_sample) = self.home(node, value)?;
+                Side { at: home.symbol(), dtype, row_of: of_sample.then_some(SAMPLE) }
+            }
+        };
         let at = Location::start(Space::Buffer(buffer.0)).symbol();
-        let to = Side { at, dtype: self.types.buffer(buffer), of_sample: row == Row::Sample };
+        let row_of = (row == Row::Sample).then_some(SAMPLE);
+        let to = Side { at, dtype: self.types.buffer(buffer), row_of };
         let shape = self.step.graph.shape(node.inputs[0]).clone();
         self.copy(node, from, to, &shape, run)
     }
@@ -308,12 +323,12 @@ impl Lowering<'_> {
         let (Some(x), Some(out)) = (from.element(), to.element()) else {
             return Err(Error::Bug(format!("`{}` copies {} to {}", node.name, from.dtype, to.dtype)));
         };
-        let row = |side: Side| if side.of_sample { count } else { 0 };
+        let row = |side: Side| if side.row_of.is_some() { count } else { 0 };
+        let index = from.row_of.or(to.row_of).map_or(DevicePtr::NONE, Location::symbol);
         let place = Place { x_sample: row(from), out_sample: row(to), ..Place::whole(count) };
-        let state = Location::start(Space::State).symbol();
-        let launch = place.launch((x, out), MOST_BLOCKS, state, [from.at, DevicePtr::NONE, to.at])?;
+        let launch = place.launch((x, out), MOST_BLOCKS, index, [from.at, DevicePtr::NONE, to.at])?;
         let bytes = (count * (from.dtype.bytes() + to.dtype.bytes())) as u64;
-        self.emit(node, launch, Cost { flops: 0, executed_flops: 0, bytes }, false, run);
+        self.emit(node, launch, Cost { flops: 0, executed_flops: 0, bytes }, run);
         Ok(())
     }
 }
@@ -323,9 +338,12 @@ impl Lowering<'_> {
 struct Side {
     at: DevicePtr,
     dtype: DType,
-    /// The row of the current sample of what lies there.
-    of_sample: bool,
+    /// Of what lies there one row, whose index is at this place: the current sample's or the step's.
+    row_of: Option<Location>,
 }
+
+const SAMPLE: Location = Location { space: Space::State, offset: offset_of!(StepState, sample) as u64 };
+const STEP: Location = Location { space: Space::State, offset: offset_of!(StepState, step) as u64 };
 
 impl Side {
     fn element(&self) -> Option<Element> {

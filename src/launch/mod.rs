@@ -30,7 +30,7 @@ mod weights;
 use bytemuck::bytes_of;
 
 pub use cost::Cost;
-pub use execute::{Addresses, Executor, execute};
+pub use execute::{Addresses, Executor, execute, execute_hoisted};
 pub use general::{Kinds, Operand, general, kinds};
 pub use location::{Location, Space, relocate};
 pub use lower::lower;

@@ -209,6 +209,7 @@ impl Model {
             tokens: self.text.positions,
             context_width: self.text.encoder.width,
             rows: 1,
+            steps: 1,
             steering: Steering::None,
         };
         let mut graphs = vec![

@@ -15,7 +15,7 @@ use std::ops::Add;
 use super::blueprint::Blueprint;
 use super::programs::{self, Steering, StepSpec};
 use crate::error::{Error, Result};
-use crate::ir::{Cost, Graph, Item};
+use crate::ir::{Cost, Flag, Graph, Item};
 use crate::passes;
 use crate::plan::{Fit, Fuse, Param, Planner, StepProgram, Storage};
 
@@ -157,7 +157,7 @@ impl Drafts {
             }
             _ => None,
         };
-        let step = planner(programs::step(&blueprint.unet, spec)?)?;
+        let step = Planner::new(blueprint.step(spec)?, target.storage, target.fuse)?;
         let rest = Plans {
             text: planner(programs::encode_text(&blueprint.text, spec.tokens)?)?.plan()?,
             concepts,
@@ -242,12 +242,14 @@ fn tower(name: &str) -> &str {
     inside.filter(|name| name.starts_with("text_model.")).unwrap_or(name)
 }
 
-/// Contractions of one step; a for-each-sample body counts `batch` times, a gate as open.
+/// Contractions of one step; a for-each-sample body counts `batch` times, a gate as open. What was hoisted out
+/// of the step does not count.
 fn flops(graph: &Graph, batch: usize) -> u64 {
     fn of(graph: &Graph, items: &[Item], batch: u64) -> u64 {
         let item = |item: &Item| match item {
             Item::Node(id) => Cost::of(graph, graph.node(*id), 1).flops,
             Item::ForEachSample(body) => batch * of(graph, body, batch),
+            Item::If(Flag::Once(_), _) => 0,
             Item::If(_, body) => of(graph, body, batch),
         };
         items.iter().map(item).sum()

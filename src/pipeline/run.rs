@@ -100,6 +100,8 @@ fn attempt(
             program.write(names::CONCEPTS, concepts)?;
         }
         program.write(names::CONTEXT, &contexts.rows(request, &spec, images.clone()))?;
+        let timesteps: Vec<f32> = schedule.steps.iter().map(|step| step.timestep as f32).collect();
+        program.write(names::TIMESTEPS, &timesteps)?;
 
         // Noise -> latents, one step after the other.
         let run = Run { request, schedule: &schedule, gammas: &gammas, startup: &startup, stop };
@@ -267,6 +269,8 @@ impl Run<'_> {
         let mut state = StepState {
             step: index as u32,
             sample: 0,
+            // The first step of a batch finds its texts and timesteps just written.
+            fresh: index == 0,
             window: false,
             timestep: c.timestep as f32,
             guidance: self.request.guidance_scale as f32,
@@ -428,6 +432,7 @@ pub(super) fn step_spec(model: &Model, request: &Request) -> Result<StepSpec> {
             _ if request.guidance_scale > 1.0 => 2,
             _ => 1,
         },
+        steps: request.steps,
         steering,
     })
 }

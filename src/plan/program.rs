@@ -6,8 +6,9 @@ use std::fmt;
 use super::memory;
 use super::peak::Peak;
 use super::schedule::Schedule;
+use super::state::StepState;
 use super::storage::Storage;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ir::{BufferId, Flag, Fusion, Graph, Item, Layout, NodeId, Op, Row, ValueId, verify};
 use crate::tensor::Shape;
 
@@ -143,6 +144,23 @@ impl StepProgram {
         })
     }
 
+    /// Whether there is a row for the step wherever rows of steps are read.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] beyond the last row.
+    pub fn check(&self, state: &StepState) -> Result<()> {
+        let rows = |slot: &Slot| match slot {
+            Slot::Buffer { buffer, row: Row::Step { .. } } => Some(self.graph.buffer(*buffer).shape[0]),
+            _ => None,
+        };
+        match self.slots.iter().filter_map(rows).min() {
+            Some(steps) if state.step as usize >= steps => {
+                Err(Error::Bug(format!("step {} of a program for {steps}", state.step)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub fn slot(&self, value: ValueId) -> Slot {
         self.slots[value.0 as usize]
     }
@@ -216,12 +234,7 @@ impl StepProgram {
                     self.print_stages(body, depth + 1, f)?;
                 }
                 Stage::If(flag, body) => {
-                    match flag {
-                        Flag::Window => writeln!(f, "{indent}if window")?,
-                        Flag::Sample(buffer) => {
-                            writeln!(f, "{indent}if {}[sample]", self.graph.buffer(*buffer).name)?;
-                        }
-                    }
+                    writeln!(f, "{indent}{}", flag.heading(|id| &self.graph.buffer(id).name))?;
                     self.print_stages(body, depth + 1, f)?;
                 }
             }

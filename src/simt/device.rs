@@ -248,9 +248,10 @@ impl Program for SimtProgram {
     }
 
     fn run(&mut self, state: &StepState, stop: &Stop) -> Result<()> {
+        self.step.check(state)?;
         let Self { simt, helpers, launches, buffers, .. } = self;
         let mut run = Run { simt, helpers, buffers, state: (self.state, *state), stop };
         run.set_state();
-        execute(&launches.body, state.window, &mut run)
+        execute(&launches.body, state, &mut run)
     }
 }

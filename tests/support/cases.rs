@@ -229,7 +229,10 @@ fn tokens() -> Vec<Case> {
         cases.push(case(Op::Normalise, vec![image(&[n, d])], Class::Rounded, &[]));
     }
     for (channels, flip, shift) in [(2, false, 0.0), (320, true, 0.0), (34, false, 1.0)] {
-        cases.push(case(Op::TimestepEmbedding { channels, flip, shift }, vec![], Class::Rounded, &[]));
+        let given = filled(&[3], Fill::Normal { mean: 500.0, spread: 200.0 }, true);
+        for inputs in [vec![], vec![given]] {
+            cases.push(case(Op::TimestepEmbedding { channels, flip, shift }, inputs, Class::Rounded, &[]));
+        }
     }
     cases
 }

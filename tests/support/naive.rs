@@ -155,7 +155,8 @@ pub fn eval(op: &Op, operands: &[Value<f64>], state: &StepState) -> Vec<Tensor<f
             one(&|i| {
                 let k = (i[1] % half) as f64;
                 let frequency = (-(10_000f64.ln()) * k / (half as f64 - f64::from(*shift))).exp();
-                let angle = f64::from(state.timestep) * frequency;
+                let t = if operands.is_empty() { f64::from(state.timestep) } else { at(x(0), &i[..1]) };
+                let angle = t * frequency;
                 if (i[1] < half) != *flip { angle.sin() } else { angle.cos() }
             })
         }

@@ -58,7 +58,8 @@ impl Params for PointwiseParams {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub struct TimestepParams {
-    pub state: DevicePtr,
+    // f32 each; the step's own is the first number of its state
+    pub times: DevicePtr,
     pub out: DevicePtr,
     pub channels: i32,
     pub flip: i32,
@@ -72,7 +73,7 @@ impl Params for TimestepParams {
     const ADDRESSES: usize = 2;
 
     fn check(&self, rules: &mut Rules) {
-        rules.given("state", self.state);
+        rules.given("times", self.times);
         rules.given("out", self.out);
         rules.at_least("channels", self.channels, 2);
         rules.holds("channels", self.channels, self.channels % 2 == 0, "even");

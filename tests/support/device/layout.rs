@@ -1,5 +1,7 @@
 //! Copies that choose a sample or change the type, and elements eight at a time.
 
+use std::mem::offset_of;
+
 use bytemuck::bytes_of;
 use unguide::ir::{Activation, Op};
 use unguide::launch::layout::{Element, Place};
@@ -102,9 +104,10 @@ fn copies() -> Vec<Proof> {
             let x = put(simt, &real(&[samples * count], given.clone()), stored(from_stored));
             let output = Output::new(simt, &Shape::from([samples * count]), stored(to_stored));
             let state = simt.put(bytes_of(&StepState::from(&state)));
+            let index = DevicePtr(state.0 + offset_of!(StepState, sample) as u64);
             let place = Place { x_sample: count, out_sample: count, ..Place::whole(count) };
             let kinds = (kind(from_stored), kind(to_stored));
-            let launch = place.launch(kinds, MOST_BLOCKS, state, [x, DevicePtr::NONE, output.at]);
+            let launch = place.launch(kinds, MOST_BLOCKS, index, [x, DevicePtr::NONE, output.at]);
             Prepared { launches: vec![launch.expect("a copy is legal")], outputs: vec![output] }
         };
         let name = format!("a sample from {from_stored} to {to_stored}");
