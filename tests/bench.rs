@@ -1,40 +1,58 @@
 //! What `unguide bench kernels` measures: pieces of models, judged against the CPU backend; and measuring itself,
-//! against the stand-in for the CUDA driver.
+//! against the stand-in for the CUDA driver, which runs the kernels on the CPU and by whose clock a launch takes 50 us.
+
+#![cfg(target_os = "linux")]
 
 #[path = "support/golden.rs"]
 mod golden;
+#[path = "support/process.rs"]
+mod process;
+#[path = "support/stub.rs"]
+mod stub;
+#[path = "support/mod.rs"]
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{CStr, c_char, c_void};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::Duration;
 
 use golden::{demo, open};
+use process::{Place, Ran};
+use rayon::prelude::*;
+use stub::{Counts, stub};
+use support::device::proofs;
 use unguide::backend::{Program, Stop};
+use unguide::bench::kernels::{Case, cases};
+use unguide::bench::measure::{Measurement, Session, Settings};
 use unguide::bench::operands::{Value, state};
 use unguide::bench::pieces::{Piece, pieces};
+use unguide::bench::programs;
+use unguide::cuda::{CudaDevice, usable};
 use unguide::error::Result;
 use unguide::ir::{Fusion, Graph};
-use unguide::launch::Storage;
-use unguide::passes::run_all;
+use unguide::launch::{Launch, LaunchProgram, Storage, lower};
+use unguide::manifest::{self, KERNELS};
+use unguide::passes::fuse;
 use unguide::pipeline::Blueprint;
-use unguide::pipeline::programs::{Steering, decode, encode_text};
-use unguide::plan::{self, StepProgram};
-use unguide::simt::SimtDevice;
+use unguide::plan::{self, Stage, StepProgram};
+use unguide::simt::{Mode, Simt, SimtDevice};
 
-fn planned(graph: Graph, storage: Storage) -> StepProgram {
-    let fusion = Fusion::none(&graph);
-    StepProgram::fused(graph, fusion, plan::Storage::of(storage.dtype())).expect("a plan")
+fn planned(graphs: Vec<Graph>, storage: Storage) -> Vec<StepProgram> {
+    let plan = |graph: Graph| {
+        let fusion = Fusion::none(&graph);
+        StepProgram::fused(graph, fusion, plan::Storage::of(storage.dtype())).expect("a plan")
+    };
+    graphs.into_iter().map(plan).collect()
 }
 
-/// The text tower, a guarded step through the UNet, and the decoder of the demo model.
-fn programs(storage: Storage) -> Vec<StepProgram> {
-    let blueprint = Blueprint::of(&open(&demo()));
-    let steering = Steering::Xt { guard: blueprint.guard().expect("a guard"), frozen: false };
-    let (width, height) = blueprint.size;
-    let factor = blueprint.decoder.factor();
-    let graphs = [
-        run_all(encode_text(&blueprint.text, blueprint.text.positions).expect("a graph")).expect("passes"),
-        blueprint.step(&blueprint.step_spec(steering, blueprint.size, 1)).expect("a graph"),
-        run_all(decode(&blueprint.decoder, height / factor, width / factor).expect("a graph"))
-            .expect("passes"),
-    ];
-    graphs.into_iter().map(|graph| planned(graph, storage)).collect()
+fn of_demo() -> Vec<Graph> {
+    programs::of_model(&Blueprint::of(&open(&demo())), 1).expect("graphs")
+}
+
+fn odd() -> Vec<Graph> {
+    vec![programs::odd().expect("a graph")]
 }
 
 /// What the kernels make of a piece, and how that is judged.
@@ -51,7 +69,7 @@ fn judge(piece: &Piece, storage: Storage) -> Result<Result<f64, String>> {
     program.run(&state(), &Stop::default())?;
     let wanted = piece.wanted(storage, &operands)?;
     let mut worst = 0f64;
-    for (i, (class, wanted)) in piece.classes().iter().zip(&wanted.outputs).enumerate() {
+    for (i, (class, wanted)) in piece.classes().iter().zip(&wanted).enumerate() {
         let name = format!("out{i}");
         let (_, buffer) = program.launches().buffer(&name).expect("an output");
         match class.judge(&program.read(&name)?, wanted, buffer.dtype) {
@@ -63,26 +81,286 @@ fn judge(piece: &Piece, storage: Storage) -> Result<Result<f64, String>> {
 }
 
 #[test]
-fn pieces_of_the_demo_model_give_on_the_kernels_what_the_cpu_gives() {
-    for storage in Storage::BOTH {
-        let programs = programs(storage);
-        let pieces = pieces(&programs).expect("pieces");
-        println!("{} pieces", pieces.len());
-        let mut wrong = Vec::new();
+fn pieces_give_on_the_kernels_what_the_cpu_gives_and_nothing_is_judged_loosely() {
+    for (storage, graphs) in [(Storage::F16, of_demo()), (Storage::F16, odd()), (Storage::Bf16, odd())] {
+        let pieces = pieces(&planned(graphs, storage)).expect("pieces");
+        let judged = pieces.par_iter().map(|piece| (piece, judge(piece, storage).expect("a run")));
+        let wrong: Vec<String> = judged
+            .filter_map(|(piece, verdict)| {
+                let near = verdict.as_ref().is_ok_and(|share| *share <= 0.75);
+                (!near).then(|| format!("{} {:?}: {verdict:?}", piece.node, piece.classes()))
+            })
+            .collect();
+        assert!(wrong.is_empty() && pieces.len() > 30, "{} pieces, {wrong:#?}", pieces.len());
+    }
+}
+
+#[test]
+fn a_fused_group_is_one_piece_and_runs_as_one_by_itself() {
+    let sd15 = Blueprint::preset("sd15").expect("a published model");
+    for graph in programs::of_model(&sd15, 1).expect("graphs").into_iter().chain(of_demo()) {
+        let (fusion, storage) = (fuse(&graph), plan::Storage::of(Storage::F16.dtype()));
+        let groups = fusion.groups.len();
+        let step = StepProgram::fused(graph, fusion, storage).expect("a plan");
+        let pieces = pieces([&step]).expect("pieces");
+        let mut together = 0;
         for piece in &pieces {
-            let begun = std::time::Instant::now();
-            let verdict = judge(piece, storage).expect("a run");
-            println!(
-                "{:>8.3} {:?} {} {:?}",
-                begun.elapsed().as_secs_f64(),
-                verdict,
+            let step = piece.step(Storage::F16, fuse).expect("a plan");
+            let [Stage::Run(nodes)] = &step.body[..] else { panic!("{} branches", piece.node) };
+            let running = nodes.iter().filter(|&&id| !step.graph.node(id).outputs.is_empty()).count();
+            assert_eq!(
+                running,
+                1,
+                "{} runs as {running}:\n{}",
                 piece.node,
-                piece.classes()
+                step.fusion.describe(&step.graph)
             );
-            if let Err(problem) = verdict {
-                wrong.push(format!("{} {:?}: {problem}", piece.node, piece.classes()));
+            together += step.fusion.groups.len();
+        }
+        assert!((groups > 0) == (together > 0), "{groups} groups, {together} of the pieces are some");
+    }
+}
+
+/// Kernels that no program launches and no proof of the table runs, and who proves them.
+const BESIDE: [(&str, &str); 4] = [
+    ("cast_", "tests/kernels/main.rs; no program has casts of their own"),
+    ("to_nhwc_", "tests/kernels/main.rs; tensors are turned around on the host"),
+    ("to_nchw_", "tests/kernels/main.rs; tensors are turned around on the host"),
+    ("condition_", "tests/cuda.rs; a node of the driver's graphs"),
+];
+
+#[test]
+fn every_kernel_has_a_proof_and_a_row_of_the_bench() {
+    let mut proven = BTreeSet::new();
+    for storage in Storage::BOTH {
+        let names = proofs().into_par_iter().flat_map_iter(|proof| {
+            let prepared = proof.prepare(&mut Simt::new(), storage);
+            prepared.launches.into_iter().map(|launch| launch.kernel.name).collect::<Vec<_>>()
+        });
+        proven.extend(names.collect::<Vec<_>>());
+    }
+    let mut benched = BTreeSet::new();
+    for storage in Storage::BOTH {
+        let presets = ["sd15", "sd21"].into_iter().flat_map(|name| {
+            programs::of_model(&Blueprint::preset(name).expect("a published model"), 1).expect("graphs")
+        });
+        for step in planned(presets.chain(of_demo()).chain(odd()).collect(), storage) {
+            for target in ["sm_80", "sm_90a"] {
+                let program = lower(&step, storage, target).expect("launches");
+                benched.extend(program.steps().into_iter().map(|step| step.launch.kernel.name));
             }
         }
-        assert!(wrong.is_empty(), "{wrong:#?}");
     }
+    let beside = |name: &str| BESIDE.iter().any(|(prefix, _)| name.starts_with(prefix));
+    let missing = |found: &BTreeSet<&str>| -> Vec<&str> {
+        let names = KERNELS.iter().map(|kernel| kernel.name);
+        names.filter(|name| !found.contains(name) && !beside(name)).collect()
+    };
+    assert_eq!(missing(&proven), [""; 0], "kernels without a proof");
+    assert_eq!(missing(&benched), [""; 0], "kernels without a row of the bench");
+}
+
+/// Starts a test of this file again, with the stub in the place of the driver; true inside of it.
+fn inside(test: &str, settings: &[(&str, &str)]) -> bool {
+    const INSIDE: &str = "UNGUIDE_TEST_INSIDE";
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    // The loader looks at its path when a process starts.
+    let mut again = Command::new(std::env::current_exe().expect("this test"));
+    again.args(["--exact", test, "--nocapture"]).env("LD_LIBRARY_PATH", stub("ALL")).env(INSIDE, "1");
+    let ran = again.envs(settings.iter().copied()).output().expect("started");
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(ran.status.success(), "{}\n{}", said(&ran.stdout), said(&ran.stderr));
+    false
+}
+
+extern "C" fn params_bytes(kernel: *const c_char) -> usize {
+    // SAFETY: the stub's names end in NUL.
+    let name = unsafe { CStr::from_ptr(kernel) }.to_str().expect("a name");
+    Simt::kernel(name).expect("a kernel").1
+}
+
+/// From which of a kernel's launches on its result is wrong, how, and how many there were.
+struct Spoil {
+    kernel: &'static str,
+    after: usize,
+    with: u16,
+    launches: usize,
+}
+
+static SPOIL: Mutex<Spoil> = Mutex::new(Spoil { kernel: "none", after: 0, with: 0, launches: 0 });
+
+extern "C" fn launch(kernel: *const c_char, grid: *const u32, params: *const c_void, bytes: usize) {
+    // SAFETY: the stub's names end in NUL, its grids have three extents, and params the bytes that it was told.
+    let (name, grid, params) = unsafe {
+        let params = std::slice::from_raw_parts(params.cast::<u8>(), bytes).to_vec();
+        (CStr::from_ptr(kernel).to_str().expect("a name"), *grid.cast::<[u32; 3]>(), params)
+    };
+    let kernel = manifest::find(name).expect("a row");
+    let launch = Launch { kernel, grid, params, addresses: 0 };
+    Simt::new().run(&launch, Mode::FAST).expect("a launch that is right");
+    let mut spoil = SPOIL.lock().expect("nobody panics with it");
+    if name.starts_with(spoil.kernel) {
+        spoil.launches += 1;
+        if spoil.launches > spoil.after {
+            // Of all kernels that are spoilt here the result is the third address.
+            let out = u64::from_le_bytes(launch.params[16..24].try_into().expect("an address"));
+            // SAFETY: memory of the stub, of at least one element; nothing else uses it during a launch.
+            unsafe { *(out as *mut u16) = spoil.with };
+        }
+    }
+}
+
+const NAN: u16 = 0x7e00;
+
+/// Everything for measuring a few launches of the demo with f16.
+struct Measuring {
+    steps: Vec<StepProgram>,
+    rows: Vec<Case>,
+}
+
+impl Measuring {
+    fn of(target: &'static str, words: &[&str]) -> Self {
+        let steps = planned(of_demo(), Storage::F16);
+        let programs: Vec<LaunchProgram> =
+            steps.iter().map(|step| lower(step, Storage::F16, target).expect("launches")).collect();
+        let mut rows = cases(steps.iter().map(|step| &step.graph).zip(&programs));
+        rows.retain(|case| words.iter().any(|word| case.matches(word)));
+        Self { steps, rows }
+    }
+
+    /// With a kernel that is wrong from some launch on.
+    fn run(&self, device: &CudaDevice, spoil: Spoil) -> Vec<(String, Measurement)> {
+        *SPOIL.lock().expect("nobody panics with it") = spoil;
+        let gpu = usable(0).expect("the stub");
+        let target = gpu.target().expect("a target");
+        let settings = Settings { warm_up: Duration::ZERO, duration: Duration::ZERO, hot: false };
+        let steps: Vec<&StepProgram> = self.steps.iter().collect();
+        let how = (Storage::F16, Fusion::none as plan::Fuse);
+        let session = Session::new((device, &gpu), target, &steps, how, &self.rows, settings);
+        let mut session = session.expect("pieces");
+        let measured = self.rows.iter().map(|case| {
+            let measured = session.measure(case).expect("a device that goes on");
+            (format!("{} {}", case.launch.kernel.name, case.node), measured)
+        });
+        measured.collect()
+    }
+}
+
+#[test]
+fn what_is_right_gets_a_time_and_what_is_wrong_a_reason() {
+    if !inside("what_is_right_gets_a_time_and_what_is_wrong_a_reason", &[]) {
+        return;
+    }
+    let gpu = usable(0).expect("the stub");
+    // SAFETY: the library is the stub, loaded by the line above; these are its functions.
+    let count = unsafe {
+        let stub = cudarc::driver::sys::culib();
+        type Kernels = unsafe extern "C" fn(
+            extern "C" fn(*const c_char) -> usize,
+            extern "C" fn(*const c_char, *const u32, *const c_void, usize),
+        );
+        stub.get::<Kernels>(b"stub_kernels").expect("the stub")(params_bytes, launch);
+        *stub.get::<unsafe extern "C" fn(*const c_char) -> i64>(b"stub_count").expect("the stub")
+    };
+    let device = CudaDevice::open(&gpu, Storage::F16, None).expect("opened");
+    let target = gpu.target().expect("a target");
+    let measuring =
+        Measuring::of(target, &["time_embedding", "post_quant_conv", "mid_block.resnets.0.norm1"]);
+    let right = Spoil { kernel: "none", after: 0, with: 0, launches: 0 };
+    let mut timed = 0;
+    for (name, measured) in measuring.run(&device, right) {
+        let Measurement::Timed(measured) = measured else { panic!("{name}: {measured:?}") };
+        // The stub's clock.
+        assert_eq!((measured.times.median_us, measured.times.variation), (50.0, 0.0), "{name}");
+        assert!(measured.batch >= 10 && measured.times.runs >= 20 && measured.of_tolerance <= 0.75, "{name}");
+        timed += 1;
+    }
+    assert!(timed > 5, "{timed} launches");
+
+    let only = Measuring::of(target, &["time_embedding"]);
+    let reasons = |spoil: Spoil| -> BTreeMap<String, String> {
+        let reason = |(name, measured)| match measured {
+            Measurement::Without(reason) => Some((name, reason)),
+            Measurement::Timed(_) => None,
+        };
+        only.run(&device, spoil).into_iter().filter_map(reason).collect()
+    };
+    for (after, with, words) in [
+        (0, NAN, "its result is wrong: output 0: element 0 is NaN"),
+        // A number that is far from right.
+        (0, 0x5000, "its result is wrong: output 0: element 0 is 32, wanted"),
+        // Only from some launch on, after the comparison.
+        (30, NAN, "its result is another after it was timed"),
+    ] {
+        let reasons = reasons(Spoil { kernel: "gemm", after, with, launches: 0 });
+        let spoilt: Vec<_> = reasons.iter().filter(|(name, _)| name.starts_with("gemm")).collect();
+        assert!(!spoilt.is_empty() && spoilt.len() == reasons.len(), "{reasons:#?}");
+        assert!(spoilt.iter().any(|(_, reason)| reason.starts_with(words)), "{reasons:#?}");
+    }
+    drop(device);
+    // SAFETY: names end in NUL.
+    let count = |name: &CStr| unsafe { count(name.as_ptr()) };
+    assert_eq!((count(c"mistakes"), count(c"alive")), (0, 0));
+}
+
+/// `bench kernels` on a few launches, with a driver whose kernels do nothing.
+fn bench(settings: &[(&str, &str)], line: &str) -> (Ran, Counts) {
+    let place = Place::new();
+    let report = place.path("report");
+    let words = "bench kernels --preset demo --filter time_embedding --warm-up 0 --duration 0";
+    let mut command = place.command(words.split(' ').chain(line.split_whitespace()));
+    command.env("LD_LIBRARY_PATH", stub("ALL")).env("STUB_REPORT", &report).envs(settings.iter().copied());
+    let ran = Ran::new(command.output().expect("started"));
+    (ran, Counts::read(&report))
+}
+
+#[test]
+fn a_device_that_computes_nothing_gets_no_times_and_one_that_is_lost_ends_the_run() {
+    for line in ["", "--device cuda", "--device cuda:0"] {
+        let (ran, counts) = bench(&[], &format!("--json {line}"));
+        ran.says(0, &[]);
+        counts.are_even();
+        let lines = ran.json();
+        assert!(lines.len() > 3);
+        for line in lines {
+            assert!(line["time_us"].is_null() && line["floor_us"].is_number(), "{line}");
+            let reason = line["not_measured"].as_str().expect("a reason");
+            assert!(reason.starts_with("its result is wrong: output 0: element 0 is NaN"), "{line}");
+            assert!(line["simt"]["blocks"].is_number() && line["simt"]["bank_conflicts"] == 0, "{line}");
+        }
+    }
+    let (ran, counts) = bench(&[("STUB_STICKY", "3")], "");
+    ran.says(4, &["kernel `", "CUDA_ERROR_ILLEGAL_ADDRESS (700)", "(grid ["]);
+    counts.are_even();
+    let (ran, counts) = bench(&[("STUB_FAIL_LAUNCH", "2")], "");
+    ran.says(4, &["kernel `", "cuLaunchKernel answers CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES (701)"]);
+    counts.are_even();
+    // No room for the operands of one piece is that piece's misfortune.
+    let (ran, counts) = bench(&[("STUB_FAIL_ALLOC", "1")], "--hot");
+    ran.says(0, &[]);
+    assert!(ran.text().contains("not measured: out of memory"), "{}", ran.text());
+    counts.are_even();
+}
+
+#[test]
+fn where_nothing_is_measured_one_line_says_why() {
+    for (settings, line, words) in [
+        (&[][..], "--device none", "nothing is measured: --device none"),
+        (&[("STUB_DEVICES", "0")], "", "nothing is measured: device `cuda:0` is not usable"),
+        (&[], "--arch sm_80", "nothing is measured: Stub runs sm_90a, not sm_80"),
+    ] {
+        let place = Place::new();
+        let all = "bench kernels --preset demo --filter time_embedding";
+        let mut command = place.command(all.split(' ').chain(line.split_whitespace()));
+        command.env("LD_LIBRARY_PATH", stub("ALL")).envs(settings.iter().copied());
+        let ran = Ran::new(command.output().expect("started"));
+        ran.says(0, &[]);
+        assert_eq!(ran.text().lines().filter(|line| line.starts_with(words)).count(), 1, "{}", ran.text());
+    }
+    let (ran, _) = bench(&[], "--device cuda --arch sm_80");
+    ran.says(2, &["--arch", "Stub runs sm_90a"]);
+    let (ran, _) = bench(&[], "--device abacus");
+    ran.says(2, &["--device", "auto, none, cuda or cuda:N"]);
 }

@@ -133,7 +133,7 @@ impl<'d> Session<'d> {
             match self.places.get(&key) {
                 Some(&piece) => self.measure_piece(piece)?,
                 None => {
-                    let reason = "no operation or group by itself is launched so".to_owned();
+                    let reason = "no operation or group by itself has this launch".to_owned();
                     self.done.insert(key.clone(), Measurement::Without(reason));
                 }
             }
@@ -256,7 +256,7 @@ impl Contents {
         Ok(Self {
             weights: program.weights.iter().map(pack).collect::<Result<_>>()?,
             buffers: operands.iter().enumerate().map(encode).collect::<Result<_>>()?,
-            wanted: piece.wanted(storage, &operands)?.outputs,
+            wanted: piece.wanted(storage, &operands)?,
         })
     }
 

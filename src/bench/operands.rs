@@ -5,7 +5,7 @@ use half::{bf16, f16};
 
 use crate::backend::{Program, Stop, WeightSource};
 use crate::cpu::{Cpu, CpuProgram};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ir::{Builder, Graph, Node, Op, Row};
 use crate::launch::Storage;
 use crate::plan::{SldState, StepProgram, StepState};
@@ -79,7 +79,9 @@ impl Operand {
                 Value::Real(data, shape.clone())
             }
             Self::Attention { output, heads, causal } => {
-                let mut data = attention(&before[..3], heads, causal)?.swap_remove(output);
+                let tokens =
+                    before.get(..3).ok_or_else(|| Error::Bug(format!("`{node}` without q, k and v")))?;
+                let mut data = attention(tokens, heads, causal)?.swap_remove(output);
                 // The log-sum-exps stay as they are: kernels read them in f32.
                 if output == 0 {
                     data.iter_mut().for_each(|x| *x = round(storage, *x));

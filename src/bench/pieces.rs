@@ -25,11 +25,6 @@ pub struct Piece {
     classes: Vec<Class>,
 }
 
-/// What must come out, in the order of buffers `out{i}`.
-pub struct Wanted {
-    pub outputs: Vec<Vec<f32>>,
-}
-
 /// The distinct pieces of programs, in running order.
 pub fn pieces<'p>(steps: impl IntoIterator<Item = &'p StepProgram>) -> Result<Vec<Piece>> {
     let (mut pieces, mut known) = (Vec::new(), HashSet::new());
@@ -95,13 +90,13 @@ impl Piece {
         Ok(values)
     }
 
-    /// What the CPU backend makes of the operands.
-    pub fn wanted(&self, storage: Storage, operands: &[operands::Value]) -> Result<Wanted> {
+    /// What the CPU backend makes of the operands, in the order of buffers `out{i}`.
+    pub fn wanted(&self, storage: Storage, operands: &[operands::Value]) -> Result<Vec<Vec<f32>>> {
         let step = StepProgram::new(self.graph.clone(), size_of::<f32>())?;
         let mut program = Cpu::<f32>::new().load_program(step, &self.weights(storage))?;
         operands::run(&mut program, operands)?;
         let output = |i: usize| program.get(&format!("out{i}")).map(<[f32]>::to_vec);
-        Ok(Wanted { outputs: (0..self.classes.len()).map(output).collect::<Result<_>>()? })
+        (0..self.classes.len()).map(output).collect()
     }
 
     /// How results are judged, in the order of buffers `out{i}`.

@@ -43,6 +43,8 @@ pub struct Timing {
 const BATCH_US: f64 = 500.0;
 const MOST_LAUNCHES: usize = 512;
 const MOST_BATCHES: usize = 10_000;
+/// Batches that are queued at once: the device never waits for the host between two of them.
+const IN_A_ROW: usize = 10;
 
 /// A program that neither loops nor branches, on a device.
 pub struct Workbench {
@@ -159,17 +161,20 @@ impl Workbench {
     pub fn time(&self, index: usize, plan: &Plan) -> Result<Timing> {
         let step = &self.copies[0].launches[index];
         let wrong = |failure: super::driver::Failure| self.shared.launch_error(step, failure.to_string());
-        let (begin, end) = (Event::new(&self.shared.context), Event::new(&self.shared.context));
-        let (begin, end) = (begin.map_err(wrong)?, end.map_err(wrong)?);
-        let once = |work: &dyn Fn() -> Result<()>| -> Result<f64> {
-            begin.record(&self.shared.stream).map_err(wrong)?;
-            work()?;
-            end.record(&self.shared.stream).map_err(wrong)?;
-            Ok(f64::from(end.since(&begin).map_err(wrong)?) * 1e3)
+        let events = (0..IN_A_ROW + 2).map(|_| Event::new(&self.shared.context));
+        let events = events.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+        // Microseconds from event to event, without the first ones: before them the device had nothing to do.
+        let row = |work: &dyn Fn() -> Result<()>| -> Result<Vec<f64>> {
+            for event in &events[..IN_A_ROW + 1] {
+                event.record(&self.shared.stream).map_err(wrong)?;
+                work()?;
+            }
+            events[IN_A_ROW + 1].record(&self.shared.stream).map_err(wrong)?;
+            let between =
+                events[1..].windows(2).map(|pair| pair[1].since(&pair[0]).map(|ms| f64::from(ms) * 1e3));
+            between.collect::<Result<_, _>>().map_err(wrong)
         };
-        // The second run of two: the first one loads what the driver loads late.
-        once(&|| self.queue(step))?;
-        let guess = once(&|| self.queue(step))?.max(1.0);
+        let guess = row(&|| self.queue(step))?.into_iter().fold(f64::INFINITY, f64::min).max(1.0);
         let fitting = (BATCH_US / guess) as usize;
         // Every copy has its turn.
         let batch = fitting.max(self.copies.len()).clamp(1, MOST_LAUNCHES);
@@ -182,13 +187,13 @@ impl Workbench {
         };
         let started = Instant::now();
         while started.elapsed() < plan.warm_up {
-            once(&work)?;
+            row(&work)?;
         }
         let (started, mut batches_us) = (Instant::now(), Vec::new());
         while batches_us.len() < plan.batches
             || (started.elapsed() < plan.duration && batches_us.len() < MOST_BATCHES)
         {
-            batches_us.push(once(&work)? / batch as f64);
+            batches_us.extend(row(&work)?.into_iter().map(|us| us / batch as f64));
         }
         Ok(Timing { batches_us, batch, copies: self.copies.len() })
     }
