@@ -144,7 +144,7 @@ pub fn eval(op: &Op, operands: &[Value<f64>], state: &StepState) -> Vec<Tensor<f
             one(&|i| {
                 let k = (i[1] % half) as f64;
                 let frequency = (-(10_000f64.ln()) * k / (half as f64 - f64::from(*shift))).exp();
-                let t = if inputs.is_empty() { f64::from(state.timestep) } else { at(x(0), &i[..1]) };
+                let t = if operands.is_empty() { f64::from(state.timestep) } else { at(x(0), &i[..1]) };
                 let angle = t * frequency;
                 if (i[1] < half) != *flip { angle.sin() } else { angle.cos() }
             })
