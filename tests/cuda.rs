@@ -22,6 +22,7 @@ use unguide::cuda::{CudaDevice, usable};
 use unguide::error::Result;
 use unguide::ir::{Activation, Builder, Flag, Graph, Op, Row};
 use unguide::launch::Storage;
+use unguide::passes::{Hoisting, hoist, run_all};
 use unguide::pipeline::{Method, Trace, generate};
 use unguide::plan::{Planner, StepState};
 use unguide::simt::SimtDevice;
@@ -299,9 +300,10 @@ impl WeightSource for Drawn {
 }
 
 const SAMPLES: usize = 3;
+const STEPS: usize = 6;
 
-/// A step with all that a step may have: work for the whole batch, a loop over samples inside of the window, and a
-/// branch inside of the loop.
+/// A step with all that a step may have: work for the whole batch, a loop over samples inside of the window, a branch
+/// inside of the loop, and what texts and timesteps settle alone, hoisted.
 fn step(width: usize) -> Result<Graph> {
     let mut b = Builder::new();
     let z = b.buffer("z", [SAMPLES, width], DType::F32);
@@ -312,6 +314,13 @@ fn step(width: usize) -> Result<Graph> {
     let all = b.load(z, Row::All)?;
     let all = b.linear(&format!("mix{width}"), all, width, true)?;
     let all = b.activate("act", all, Activation::Silu)?;
+    let text = b.buffer("text", [SAMPLES, width], DType::F32);
+    let text = b.load(text, Row::All)?;
+    let text = b.linear(&format!("text{width}"), text, width, false)?;
+    let all = b.add("and text", all, text)?;
+    let time = b.push("sinusoid", Op::TimestepEmbedding { channels: width, flip: true, shift: 0.0 }, &[])?;
+    let time = b.linear(&format!("time{width}"), time, width, true)?;
+    let all = b.push("and time", Op::AddChannels, &[all, time])?;
     b.store(all, outside, Row::All)?;
     b.when(Flag::Window, |b| {
         b.for_each_sample(|b| {
@@ -327,7 +336,8 @@ fn step(width: usize) -> Result<Graph> {
     let last = b.push("last", Op::Concat, &[all, all])?;
     let both = b.buffer("both", [SAMPLES, 2 * width], DType::F32);
     b.store(last, both, Row::All)?;
-    Ok(b.finish())
+    let hoisting = Hoisting { prompt: &["text"], steps: STEPS, timesteps: "timesteps", rows: "time" };
+    run_all(hoist(b.finish(), &hoisting)?)
 }
 
 const BUFFERS: [&str; 4] = ["outside", "seen", "moved", "both"];
@@ -344,6 +354,7 @@ fn steps(backend: &dyn Backend) -> Vec<Vec<f32>> {
     };
     let load = |width| load_from(1, width);
     let mut program = load(40);
+    program.write("timesteps", &[981.0, 801.0, 601.0, 401.0, 201.0, 1.0]).expect("room");
     let mut results = Vec::new();
     for (i, (window, flags)) in [
         (true, [0.0, 1.0, 0.0]),
@@ -365,7 +376,11 @@ fn steps(backend: &dyn Backend) -> Vec<Vec<f32>> {
         let z: Vec<f32> = (0..SAMPLES * 40).map(|n| ((n * 37 + i * 11) % 101) as f32 / 50.0 - 1.0).collect();
         program.write("z", &z).expect("room");
         program.write("flags", &flags).expect("room");
-        program.run(&StepState { window, ..StepState::default() }, &Stop::default()).expect("a run");
+        // The first text is heard by launches, the second in front of a graph, and none in between.
+        let text: Vec<f32> = z.iter().map(|z| z * 0.25).collect();
+        program.write("text", &text).expect("room");
+        let state = StepState { step: i as u32, fresh: i % 3 == 0, window, ..StepState::default() };
+        program.run(&state, &Stop::default()).expect("a run");
         results.extend(BUFFERS.iter().map(|name| program.read(name).expect("numbers")));
     }
     // Another model with weights of the same names.

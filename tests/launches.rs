@@ -1,12 +1,12 @@
 //! Steps as launches, without a device: what they cost, what they rely on, that they fit the plan.
 
 use bytemuck::pod_read_unaligned;
-use unguide::ir::{Flag, Fusion};
+use unguide::ir::{Flag, Fusion, Once};
 use unguide::launch::params::DevicePtr;
 use unguide::launch::{Launch, LaunchProgram, LaunchStage, Location, Space, Storage, lower};
 use unguide::passes::run_all;
 use unguide::pipeline::Blueprint;
-use unguide::pipeline::programs::{Steering, encode_text};
+use unguide::pipeline::programs::{Steering, encode_text, names};
 use unguide::plan::{self, StepProgram};
 
 fn blueprint(name: &str) -> Blueprint {
@@ -50,6 +50,29 @@ fn a_unet_of_stable_diffusion_1_costs_what_its_shapes_say() {
     // 859 520 964 parameters in two bytes, but for biases, scales and shifts in four.
     let weights = program.weight_bytes() as f64;
     assert!((1.0..1.01).contains(&(weights / 1_719_041_928.0)), "{weights} bytes");
+}
+
+#[test]
+fn a_step_reads_no_text_and_no_timestep_and_takes_its_row_of_the_schedule_in_one_copy() {
+    for steering in [Steering::None, safe("sd15")] {
+        let program = lower(&planned("sd15", steering, 2), Storage::F16, "sm_90a").expect("launches");
+        let readers = |part, name: &str| {
+            let (buffer, _) = program.buffer(name).expect("a buffer");
+            let of_buffer = |location: &Location| location.space == Space::Buffer(buffer.0);
+            let steps = program.steps_of(part).into_iter();
+            steps.filter(|step| locations(&step.launch).iter().any(of_buffer)).count()
+        };
+        assert_eq!((readers(None, names::CONTEXT), readers(None, names::TIMESTEPS)), (0, 0));
+        assert!(readers(Some(Once::Prompt), names::CONTEXT) > 0);
+        assert_eq!(readers(Some(Once::Schedule), names::TIMESTEPS), 1);
+        assert_eq!((readers(Some(Once::Schedule), names::TIME), readers(None, names::TIME)), (1, 1));
+        // Two rows an image, 77 tokens of 768 numbers, to keys and values of all levels.
+        let outputs = 2 * (5 * 320 + 5 * 640 + 6 * 1280) as u64;
+        assert_eq!(program.cost_of(Some(Once::Prompt)).flops, 2 * 4 * 77 * 768 * outputs);
+        let [step, prompt, schedule] =
+            [None, Some(Once::Prompt), Some(Once::Schedule)].map(|part| program.steps_of(part).len());
+        println!("launches: {step} a step, {prompt} a prompt, {schedule} a schedule");
+    }
 }
 
 #[test]
