@@ -105,8 +105,8 @@ impl<T: Real> Cpu<T> {
             return Ok(data);
         }
         let mut data = Vec::with_capacity(param.shape.count());
-        for (part, shape) in param.stored() {
-            pack(param, &weights.load(part, &shape)?, &mut data);
+        for part in param.apart() {
+            pack(&part, &weights.load(&part.name, &part.stored_shape())?, &mut data);
         }
         let data = Arc::new(data);
         let mut shared = self.shared.lock().expect("no holder of the lock panics");
@@ -139,7 +139,7 @@ impl<T: Real> Backend for Cpu<T> {
     }
 }
 
-/// Appends a tensor of a weight as the graph sees it.
+/// Appends a weight of one part as the graph sees it.
 fn pack<T: Real>(param: &Param, stored: &[f32], packed: &mut Vec<T>) {
     match (param.layout, &param.shape[..]) {
         (Layout::Filter, &[_, r, s, c]) if r * s > 1 => {
