@@ -1,7 +1,7 @@
 //! Steps as launches, without a device: what they cost, what they rely on, that they fit the plan.
 
 use bytemuck::pod_read_unaligned;
-use unguide::ir::{Flag, Fusion, Once};
+use unguide::ir::{Flag, Fusion, Node, Once, Op};
 use unguide::launch::params::DevicePtr;
 use unguide::launch::{Launch, LaunchProgram, LaunchStage, Location, Space, Storage, lower};
 use unguide::passes::run_all;
@@ -73,6 +73,24 @@ fn a_step_reads_no_text_and_no_timestep_and_takes_its_row_of_the_schedule_in_one
             [None, Some(Once::Prompt), Some(Once::Schedule)].map(|part| program.steps_of(part).len());
         println!("launches: {step} a step, {prompt} a prompt, {schedule} a schedule");
     }
+}
+
+#[test]
+fn what_attends_to_the_same_tokens_is_projected_by_one_product_and_back_by_one() {
+    let blueprint = blueprint("sd15");
+    let guard = blueprint.guard().expect("a guard");
+    let spec = blueprint.step_spec(Steering::Xt { guard, frozen: false }, blueprint.size, 1);
+    let graph = blueprint.step(&spec).expect("a graph");
+    let count = |wanted: &dyn Fn(&Node) -> bool| graph.nodes.iter().filter(|node| wanted(node)).count();
+    let attends = |operands: usize| {
+        count(&|node| matches!(node.op, Op::Attention { .. }) && node.inputs.len() == operands)
+    };
+    // 16 blocks of the UNet twice, the decoder, 12 layers of the vision tower.
+    assert_eq!((attends(1), attends(2), attends(3)), (16 + 1 + 12, 16, 0));
+    let back = |name: &str| count(&|node| node.op == Op::LinearBwd && node.name.ends_with(name));
+    assert_eq!(back(".to_qkv.grad") + back(".qkv_proj.grad"), 16 + 1 + 12);
+    // Of the text no gradient is wanted.
+    assert_eq!((back(".to_q.grad"), back(".to_kv.grad")), (16, 0));
 }
 
 #[test]

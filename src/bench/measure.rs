@@ -247,7 +247,7 @@ impl Contents {
         let source = piece.weights(storage);
         let pack = |weight: &crate::launch::Weight| {
             let mut bytes = Vec::with_capacity(weight.bytes);
-            weight.pack(&|name, shape| source.load(name, shape), &mut |_, packed| {
+            weight.pack_parts(&|part| source.load(&part.name, &part.stored_shape()), &mut |_, packed| {
                 bytes.extend_from_slice(packed);
                 Ok(())
             })?;

@@ -125,8 +125,8 @@ impl<T: Real> Cpu<T> {
             Some(values) => Values::Mapped(values),
             None => {
                 let mut packed = Vec::with_capacity(param.shape.count());
-                for (part, shape) in param.stored() {
-                    pack(param, &weights.load(part, &shape)?, &mut packed);
+                for part in param.apart() {
+                    pack(&part, &weights.load(&part.name, &part.stored_shape())?, &mut packed);
                 }
                 Values::Owned(packed)
             }
@@ -200,7 +200,7 @@ fn has_taps(param: &Param) -> bool {
     matches!((param.layout, &param.shape[..]), (Layout::Filter, &[_, r, s, _]) if r * s > 1)
 }
 
-/// Appends a tensor of a weight as the graph sees it.
+/// Appends a weight of one part as the graph sees it.
 fn pack<T: Real>(param: &Param, stored: &[f32], packed: &mut Vec<T>) {
     match (param.layout, &param.shape[..]) {
         (Layout::Filter, &[_, r, s, c]) if has_taps(param) => {

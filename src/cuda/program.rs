@@ -24,8 +24,8 @@ use crate::launch::params::{self, DevicePtr};
 use crate::launch::{
     Addresses, Executor, LaunchProgram, LaunchStage, LaunchStep, Storage, execute, execute_hoisted, lower,
 };
-use crate::plan::{self, ALIGN, Fuse, StepProgram, StepState};
-use crate::tensor::{DType, Shape};
+use crate::plan::{self, ALIGN, Fuse, Param, StepProgram, StepState};
+use crate::tensor::DType;
 
 /// Bytes that are left to the driver: binaries, graphs, and what it keeps for itself.
 const SPARE_BYTES: usize = 256 << 20;
@@ -278,8 +278,9 @@ impl Shared {
         let mut staging = self.answer(Staging::new(&self.stream))?;
         for i in launches.largest_weights_first() {
             let (weight, Some(offset)) = (&launches.weights[i], offsets[i]) else { continue };
-            let read = |name: &str, shape: &Shape| source.load(name, shape);
-            weight.pack(&read, &mut |at, piece| self.answer(staging.send(&block, offset + at, piece)))?;
+            let read = |part: &Param| source.load(&part.name, &part.stored_shape());
+            let mut send = |at, piece: &[u8]| self.answer(staging.send(&block, offset + at, piece));
+            weight.pack_parts(&read, &mut send)?;
             places[i] = DevicePtr(block.address() + offset as u64);
         }
         self.answer(staging.finish())?;

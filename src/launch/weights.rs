@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use crate::error::{Error, Result};
 use crate::ir::Layout;
 use crate::plan::{ALIGN, Param};
-use crate::tensor::{DType, Shape};
+use crate::tensor::DType;
 
 /// A weight on the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,46 +39,42 @@ const PIECE: usize = 1 << 18;
 pub const PIECE_BYTES: usize = PIECE * size_of::<f32>();
 
 impl Weight {
-    /// Takes one tensor of the checkpoint after the other from `read`, by its name and shape there, converts its
-    /// elements and hands them to `write` in pieces, with the byte at which each begins.
-    ///
-    /// # Errors
-    /// [`Error::Overflow`] where an element is too large for the type; and those of `read` and `write`.
-    pub fn pack(
+    /// [`Weight::pack`] of one part after the other as `read` gives them, so that one of them is in memory at a time.
+    pub fn pack_parts(
         &self,
-        read: &dyn Fn(&str, &Shape) -> Result<Vec<f32>>,
+        read: &dyn Fn(&Param) -> Result<Vec<f32>>,
         write: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let mut written = 0;
-        for (part, shape) in self.param.stored() {
-            let stored = read(part, &shape)?;
-            self.pack_part(part, &stored, &mut |at, piece| write(written + at, piece))?;
-            written += stored.len() * self.dtype.bytes();
+        let mut first = 0;
+        for param in self.param.apart() {
+            let stored = read(&param)?;
+            let part = Self { param, ..self.clone() };
+            part.pack(&stored, &mut |at, piece| write(first + at, piece))?;
+            first += self.bytes / self.param.parts.len();
         }
         Ok(())
     }
 
-    fn pack_part(
-        &self,
-        part: &str,
-        stored: &[f32],
-        write: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
-    ) -> Result<()> {
+    /// Converts the elements of a checkpoint and hands them to `write` in pieces, with the byte at which each
+    /// begins.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] where an element is too large for the type; and those of `write`.
+    pub fn pack(&self, stored: &[f32], write: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
         match (self.param.layout, &self.param.shape[..]) {
             (Layout::Filter, &[_, r, s, c]) if r * s > 1 => {
                 let taps = r * s;
                 let mut channels_last = stored.chunks_exact(c * taps).flat_map(|filter| {
                     (0..taps).flat_map(move |tap| (0..c).map(move |channel| filter[channel * taps + tap]))
                 });
-                self.convert(part, &mut channels_last, write)
+                self.convert(&mut channels_last, write)
             }
-            _ => self.convert(part, &mut stored.iter().copied(), write),
+            _ => self.convert(&mut stored.iter().copied(), write),
         }
     }
 
     fn convert(
         &self,
-        part: &str,
         values: &mut dyn Iterator<Item = f32>,
         write: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
     ) -> Result<()> {
@@ -86,7 +82,7 @@ impl Weight {
         let mut written = 0;
         for value in values {
             if !push(self.dtype, value, &mut piece) {
-                let tensor = part.to_owned();
+                let tensor = self.param.name.clone();
                 return Err(Error::Overflow { tensor, value, dtype: self.dtype.name() });
             }
             if piece.len() == PIECE * self.dtype.bytes() {
@@ -143,19 +139,18 @@ mod tests {
     use super::*;
 
     fn weight(shape: &[usize], layout: Layout, dtype: DType) -> Weight {
-        stacked(&["unet.x.weight"], shape, layout, dtype)
+        let param = param(&["unet.x.weight"], shape, layout);
+        place(&[param], &[dtype]).remove(0)
     }
 
-    fn stacked(parts: &[&str], shape: &[usize], layout: Layout, dtype: DType) -> Weight {
-        let parts = parts.iter().map(|&part| part.to_owned()).collect();
-        let param = Param { name: "stack".to_owned(), parts, shape: shape.into(), layout };
-        place(&[param], &[dtype]).remove(0)
+    fn param(parts: &[&str], shape: &[usize], layout: Layout) -> Param {
+        let parts: Vec<String> = parts.iter().map(|&part| part.to_owned()).collect();
+        Param { name: parts.join(" and "), parts, shape: shape.into(), layout }
     }
 
     fn packed(weight: &Weight, stored: &[f32]) -> Result<Vec<u8>> {
         let mut bytes = vec![0; weight.bytes];
-        let read = |_: &str, shape: &Shape| Ok(stored[..shape.count()].to_vec());
-        weight.pack(&read, &mut |at, piece| {
+        weight.pack(stored, &mut |at, piece| {
             bytes[at..at + piece.len()].copy_from_slice(piece);
             Ok(())
         })?;
@@ -193,37 +188,32 @@ mod tests {
     }
 
     #[test]
-    fn several_tensors_are_packed_one_below_the_other_and_read_one_at_a_time() {
+    fn parts_are_packed_one_below_the_other_and_read_one_at_a_time() {
         let names = ["q.weight", "k.weight", "v.weight"];
-        let read = |name: &str, shape: &Shape| {
-            assert_eq!(shape[..], [2, 2]);
-            let part = names.iter().position(|&part| part == name).expect("one of the parts") as f32;
-            Ok((0..4).map(|i| 10.0 * part + i as f32).collect())
+        let read = |part: &Param| {
+            assert_eq!(part.stored_shape()[..], [2, 2]);
+            let index = names.iter().position(|name| *name == part.name).expect("one of the parts");
+            Ok((0..4).map(|i| (10 * index + i) as f32).collect())
         };
-        let weight = stacked(&names, &[6, 2], Layout::Plain, DType::F16);
+        let stack = param(&names, &[6, 2], Layout::Plain);
+        let weight = place(&[stack], &[DType::F16]).remove(0);
         let mut bytes = vec![0; weight.bytes];
         let mut write = |at: usize, piece: &[u8]| {
             bytes[at..at + piece.len()].copy_from_slice(piece);
             Ok(())
         };
-        weight.pack(&read, &mut write).expect("small numbers");
+        weight.pack_parts(&read, &mut write).expect("small numbers");
         let rows = [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0, 20.0, 21.0, 22.0, 23.0];
         assert_eq!(from_bytes(DType::F16, &bytes), rows);
-        let large = |name: &str, _: &Shape| Ok(vec![if name == "k.weight" { 1e6 } else { 0.0 }; 4]);
-        let error = weight.pack(&large, &mut |_, _| Ok(())).expect_err("beyond f16").to_string();
+        let large = |part: &Param| Ok(vec![if part.name == "k.weight" { 1e6 } else { 0.0 }; 4]);
+        let error = weight.pack_parts(&large, &mut |_, _| Ok(())).expect_err("beyond f16").to_string();
         assert!(error.contains("`k.weight`"), "{error}");
     }
 
     #[test]
     fn places_are_aligned_and_apart() {
-        let params: Vec<Param> = [[3, 5], [1, 1], [128, 1]]
-            .map(|shape| Param {
-                name: String::new(),
-                parts: vec![],
-                shape: shape.into(),
-                layout: Layout::Plain,
-            })
-            .into();
+        let params: Vec<Param> =
+            [[3, 5], [1, 1], [128, 1]].map(|shape| param(&["x"], &shape, Layout::Plain)).into();
         let weights = place(&params, &[DType::F16, DType::F32, DType::F16]);
         let places: Vec<_> = weights.iter().map(|w| (w.offset, w.bytes)).collect();
         assert_eq!(places, [(0, 30), (256, 4), (512, 256)]);

@@ -429,7 +429,7 @@ fn stored_params(graph: Graph) -> Vec<(String, Vec<usize>)> {
         _ => None,
     });
     let stored = |param: Param| -> Vec<_> {
-        param.stored().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect()
+        param.apart().map(|part| (part.name.clone(), part.stored_shape().to_vec())).collect()
     };
     params.flat_map(stored).collect()
 }

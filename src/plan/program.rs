@@ -37,23 +37,32 @@ pub struct Param {
 }
 
 impl Param {
-    /// The tensors of the checkpoint in the order of their rows, each with its shape there: `[o, c, r, s]` for a
-    /// filter that is seen as `[o, r, s, c]`.
-    pub fn stored(&self) -> impl Iterator<Item = (&str, Shape)> {
-        let whole = match (self.layout, &self.shape[..]) {
+    /// Each of its parts as a weight by itself, in the order of their rows.
+    pub fn apart(&self) -> impl Iterator<Item = Self> {
+        let shape = match self.parts.len() {
+            0 | 1 => self.shape.clone(),
+            parts => self.shape.with_first(self.shape[0] / parts),
+        };
+        let part = move |name: &String| Self {
+            name: name.clone(),
+            parts: vec![name.clone()],
+            shape: shape.clone(),
+            layout: self.layout,
+        };
+        self.parts.iter().map(part)
+    }
+
+    /// The shape of a single part in a checkpoint: `[o, c, r, s]` for a filter that is seen as `[o, r, s, c]`.
+    pub fn stored_shape(&self) -> Shape {
+        match (self.layout, &self.shape[..]) {
             (Layout::Filter, &[o, r, s, c]) => [o, c, r, s].into(),
             _ => self.shape.clone(),
-        };
-        let shape = match self.parts.len() {
-            0 | 1 => whole,
-            parts => whole.with_first(whole[0] / parts),
-        };
-        self.parts.iter().map(move |part| (part.as_str(), shape.clone()))
+        }
     }
 
     /// The tensor of the file that it is the whole of; `None` where it is stacked of several.
     pub fn alone(&self) -> Option<(&str, Shape)> {
-        self.stored().next().filter(|_| self.parts.len() == 1)
+        (self.parts.len() == 1).then(|| (self.parts[0].as_str(), self.stored_shape()))
     }
 }
 

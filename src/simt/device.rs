@@ -17,7 +17,7 @@ use crate::launch::params::{self, DevicePtr};
 use crate::launch::{
     Addresses, Executor, LaunchProgram, LaunchStep, Storage, Weight, execute, from_bytes, lower,
 };
-use crate::plan::{self, Fuse, StepProgram, StepState};
+use crate::plan::{self, Fuse, Param, StepProgram, StepState};
 use crate::tensor::DType;
 
 /// What the launches are made for: the forms that every GPU since Ampere runs.
@@ -95,7 +95,8 @@ impl Weights {
             return Ok(at);
         }
         let at = self.simt.alloc(weight.bytes);
-        weight.pack(&|name, shape| source.load(name, shape), &mut |offset, piece| {
+        let read = |part: &Param| source.load(&part.name, &part.stored_shape());
+        weight.pack_parts(&read, &mut |offset, piece| {
             self.simt.write(at, offset, piece);
             Ok(())
         })?;
