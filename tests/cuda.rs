@@ -56,9 +56,15 @@ fn draw_uncounted(defined: &str, settings: &[(&str, &str)], line: &str) -> (Ran,
 
 #[test]
 fn an_image_is_made_and_everything_is_given_back() {
-    let (ran, counts) = draw("ALL", &[], "--steps 4");
+    let (ran, counts) = draw("ALL", &[], "--steps 4 --json");
     ran.says(0, &[]);
     counts.are_even();
+    let cold = &ran.json()[0]["cold_start"];
+    let seconds = |part: &str| cold[part].as_f64().unwrap_or_else(|| panic!("{part} in {cold}"));
+    let parts = ["open_s", "plan_s", "read_s", "upload_s", "texts_s", "first_step_s"];
+    let sum: f64 = parts.iter().map(|part| seconds(part)).sum();
+    assert!((sum - seconds("total_s")).abs() < 1e-4, "{cold}");
+    assert!(seconds("modules_s") > 0.0 && seconds("graphs_s") > 0.0 && seconds("read_s") > 0.0, "{cold}");
     // The first step by launches, the others by graph; so do texts after the first.
     assert!(counts.get("launches") > 100 && counts.get("graph_launches") > 3);
 
@@ -207,7 +213,7 @@ const SPARE: u64 = 256 << 20;
 
 /// What a run of the demo takes at that batch: the error says it.
 fn batch_bytes(batch: usize) -> u64 {
-    let (ran, _) = draw("ALL", &[], &format!("-b 6 --batch-size {batch} --max-vram 1kB"));
+    let (ran, _) = draw("ALL", &[], &format!("-b 6 -o %d.png --batch-size {batch} --max-vram 1kB"));
     ran.says(5, &["does not fit into 1000 bytes"]);
     let words = ran.stderr.split("needs ").nth(1).expect("bytes");
     words.split(' ').next().and_then(|digits| digits.parse().ok()).expect("a number")
@@ -217,11 +223,11 @@ fn batch_bytes(batch: usize) -> u64 {
 fn what_does_not_fit_is_told_with_what_would() {
     let tight = SPARE + batch_bytes(3);
     let memory = [("STUB_MEMORY", &*tight.to_string())];
-    let (ran, counts) = draw("ALL", &memory, "-b 6 --batch-size 6");
+    let (ran, counts) = draw("ALL", &memory, "-b 6 -o %d.png --batch-size 6");
     ran.says(5, &["out of memory", "--batch-size 3 fits"]);
     assert!(!ran.stderr.contains("--max-vram"), "no budget makes memory: {}", ran.stderr);
     assert_eq!((counts.get("allocations"), counts.get("bytes")), (0, 0));
-    draw("ALL", &memory, "-b 6 --batch-size 3").0.says(0, &[]);
+    draw("ALL", &memory, "-b 6 -o %d.png --batch-size 3").0.says(0, &[]);
 
     let (ran, counts) = draw("ALL", &memory, "-W 256 -H 256");
     ran.says(5, &["out of memory", "-W ", " -H ", " fits"]);
@@ -249,9 +255,9 @@ fn loud(place: &Place) -> std::path::PathBuf {
     let model = place.copy_model("tiny-sd1", "loud");
     let (file, name) = (model.join("unet/diffusion_pytorch_model.safetensors"), "conv_in.weight");
     let mut tensors = read_tensors(&file);
-    let (_, shape, bytes) = tensors.get_mut(name).expect("there");
+    let (dtype, shape, bytes) = tensors.get_mut(name).expect("there");
     let count = shape.iter().product();
-    *bytes = filled(6e4, count);
+    (*dtype, *bytes) = (safetensors::Dtype::F32, filled(6e4, count));
     write_tensors(&file, &tensors);
     model
 }

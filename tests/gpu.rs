@@ -9,6 +9,7 @@
 //! | `UNGUIDE_TEST_EVERY=N` | only every Nth of them |
 //! | `UNGUIDE_TEST_STEPS=N` | of whole runs; 12, those of the golden traces, if absent |
 //! | `UNGUIDE_TEST_RUNS=N` | that have to be equal; 20 if absent |
+//! | `UNGUIDE_TEST_PROBES=FILE` | what `benches/gpu/probes.py` recorded on a device, for the twins of its instructions |
 
 #![cfg(target_os = "linux")]
 
@@ -21,12 +22,16 @@ mod support;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use bytemuck::bytes_of;
+use half::{bf16, f16};
+use serde::Deserialize;
 use support::device::{Proof, proofs};
 use unguide::backend::{Backend, Stop};
 use unguide::cuda::{CudaDevice, Gpu, TrialOperand, usable};
 use unguide::launch::Storage;
+use unguide::launch::params::{DevicePtr, PointwiseParams};
 use unguide::pipeline::{Model, Request, Trace, generate};
-use unguide::simt::Simt;
+use unguide::simt::{Mode, Simt, Swizzle, TensorMap};
 use unguide::tensor::{Tensor, compare};
 
 /// One test at a time has the device.
@@ -103,6 +108,127 @@ fn kernels_with_f16_hold() {
 #[test]
 fn kernels_with_bf16_hold() {
     on_the_device("kernels with bf16", |gpu| all_hold(gpu, Storage::Bf16));
+}
+
+// --- What the hardware did.
+
+/// A record of `benches/gpu/probes.py`.
+#[derive(Deserialize)]
+struct Record {
+    kernel: String,
+    kind: String,
+    threads: u32,
+    shared_bytes: u32,
+    out_bytes: usize,
+    seed: u64,
+    dtype: String,
+    #[serde(default)]
+    x: usize,
+    #[serde(default)]
+    y: usize,
+    #[serde(default)]
+    c: i32,
+    #[serde(default)]
+    a_desc: u64,
+    #[serde(default)]
+    b_desc: u64,
+    #[serde(default)]
+    extents: Vec<u64>,
+    #[serde(default)]
+    tile: Vec<u32>,
+    #[serde(default)]
+    swizzle: u64,
+    #[serde(default)]
+    at: Vec<i32>,
+    #[serde(default)]
+    fnv1a: String,
+    #[serde(default)]
+    first_bytes: String,
+}
+
+impl Record {
+    /// What the twins of its instructions make of the same operands.
+    fn replayed(&self) -> Vec<u8> {
+        let mut simt = Simt::new();
+        let out = simt.alloc(self.out_bytes);
+        let params = match &*self.kind {
+            "pointwise" => {
+                let (x, y) = (simt.put(&self.halves(self.x, 0)), simt.put(&self.halves(self.y, 1)));
+                bytes_of(&PointwiseParams { x, y, out, c: self.c, ..Default::default() }).to_vec()
+            }
+            "wgmma" => {
+                let (a, b) = (simt.put(&self.halves(self.x, 0)), simt.put(&self.halves(self.y, 1)));
+                bytes_of(&[a.0, b.0, out.0, self.a_desc, self.b_desc]).to_vec()
+            }
+            "box" => self.box_params(&mut simt, out),
+            other => panic!("a record of kind {other}"),
+        };
+        let ran = simt.launch(&self.kernel, [1; 3], self.threads, self.shared_bytes, &params, Mode::FAST);
+        ran.unwrap_or_else(|error| panic!("{error}"));
+        simt.get(out)
+    }
+
+    /// Small whole numbers that follow from the seed, in f16 or bf16.
+    fn halves(&self, count: usize, which: u64) -> Vec<u8> {
+        let seed = self.seed + which;
+        let number = |i: u64| {
+            let mixed = (i * 2_654_435_761 + seed * 40_503) % (1 << 32);
+            (mixed >> 16) as i32 % 9 - 4
+        };
+        let bits = |i: u64| match &*self.dtype {
+            "bf16" => bf16::from_f32(number(i) as f32).to_bits(),
+            _ => f16::from_f32(number(i) as f32).to_bits(),
+        };
+        (0..count as u64).flat_map(|i| bits(i).to_le_bytes()).collect()
+    }
+
+    fn box_params(&self, simt: &mut Simt, out: DevicePtr) -> Vec<u8> {
+        let (width, height) = (self.extents[0], self.extents[1]);
+        let pitch = width.next_multiple_of(8);
+        let element = |i: u64| match i % pitch {
+            x if x < width => (i / pitch * width + x + 1) as u16,
+            _ => 0xeeee,
+        };
+        let x: Vec<u8> = (0..pitch * height).flat_map(|i| element(i).to_le_bytes()).collect();
+        let address = simt.put(&x);
+        let swizzle = match self.swizzle {
+            32 => Swizzle::B32,
+            64 => Swizzle::B64,
+            128 => Swizzle::B128,
+            _ => Swizzle::None,
+        };
+        let map = TensorMap::tiled(address, 2, &self.extents, &[2 * pitch], &self.tile, swizzle);
+        let mut params = bytes_of(&map.expect("as a driver takes it")).to_vec();
+        params.extend([0; 128]);
+        params.extend(out.0.to_le_bytes());
+        let words = [self.at[0], self.at[1], 0, 0, self.out_bytes as i32, 2];
+        params.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+        params.extend([0; 32]);
+        params
+    }
+}
+
+fn fnv1a(bytes: &[u8]) -> u64 {
+    let mix = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, mix)
+}
+
+#[test]
+fn what_the_hardware_did_is_what_its_twins_do() {
+    let Some(file) = std::env::var_os("UNGUIDE_TEST_PROBES") else {
+        println!("NOT RUN, for no records were given (UNGUIDE_TEST_PROBES=probes.json)");
+        return;
+    };
+    let all = golden::json(&PathBuf::from(file));
+    let records: Vec<Record> = serde_json::from_value(all["records"].clone()).expect("records");
+    assert!(!records.is_empty(), "no records");
+    for record in &records {
+        let out = record.replayed();
+        let first: String = out.iter().take(64).map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(first, record.first_bytes, "{}", record.kernel);
+        assert_eq!(format!("{:016x}", fnv1a(&out)), record.fnv1a, "{}", record.kernel);
+    }
+    println!("{} records of {}: the twins do the same", records.len(), all["device"]);
 }
 
 // --- Whole models.

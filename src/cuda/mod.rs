@@ -8,7 +8,8 @@
 //! - `workbench`: launches by themselves, timed.
 //!
 //! A machine without a driver, with an old one or without a GPU is an ordinary answer here, never a panic.
-//! Nothing here has run on a GPU yet: the tests drive it against a stand-in for the driver, which runs no kernel.
+//! Nothing here has run on a GPU yet: the tests drive it against a stand-in for the driver, which does nothing or runs
+//! the kernels on the CPU.
 
 mod cache;
 mod device;

@@ -167,8 +167,8 @@ impl Planned {
         };
         let batch = request.batch_size.min(request.images());
         let rest = request.images() % batch;
-        let last = if rest == 0 { None } else { Some(plan(rest)?.0.step) };
         let (all, memory) = plan(batch)?;
+        let last = if rest == 0 { None } else { Some(plan(rest)?.0.step) };
         Ok(Self { all, last, batch, memory })
     }
 
