@@ -85,10 +85,10 @@ fn what_attends_to_the_same_tokens_is_projected_by_one_product_and_back_by_one()
     let attends = |operands: usize| {
         count(&|node| matches!(node.op, Op::Attention { .. }) && node.inputs.len() == operands)
     };
-    // 16 blocks of the UNet twice, the decoder, 12 layers of the vision tower.
-    assert_eq!((attends(1), attends(2), attends(3)), (16 + 1 + 12, 16, 0));
+    // 16 blocks of the UNet, the decoder, 24 layers of the vision tower.
+    assert_eq!((attends(1), attends(2), attends(3)), (16 + 1 + 24, 16, 0));
     let back = |name: &str| count(&|node| node.op == Op::LinearBwd && node.name.ends_with(name));
-    assert_eq!(back(".to_qkv.grad") + back(".qkv_proj.grad"), 16 + 1 + 12);
+    assert_eq!(back(".to_qkv.grad") + back(".qkv_proj.grad"), 16 + 1 + 24);
     // Of the text no gradient is wanted.
     assert_eq!((back(".to_q.grad"), back(".to_kv.grad")), (16, 0));
 }
