@@ -30,13 +30,8 @@ namespace conv2d_gather {
 
 constexpr int THREADS = 128;
 
-// A tile and the rows of the sums in it.
 template <int M, int N, bool B_BY_ROWS>
-struct Smem {
-    typedef tile::Tile<M, N, conv::DEPTH, 2, 2, 2, B_BY_ROWS> Tile;
-    static constexpr int STAGED = epilogue::shared_bytes<typename Tile::Of>();
-    alignas(16) unsigned char bytes[Tile::RING_BYTES > STAGED ? Tile::RING_BYTES : STAGED];
-};
+using Smem = epilogue::Shared<tile::Tile<M, N, conv::DEPTH, 2, 2, 2, B_BY_ROWS>>;
 
 template <typename T, int M, int N>
 __device__ constexpr int shared_bytes() {

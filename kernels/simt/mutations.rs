@@ -279,6 +279,12 @@ pub const MUTATIONS: &[Mutation] = &[
         "cp_async_wait_group<STAGES - 1>();",
     ),
     mutation(
+        "channels-of-the-next-image",
+        "add_channels_f16_v8",
+        "p.image > 0 ? i / p.image * p.c : 0",
+        "p.image > 0 ? (i / p.image + 1) * p.c : 0",
+    ),
+    mutation(
         "conv2d-gather-stage-barrier",
         "conv2d_f16_gather_m64n64",
         "sync_block();  // the stage is full",
@@ -410,10 +416,10 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
 ];
 
-const BEFORE_ROWS: &str = "    sync_block();\n\n    // 2. Four columns";
-const BEFORE_ROWS_GONE: &str = "    // 2. Four columns";
-const BEFORE_STATS: &str = "    sync_block();\n\n    // 3. The statistics";
-const BEFORE_STATS_GONE: &str = "    // 3. The statistics";
+const BEFORE_ROWS: &str = "(stage, row, column)) = pair;\n            }\n    sync_block();";
+const BEFORE_ROWS_GONE: &str = "(stage, row, column)) = pair;\n            }";
+const BEFORE_STATS: &str = "    sync_block();\n\n    // 2. The statistics";
+const BEFORE_STATS_GONE: &str = "    // 2. The statistics";
 const LEADING: &str = "sync_block();  // the partials of an earlier call may still be read";
 const TRAILING: &str = "partials.of_warp[warp] = value;\n    sync_block();";
 const TRAILING_GONE: &str = "partials.of_warp[warp] = value;\n";
