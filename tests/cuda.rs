@@ -267,8 +267,9 @@ fn an_image_that_leaves_f16_is_made_again_in_bf16_and_else_there_is_none() {
     let place = Place::new();
     loud(&place);
     let drawn = |words: &str| {
-        place
-            .draw(&format!("--device simt -m loud --threshold 0.1 --gamma 1 -W 16 -H 16 --overwrite {words}"))
+        place.draw(&format!(
+            "--device simt -m loud --threshold 0.1 --gamma 1 -W 16 -H 16 -s 7 --overwrite {words}"
+        ))
     };
     let ran = drawn("--steps 1 --json");
     ran.says(0, &["image 0", "is not finite in f16; once more in bf16"]);

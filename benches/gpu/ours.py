@@ -74,7 +74,7 @@ class Ours:
             context = torch.cat([models.context(tokens(self.root, text).to(a.device)) for text in ("", PROMPT)])
             out = models.rows(z, torch.tensor([t], device=a.device), context, GUIDANCE)
         eps = out
-        if config["prediction_type"] == "v_prediction":
+        if config.get("prediction_type") == "v_prediction":
             eps = alpha**0.5 * out + (1 - alpha) ** 0.5 * z
         x0 = (z - (1 - alpha) ** 0.5 * eps) / alpha**0.5
         want = {"eps": (eps, NEAR), "x0": (x0, NEAR)}

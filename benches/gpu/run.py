@@ -47,7 +47,7 @@ def parts(a):
         command = [*before, proofs, "--exact", test, "--nocapture", "--test-threads", 1]
         return Part(name, file, seconds, command, on_device | few | (settings or {}), needs)
 
-    yield Part("1 machine", "machine.txt", 60, [python, HERE / "machine.py", binary])
+    yield Part("1 machine", "machine.txt", 120, [python, HERE / "machine.py", binary])
     yield proof("1 kernels f16", 400, "kernels_with_f16_hold")
     yield proof("1 kernels bf16", 400, "kernels_with_bf16_hold")
     yield proof("1 goldens", 300, "the_demo_draws_its_golden_images")
@@ -79,9 +79,9 @@ def parts(a):
             yield torch(name, model, 450, "--batch", 1, "--compile", mode)
     yield proof("5 determinism", 440, "every_run_and_every_batch_give_the_same_bits")
     for tool in ("memcheck", "racecheck"):
-        # A twentieth of the proofs in each type: some twenty cases with those of both.
+        # One proof of thirty: some twenty cases.
         before = ["compute-sanitizer", "--tool", tool, "--error-exitcode", 9]
-        some = {"UNGUIDE_TEST_EVERY": 60}
+        some = {"UNGUIDE_TEST_EVERY": 30}
         yield proof(f"6 {tool}", 440, "kernels_with_f16_hold", "sanitizer.txt", some, before, needs="tool")
 
 
