@@ -21,7 +21,7 @@ pub struct Gpu {
     pub multiprocessors: u32,
     /// Of the cache that all multiprocessors share.
     pub l2_bytes: usize,
-    /// At most, in MHz: of the multiprocessors, and of the memory.
+    /// At most, in MHz: of the multiprocessors, and of the memory; zeros where the driver does not say.
     pub clocks: [u32; 2],
 }
 
@@ -48,8 +48,10 @@ fn gpu(driver: &Driver, ordinal: c_int) -> Answer<Gpu> {
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
         l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
         clocks: [
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)? as u32 / 1000,
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)? as u32 / 1000,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)
+                .map_or(0, |kilohertz| kilohertz as u32 / 1000),
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)
+                .map_or(0, |kilohertz| kilohertz as u32 / 1000),
         ],
     })
 }
