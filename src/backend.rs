@@ -32,6 +32,11 @@ pub trait Backend {
     /// Bytes that running a program takes at most besides its weights, buffers and arena.
     fn scratch_bytes(&self, program: &StepProgram) -> usize;
 
+    /// Names and bytes of the weights that a program holds. Programs share those of one name.
+    fn weights(&self, program: &StepProgram) -> Vec<(String, usize)> {
+        program.weights()
+    }
+
     /// Bytes that programs may take in all, if there is a limit.
     fn limit(&self) -> Option<usize> {
         None

@@ -65,7 +65,8 @@ fn on_device(
     batch: usize,
     limit: Option<usize>,
 ) -> Result<Memory, Error> {
-    let target = Target { storage: F16, fuse, scratch: &|_| 0, keep_text: true };
+    let weights = StepProgram::weights;
+    let target = Target { storage: F16, fuse, scratch: &|_| 0, weights: &weights, keep_text: true };
     let spec = blueprint.step_spec(steering.clone(), blueprint.size, batch);
     Ok(Plans::new(blueprint, &spec, &target, limit)?.memory(&spec, &target))
 }

@@ -5,7 +5,6 @@ use super::{print_line, settings};
 use crate::bench::kernels::{Case, Row, cases};
 use crate::bench::opcodes;
 use crate::error::{Error, Result};
-use crate::ir::Fusion;
 use crate::launch::device::{GPUS, Gpu, target};
 use crate::launch::{LaunchProgram, binaries, lower};
 use crate::passes;
@@ -77,7 +76,7 @@ fn launches(
         passes::run_all(programs::decode(&blueprint.decoder, height / factor, width / factor)?)?,
     ];
     let plan = |graph| {
-        let fusion = Fusion::none(&graph);
+        let fusion = passes::fuse(&graph);
         let step = StepProgram::fused(graph, fusion, Storage::of(storage.dtype()))?;
         let program = lower(&step, storage, target)?;
         Ok((step, program))

@@ -6,9 +6,10 @@ use super::args::InspectLaunchesArgs;
 use super::inspect;
 use super::{print_line, settings};
 use crate::error::{Error, Result};
-use crate::ir::{Flag, Fusion};
+use crate::ir::Flag;
 use crate::launch::device::{GPUS, Gpu, target};
 use crate::launch::{LaunchProgram, LaunchStage, LaunchStep, lower};
+use crate::passes;
 use crate::plan::{StepProgram, Storage};
 use crate::weights::EmbeddedFiles;
 
@@ -22,7 +23,7 @@ pub fn run(args: &InspectLaunchesArgs, demo: EmbeddedFiles) -> Result<()> {
     let gpu = gpu.or_else(|| Gpu::of_target(target));
     let storage = settings::storage(args.dtype)?;
     let graph = inspect::step(&args.step, demo)?;
-    let fusion = Fusion::none(&graph);
+    let fusion = passes::fuse(&graph);
     let step = StepProgram::fused(graph, fusion, Storage::of(storage.dtype()))?;
     let program = lower(&step, storage, target)?;
     let listing = Listing { program: &program, gpu, json: args.step.json };
@@ -87,8 +88,8 @@ impl Listing<'_> {
         if self.json {
             return print_line(json!({
                 "kernel": kernel.name, "node": step.node, "grid": grid, "block": [kernel.threads, 1, 1],
-                "smem_bytes": kernel.shared_bytes, "flops": cost.flops, "bytes": cost.bytes, "floor_us": floor,
-                "times": times, "steady": step.steady,
+                "smem_bytes": kernel.shared_bytes, "flops": cost.flops,
+                "executed_flops": cost.executed_flops, "bytes": cost.bytes, "floor_us": floor, "times": times, "steady": step.steady,
             }));
         }
         print_line(format!(
@@ -115,6 +116,10 @@ impl Listing<'_> {
         print_line(format!(
             "  of these {:.1} GFLOP are the same at every step: projections of the text and of the time",
             giga(steady.flops)
+        ))?;
+        print_line(format!(
+            "executed   {:.1} GFLOP: whole tiles, and no tap of an enlarged image twice",
+            giga(all.executed_flops)
         ))?;
         print_line(format!("bytes      {:.1} MB moved", all.bytes as f64 / 1e6))?;
         if let Some(gpu) = self.gpu {

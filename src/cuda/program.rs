@@ -18,11 +18,11 @@ use super::handles::{Context, Memory, Staging, Stream};
 use super::kernels::Kernels;
 use crate::backend::{Backend, Program, Stop, WeightSource};
 use crate::error::{Error, LaunchFailure, Result};
-use crate::ir::{BufferId, Fusion};
+use crate::ir::BufferId;
 use crate::launch::params::{self, DevicePtr};
-use crate::launch::{Addresses, Executor, LaunchProgram, LaunchStep, Storage, execute, lower};
+use crate::launch::{Addresses, Executor, LaunchProgram, LaunchStep, Storage, WeightKey, execute, lower};
+use crate::passes;
 use crate::plan::{self, ALIGN, Fuse, StepProgram, StepState};
-use crate::tensor::DType;
 
 /// Bytes that are left to the driver: binaries, graphs, and what it keeps for itself.
 const SPARE_BYTES: usize = 256 << 20;
@@ -47,7 +47,7 @@ pub(super) struct Shared {
     target: &'static str,
     graphs: bool,
     /// Weights that some program holds at present.
-    weights: Mutex<HashMap<(String, DType), Held>>,
+    weights: Mutex<HashMap<WeightKey, Held>>,
     arena: Mutex<Weak<Mutex<Memory>>>,
 }
 
@@ -119,14 +119,19 @@ impl Backend for CudaDevice {
     }
 
     fn storage(&self) -> (plan::Storage, Fuse) {
-        (plan::Storage::of(self.storage.dtype()), Fusion::none)
+        (plan::Storage::of(self.storage.dtype()), passes::fuse)
     }
 
-    /// Copies of what kernels read in another type, and of samples' rows.
+    /// Copies and workspaces that find no room in the plan's arena.
     fn scratch_bytes(&self, program: &StepProgram) -> usize {
         // A program that cannot be lowered is refused when it is loaded.
         let lowered = lower(program, self.storage, self.shared.target);
         lowered.map_or(0, |lowered| lowered.arena_bytes - program.arena_bytes)
+    }
+
+    fn weights(&self, program: &StepProgram) -> Vec<(String, usize)> {
+        lower(program, self.storage, self.shared.target)
+            .map_or_else(|_| program.weights(), |lowered| lowered.weight_names())
     }
 
     fn limit(&self) -> Option<usize> {
@@ -173,10 +178,10 @@ impl Shared {
     /// Asks for all room before the first weight is read.
     fn check_room(&self, launches: &LaunchProgram, buffers: usize) -> Result<()> {
         let held = lock(&self.weights);
-        let missing = launches.weights.iter().filter(|weight| {
-            let key = (weight.param.name.clone(), weight.dtype);
-            held.get(&key).is_none_or(|held| held.block.strong_count() == 0)
-        });
+        let missing = launches
+            .weights
+            .iter()
+            .filter(|weight| held.get(&weight.key()).is_none_or(|held| held.block.strong_count() == 0));
         let weights: usize = missing.map(|weight| weight.bytes.next_multiple_of(ALIGN)).sum();
         let arena = lock(&self.arena).upgrade().map_or(0, |arena| lock(&arena).bytes());
         // A larger arena replaces the old one, whose memory is free by then.
@@ -195,7 +200,7 @@ impl Shared {
         launches: &LaunchProgram,
         source: &dyn WeightSource,
     ) -> Result<(Vec<DevicePtr>, Vec<Arc<Memory>>)> {
-        let key = |i: usize| (launches.weights[i].param.name.clone(), launches.weights[i].dtype);
+        let key = |i: usize| launches.weights[i].key();
         let mut held = lock(&self.weights);
         held.retain(|_, held| held.block.strong_count() > 0);
         let mut places = vec![DevicePtr::NONE; launches.weights.len()];
