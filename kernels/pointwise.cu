@@ -3,6 +3,7 @@
 //     activate          out = f(x)                        activate_bwd   out = f'(x) dy
 //     geglu             out = a gelu(b), x = [a, b] in halves of a row of 2 c
 //     geglu_bwd         out = [gelu(b) dy, a gelu'(b) dy]
+//     geglu_bwd_pairs   the same where x and out have a and b of a channel side by side
 //     add               out = x + y                       affine         out = mul x + add
 //     add_channels      out = x + v, v one row of c for every image or for all
 //     cast              out = x, in another storage type
@@ -189,6 +190,21 @@ __device__ void geglu_bwd8(const PointwiseParams& p) {
         }
         store8(dx + a_at, da);
         store8(dx + a_at + p.c, b);
+    }
+}
+
+template <typename T>
+__device__ void geglu_bwd_pairs(const PointwiseParams& p) {
+    const T* x = p.x.as<T>();   // [count, 2]
+    const T* dy = p.y.as<T>();  // [count]
+    T* dx = p.out.as<T>();      // [count, 2]
+    for (int64_t i = grid_thread(); i < p.count; i += grid_threads()) {
+        float at[4], slopes[4];
+        load_vector<2>(at, x + 2 * i);
+        const float d = to_f32(dy[i]);
+        slopes[0] = activation::value(activation::GELU, at[1]) * d;
+        slopes[1] = at[0] * activation::slope(activation::GELU, at[1]) * d;
+        store_vector<2>(dx + 2 * i, slopes);
     }
 }
 

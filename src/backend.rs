@@ -76,6 +76,11 @@ pub trait Backend {
         false
     }
 
+    /// Names and bytes of the weights that a program holds. Programs share those of one name.
+    fn weights(&self, program: &StepProgram) -> Vec<(String, usize)> {
+        program.weights()
+    }
+
     /// Bytes that programs may take in all, if there is a limit.
     fn limit(&self) -> Option<usize> {
         None

@@ -225,6 +225,8 @@ pub const KERNELS: &[Kernel] = &[
     general("affine_bf16_v8",            "pointwise.cu",       "affine8",         "bf16",         "PointwiseParams",      48),
     general("geglu_bf16_v8",             "pointwise.cu",       "geglu8",          "bf16",      "PointwiseParams",      64),
     general("geglu_bwd_bf16_v8",         "pointwise.cu",       "geglu_bwd8",      "bf16",      "PointwiseParams",      80),
+    general("geglu_bwd_f16_pairs",       "pointwise.cu",       "geglu_bwd_pairs", "f16",       "PointwiseParams",      48),
+    general("geglu_bwd_bf16_pairs",      "pointwise.cu",       "geglu_bwd_pairs", "bf16",      "PointwiseParams",      48),
     general("place_f16",                 "layout.cu",          "place",           "f16, f16",  "PlaceParams",          48),
     general("place_bf16",                "layout.cu",          "place",           "bf16, bf16","PlaceParams",          48),
     general("place_f32",                 "layout.cu",          "place",           "f32, f32",  "PlaceParams",          48),

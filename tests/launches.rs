@@ -1,10 +1,12 @@
 //! Steps as launches, without a device: what they cost, what they rely on, that they fit the plan.
 
+use std::time::Instant;
+
 use bytemuck::pod_read_unaligned;
-use unguide::ir::{Flag, Fusion, Node, Once, Op};
+use unguide::ir::{Flag, Node, Once, Op};
 use unguide::launch::params::DevicePtr;
 use unguide::launch::{Launch, LaunchProgram, LaunchStage, Location, Space, Storage, lower};
-use unguide::passes::run_all;
+use unguide::passes::{fuse, run_all};
 use unguide::pipeline::Blueprint;
 use unguide::pipeline::programs::{Steering, encode_text, names};
 use unguide::plan::{self, StepProgram};
@@ -14,9 +16,12 @@ fn blueprint(name: &str) -> Blueprint {
 }
 
 fn planned(name: &str, steering: Steering, batch: usize) -> StepProgram {
-    let blueprint = blueprint(name);
+    planned_for(&blueprint(name), steering, batch)
+}
+
+fn planned_for(blueprint: &Blueprint, steering: Steering, batch: usize) -> StepProgram {
     let graph = blueprint.step(&blueprint.step_spec(steering, blueprint.size, batch)).expect("a graph");
-    let fusion = Fusion::none(&graph);
+    let fusion = fuse(&graph);
     StepProgram::fused(graph, fusion, plan::Storage::of(Storage::F16.dtype())).expect("a plan")
 }
 
@@ -47,8 +52,10 @@ fn a_unet_of_stable_diffusion_1_costs_what_its_shapes_say() {
     let program = lower(&planned("sd15", Steering::None, 1), Storage::F16, "sm_90a").expect("launches");
     let of_one_row = program.cost().flops as f64 / 2.0;
     assert!((of_one_row / 800.3e9 - 1.0).abs() <= 0.01, "{:.1} GFLOP", of_one_row / 1e9);
-    // 859 520 964 parameters in two bytes, but for biases, scales and shifts in four.
-    let weights = program.weight_bytes() as f64;
+    // 859 520 964 parameters in two bytes, but for biases, scales and shifts in four, and for three convolutions
+    // behind an enlargement, whose filters of nine taps become four of four.
+    let enlarged = 2 * (1280 * 1280 + 1280 * 1280 + 640 * 640) * (16 - 9);
+    let weights = (program.weight_bytes() - enlarged) as f64;
     assert!((1.0..1.01).contains(&(weights / 1_719_041_928.0)), "{weights} bytes");
 }
 
@@ -76,6 +83,37 @@ fn a_step_reads_no_text_and_no_timestep_and_takes_its_row_of_the_schedule_in_one
 }
 
 #[test]
+fn a_unet_step_of_stable_diffusion_1_is_few_launches() {
+    // Without what no step changes: 402 with three projections an attention. Before anything was fused: 589.
+    let start = Instant::now();
+    let program = lower(&planned("sd15", Steering::None, 1), Storage::F16, "sm_90a").expect("launches");
+    let varying = program.steps().iter().filter(|step| !step.steady).count();
+    println!("{} launches, {varying} of them vary, in {:?}", program.steps().len(), start.elapsed());
+    assert!(varying <= 402, "{varying} launches");
+}
+
+#[test]
+fn the_arena_has_little_more_than_what_is_alive_and_no_more_than_the_plan_says() {
+    let presets = ["sd15", "sd21-base", "sd21"].map(blueprint);
+    for blueprint in presets {
+        for steering in [Steering::None, Steering::X0(blueprint.guard().expect("a guard"))] {
+            let step = planned_for(&blueprint, steering, 1);
+            for target in unguide::manifest::TARGETS {
+                let program = lower(&step, Storage::F16, target).expect("launches");
+                let (name, arena) = (&blueprint.name, program.arena_bytes);
+                let over = arena as f64 / program.live_bytes as f64;
+                assert!(over <= 1.05, "{name} on {target}: {arena} bytes, {over} of what is alive");
+                // What does not fit into the gaps is in the figures of `unguide memory` as well.
+                assert!(
+                    arena <= step.arena_bytes + step.arena_bytes / 50,
+                    "{name} on {target}: {arena} bytes"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn what_attends_to_the_same_tokens_is_projected_by_one_product_and_back_by_one() {
     let blueprint = blueprint("sd15");
     let guard = blueprint.guard().expect("a guard");
@@ -91,6 +129,21 @@ fn what_attends_to_the_same_tokens_is_projected_by_one_product_and_back_by_one()
     assert_eq!(back(".to_qkv.grad") + back(".qkv_proj.grad"), 16 + 1 + 24);
     // Of the text no gradient is wanted.
     assert_eq!((back(".to_q.grad"), back(".to_kv.grad")), (16, 0));
+}
+
+#[test]
+fn costs_of_a_node_are_shared_out_among_its_launches() {
+    let program = lower(&planned("sd15", Steering::None, 1), Storage::F16, "sm_90a").expect("launches");
+    for step in program.steps() {
+        assert!(step.cost.bytes > 0, "{} of {} moves nothing", step.launch.kernel.name, step.node);
+        let multiplies = step.cost.flops > 0;
+        assert_eq!(multiplies, step.cost.executed_flops > 0, "{} of {}", step.launch.kernel.name, step.node);
+    }
+    // Sub-pixel filters save more than tiles waste.
+    let cost = program.cost();
+    let share = cost.executed_flops as f64 / cost.flops as f64;
+    println!("executed {share:.3}");
+    assert!((0.95..1.05).contains(&share), "{share}");
 }
 
 #[test]
@@ -177,9 +230,6 @@ fn everything_lies_inside_of_what_the_program_asks_for() {
                     assert!((location.offset as usize) < room, "{}: {location:?} of {room}", step.node);
                 }
             }
-            // Beside the plan: copies of operands in another type, and scores of heads that are too wide.
-            let beside = program.arena_bytes - step.arena_bytes;
-            assert!(beside <= 96 << 20, "{beside} bytes");
         }
     }
 }
@@ -188,7 +238,7 @@ fn everything_lies_inside_of_what_the_program_asks_for() {
 fn weights_are_in_the_type_that_their_kernels_read_and_have_places_of_their_own() {
     let blueprint = blueprint("sd15");
     let graph = run_all(encode_text(&blueprint.text, 77).expect("a graph")).expect("passes");
-    let fusion = Fusion::none(&graph);
+    let fusion = fuse(&graph);
     let step = StepProgram::fused(graph, fusion, plan::Storage::of(Storage::F16.dtype())).expect("a plan");
     let program = lower(&step, Storage::F16, "sm_80").expect("launches");
     let mut end = 0;

@@ -19,11 +19,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("backend", &["plan", "tensor", "weights"]),
     // `safety` holds the one formula of the density; the fused operation calls it instead of repeating it.
     ("cpu", &["backend", "plan", "ir", "tensor", "safety"]),
-    ("cuda", &["launch", "backend", "plan", "ir", "tensor", "manifest"]),
+    ("cuda", &["launch", "backend", "passes", "plan", "ir", "tensor", "manifest"]),
     // The build script includes it.
     ("manifest", &[]),
-    ("launch", &["plan", "ir", "tensor", "manifest"]),
-    ("simt", &["launch", "backend", "weights", "plan", "ir", "tensor"]),
+    // `weights` knows how filters are packed, and no file of a model is seen here.
+    ("launch", &["plan", "ir", "tensor", "manifest", "weights"]),
+    ("simt", &["launch", "backend", "weights", "passes", "plan", "ir", "tensor"]),
     ("sampler", &["ir", "tensor"]),
     ("safety", &["ir", "tensor"]),
     // Tokenizers are files of a model: found, bounded and read like its weights.

@@ -67,7 +67,15 @@ fn on_device(
     batch: usize,
     limit: Option<usize>,
 ) -> Result<Memory, Error> {
-    let target = Target { storage: F16, fuse, scratch: &|_| 0, mapped: &|_| false, keep_text: true };
+    let weights = StepProgram::weights;
+    let target = Target {
+        storage: F16,
+        fuse,
+        scratch: &|_| 0,
+        weights: &weights,
+        mapped: &|_| false,
+        keep_text: true,
+    };
     let spec = blueprint.step_spec(steering.clone(), blueprint.size, batch);
     Ok(Plans::new(blueprint, &spec, &target, limit)?.memory(&spec, &target))
 }
@@ -96,7 +104,9 @@ fn arenas_of_texts_concepts_and_images_are_within_five_percent_too() {
     let models = [preset("sd15"), preset("sd21-base"), preset("sd21"), Blueprint::of(&DEMO)];
     for (blueprint, storage) in models.iter().flat_map(|model| [(model, F16), (model, F32)]) {
         let fuse: Fuse = if storage == F32 { Fusion::none } else { fuse };
-        let target = Target { storage, fuse, scratch: &|_| 0, mapped: &|_| false, keep_text: true };
+        let weights = StepProgram::weights;
+        let target =
+            Target { storage, fuse, scratch: &|_| 0, weights: &weights, mapped: &|_| false, keep_text: true };
         let steering = Steering::X0(blueprint.guard().expect("a guard"));
         let spec = blueprint.step_spec(steering, blueprint.size, 1);
         let plans = Plans::new(blueprint, &spec, &target, None).expect("plans");

@@ -9,15 +9,15 @@ use crate::bench::measure::{Measurement, Session, Settings};
 use crate::bench::{opcodes, programs, simulate};
 use crate::cuda::{self, CudaDevice};
 use crate::error::{Error, Result};
-use crate::ir::Fusion;
 use crate::launch::device::{GPUS, Gpu, target};
 use crate::launch::{LaunchProgram, Storage, binaries, lower};
+use crate::passes;
 use crate::pipeline::MAX_BATCH;
 use crate::plan::{self, Fuse, StepProgram};
 use crate::weights::EmbeddedFiles;
 
 /// What runs as one.
-const FUSE: Fuse = Fusion::none;
+const FUSE: Fuse = passes::fuse;
 
 pub fn run(args: &BenchArgs, demo: EmbeddedFiles) -> Result<()> {
     let BenchWhat::Kernels(args) = &args.what;

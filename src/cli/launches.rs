@@ -6,9 +6,10 @@ use super::args::InspectLaunchesArgs;
 use super::inspect;
 use super::{print_line, settings};
 use crate::error::{Error, Result};
-use crate::ir::{Flag, Fusion, Once};
+use crate::ir::{Flag, Once};
 use crate::launch::device::{GPUS, Gpu, target};
 use crate::launch::{LaunchProgram, LaunchStage, LaunchStep, lower};
+use crate::passes;
 use crate::plan::{StepProgram, Storage};
 use crate::weights::EmbeddedFiles;
 
@@ -42,7 +43,7 @@ impl Lowered {
         let gpu = gpu.or_else(|| Gpu::of_target(target));
         let storage = settings::storage(args.dtype)?;
         let graph = inspect::step(&args.step, demo)?;
-        let fusion = Fusion::none(&graph);
+        let fusion = passes::fuse(&graph);
         let step = StepProgram::fused(graph, fusion, Storage::of(storage.dtype()))?;
         let program = lower(&step, storage, target)?;
         Ok(Self { step, program, gpu })
@@ -105,8 +106,8 @@ impl Listing<'_> {
         if self.json {
             return print_line(json!({
                 "kernel": kernel.name, "node": step.node, "grid": grid, "block": [kernel.threads, 1, 1],
-                "smem_bytes": kernel.shared_bytes, "flops": cost.flops, "bytes": cost.bytes, "floor_us": floor,
-                "times": times, "part": Once::part(part),
+                "smem_bytes": kernel.shared_bytes, "flops": cost.flops, "executed_flops": cost.executed_flops,
+                "bytes": cost.bytes, "floor_us": floor, "times": times, "part": Once::part(part),
             }));
         }
         print_line(format!(
@@ -133,9 +134,10 @@ impl Listing<'_> {
                 format!("; {us:.2} us on {}: no launch can be faster", gpu.name)
             });
             print_line(format!(
-                "{:<10} {launches} launches, {:.1} GFLOP as the mathematics has it, {:.1} MB moved{}",
+                "{:<10} {launches} launches, {:.1} GFLOP as the mathematics has it, {:.1} executed, {:.1} MB moved{}",
                 Once::part(part),
                 cost.flops as f64 / 1e9,
+                cost.executed_flops as f64 / 1e9,
                 cost.bytes as f64 / 1e6,
                 floor.unwrap_or_default()
             ))?;

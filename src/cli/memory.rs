@@ -7,6 +7,8 @@ use super::{print_line, settings};
 use crate::backend::Backend;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
+use crate::launch::device::GPUS;
+use crate::launch::lower;
 use crate::passes;
 use crate::pipeline::programs::Steering;
 use crate::pipeline::{Blueprint, Memory, Model, Plans, Target};
@@ -112,16 +114,34 @@ fn measure(
 
     let cpu = Cpu::<f32>::new();
     let on_cpu = |program: &StepProgram| cpu.scratch_bytes(program);
-    let on_device = |_: &StepProgram| 0;
     let maps = |param: &Param| model.is_some_and(|model| model.maps(&cpu, param));
+    let as_stored = StepProgram::weights;
+    let lowered = |program: &StepProgram| lower(program, settings::storage(Some(dtype))?, GPUS[0].target);
+    let on_device = |program: &StepProgram| {
+        lowered(program).map_or(0, |launches| launches.arena_bytes - program.arena_bytes)
+    };
+    let packed = |program: &StepProgram| {
+        lowered(program).map_or_else(|_| program.weights(), |launches| launches.weight_names())
+    };
     let keep_text = !args.release_text;
+    let device = |dtype: DType| {
+        let storage = Storage::of(dtype);
+        Target {
+            storage,
+            fuse: passes::fuse,
+            scratch: &on_device,
+            weights: &packed,
+            mapped: &|_| false,
+            keep_text,
+        }
+    };
     let (target, word) = match dtype {
         DTypeArg::F32 => {
             let (storage, fuse) = cpu.storage();
-            (Target { storage, fuse, scratch: &on_cpu, mapped: &maps, keep_text }, "f32")
+            (Target { storage, fuse, scratch: &on_cpu, weights: &as_stored, mapped: &maps, keep_text }, "f32")
         }
-        DTypeArg::F16 => (device(DType::F16, &on_device, keep_text), "f16"),
-        DTypeArg::Bf16 => (device(DType::BF16, &on_device, keep_text), "bf16"),
+        DTypeArg::F16 => (device(DType::F16), "f16"),
+        DTypeArg::Bf16 => (device(DType::BF16), "bf16"),
     };
     let row = |plans: &Plans, budget: Option<usize>| {
         let memory = plans.memory(&spec, &target);
@@ -135,10 +155,6 @@ fn measure(
     let points = Plans::frontier(&blueprint, &spec, &target)?;
     let point = |plans: &Plans| row(plans, Some(plans.memory(&spec, &target).total_bytes()));
     Ok(points.iter().map(point).collect())
-}
-
-fn device(dtype: DType, scratch: &dyn Fn(&StepProgram) -> usize, keep_text: bool) -> Target<'_> {
-    Target { storage: Storage::of(dtype), fuse: passes::fuse, scratch, mapped: &|_| false, keep_text }
 }
 
 impl Row {

@@ -19,13 +19,14 @@ use super::handles::{Context, Memory, Staging, Stream};
 use super::kernels::Kernels;
 use crate::backend::{Backend, Preparation, Program, Stop, WeightSource};
 use crate::error::{Error, LaunchFailure, Result};
-use crate::ir::{BufferId, Fusion};
+use crate::ir::BufferId;
 use crate::launch::params::{self, DevicePtr};
 use crate::launch::{
-    Addresses, Executor, LaunchProgram, LaunchStage, LaunchStep, Storage, execute, execute_hoisted, lower,
+    Addresses, Executor, LaunchProgram, LaunchStage, LaunchStep, Storage, WeightKey, execute,
+    execute_hoisted, lower,
 };
+use crate::passes;
 use crate::plan::{self, ALIGN, Fuse, Param, StepProgram, StepState};
-use crate::tensor::DType;
 
 /// Bytes that are left to the driver: binaries, graphs, and what it keeps for itself.
 const SPARE_BYTES: usize = 256 << 20;
@@ -61,8 +62,8 @@ pub(super) struct Shared {
     graphs_took: Mutex<Duration>,
 }
 
-/// A weight's source, name and type.
-type Key = (u64, String, DType);
+/// A weight's source, and what it is of that.
+type Key = (u64, WeightKey);
 
 /// Where a weight is.
 struct Held {
@@ -135,7 +136,7 @@ impl Backend for CudaDevice {
     }
 
     fn storage(&self) -> (plan::Storage, Fuse) {
-        (plan::Storage::of(self.storage.dtype()), Fusion::none)
+        (plan::Storage::of(self.storage.dtype()), passes::fuse)
     }
 
     fn dtype(&self) -> &'static str {
@@ -148,11 +149,16 @@ impl Backend for CudaDevice {
         (self.storage == Storage::F16).then(|| Box::new(wider()) as Box<dyn Backend>)
     }
 
-    /// Copies of what kernels read in another type, and of samples' rows.
+    /// Copies and workspaces that find no room in the plan's arena.
     fn scratch_bytes(&self, program: &StepProgram) -> usize {
         // A program that cannot be lowered is refused when it is loaded.
         let lowered = lower(program, self.storage, self.shared.target);
         lowered.map_or(0, |lowered| lowered.arena_bytes - program.arena_bytes)
+    }
+
+    fn weights(&self, program: &StepProgram) -> Vec<(String, usize)> {
+        lower(program, self.storage, self.shared.target)
+            .map_or_else(|_| program.weights(), |lowered| lowered.weight_names())
     }
 
     fn limit(&self) -> Option<usize> {
@@ -228,8 +234,7 @@ impl Shared {
     fn check_room(&self, launches: &LaunchProgram, buffers: usize, source: u64) -> Result<()> {
         let held = lock(&self.weights);
         let missing = launches.weights.iter().filter(|weight| {
-            let key = (source, weight.param.name.clone(), weight.dtype);
-            held.get(&key).is_none_or(|held| held.block.strong_count() == 0)
+            held.get(&(source, weight.key())).is_none_or(|held| held.block.strong_count() == 0)
         });
         let weights: usize = missing.map(|weight| weight.bytes.next_multiple_of(ALIGN)).sum();
         let arena = lock(&self.arena).upgrade().map_or(0, |arena| lock(&arena).bytes());
@@ -250,10 +255,7 @@ impl Shared {
         source: &dyn WeightSource,
     ) -> Result<(Vec<DevicePtr>, Vec<Arc<Memory>>)> {
         let from = source.identity();
-        let key = |i: usize| -> Key {
-            let weight = &launches.weights[i];
-            (from, weight.param.name.clone(), weight.dtype)
-        };
+        let key = |i: usize| (from, launches.weights[i].key());
         let mut held = lock(&self.weights);
         held.retain(|_, held| held.block.strong_count() > 0);
         let mut places = vec![DevicePtr::NONE; launches.weights.len()];

@@ -163,6 +163,67 @@ impl Conv2d {
         Form::Tiled(problem.tile(target))
     }
 
+    /// Elements of the filter as it is packed.
+    pub fn filter_elements(&self) -> usize {
+        let Geometry { channels, taps, kinds, .. } = self.geometry();
+        [kinds, taps].concat().iter().product::<usize>() * self.filter[0] * channels.iter().sum::<usize>()
+    }
+
+    /// What the tiles of the forward kernel multiply.
+    pub fn executed_flops(&self, form: Form) -> u64 {
+        let Geometry { out, channels, taps, kinds, .. } = self.geometry();
+        let side = |i: usize| {
+            let size = |kind: usize| match (kinds[i], kind) {
+                (1, _) => out[i],
+                (_, 2) => 1,
+                (all, _) => (out[i] + 1 - kind) / 2 - usize::from(kind == 0 && all == 3),
+            };
+            (0..kinds[i]).map(|kind| (size(kind), taps[i])).collect()
+        };
+        self.executed(form, [side(0), side(1)], self.filter[0], channels.iter().sum())
+    }
+
+    /// What the tiles of the data gradient multiply, for that source's share.
+    pub fn bwd_executed_flops(&self, source: usize, form: Form) -> u64 {
+        let Geometry { taps, stride, kinds, up, channels, seen, before, .. } = self.geometry();
+        let side = |i: usize| match (kinds[i] > 1, up) {
+            (true, _) => vec![(self.size[i], 2 * kinds[i])],
+            (false, true) => vec![(self.size[i], 2 * taps[i])],
+            (false, false) => {
+                let (stride, before) = (stride[i], before[i]);
+                let class = |kind: usize| {
+                    let first = (kind + stride - before % stride) % stride;
+                    (
+                        (seen[i].saturating_sub(first)).div_ceil(stride),
+                        taps[i].saturating_sub(kind).div_ceil(stride),
+                    )
+                };
+                (0..stride).map(class).collect()
+            }
+        };
+        self.executed(form, [side(0), side(1)], channels[source], self.filter[0])
+    }
+
+    /// Over classes of lines and of columns: how many there are, and their taps.
+    fn executed(&self, form: Form, sides: [Vec<(usize, usize)>; 2], columns: usize, depth: usize) -> u64 {
+        let [lines, across] = &sides;
+        let classes = lines.iter().flat_map(|y| across.iter().map(move |x| (y.0 * x.0, y.1 * x.1)));
+        let products = classes.map(|(pixels, taps)| match form {
+            Form::General { .. } => pixels * columns * taps * depth,
+            Form::Narrow => pixels * FEW * taps * depth,
+            Form::Gathered => {
+                let [pixels, columns] =
+                    [pixels.next_multiple_of(GATHERED.m), columns.next_multiple_of(GATHERED.n)];
+                pixels * columns * (taps * depth).next_multiple_of(DEPTH)
+            }
+            Form::Tiled(Tile { m, n, .. }) => {
+                let [pixels, columns] = [pixels.next_multiple_of(m), columns.next_multiple_of(n)];
+                pixels * columns * taps * depth.next_multiple_of(DEPTH)
+            }
+        });
+        2 * (self.images * products.sum::<usize>()) as u64
+    }
+
     /// Bytes of [`Operands::workspace`].
     pub fn workspace_bytes(&self, form: Form) -> usize {
         form.splits() * self.out().iter().product::<usize>() * self.images * self.filter[0] * 4

@@ -11,6 +11,7 @@ pub mod binaries;
 pub mod conv2d;
 mod cost;
 pub mod device;
+mod direct;
 mod execute;
 mod forms;
 pub mod gemm;
@@ -23,9 +24,12 @@ pub mod params;
 pub mod pointwise;
 pub mod predict;
 mod program;
+mod statistics;
 pub mod tune;
 mod types;
+mod unit;
 mod weights;
+mod work;
 
 use bytemuck::bytes_of;
 
@@ -36,7 +40,7 @@ pub use location::{Location, Space, relocate};
 pub use lower::lower;
 use params::{Params, Rules};
 pub use program::{DeviceBuffer, LaunchProgram, LaunchStage, LaunchStep};
-pub use weights::{PIECE_BYTES, Weight, from_bytes, to_bytes};
+pub use weights::{PIECE_BYTES, Packing, Weight, WeightKey, from_bytes, to_bytes};
 
 use crate::error::{Error, Result};
 use crate::manifest::{self, Kernel};

@@ -81,3 +81,21 @@ pub fn launch(
     let kernel = format!("{}_{}{ending}", kinds.kernel, storage.name());
     Launch::new(&kernel, strided(over.count().div_ceil(8), most_blocks), &params)
 }
+
+/// `geglu_bwd` where x and its gradient have the two halves of their channels side by side: `[rows, c, 2]`.
+pub fn geglu_bwd_of_pairs(
+    storage: Storage,
+    most_blocks: u32,
+    inputs: &[Operand],
+    out: DevicePtr,
+) -> Result<Launch> {
+    let count = inputs[1].shape.count();
+    let params = p::PointwiseParams {
+        x: inputs[0].at,
+        y: inputs[1].at,
+        out,
+        count: count as i64,
+        ..Default::default()
+    };
+    Launch::new(&format!("geglu_bwd_{}_pairs", storage.name()), strided(count, most_blocks), &params)
+}

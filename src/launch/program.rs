@@ -1,8 +1,9 @@
 //! A step as launches: a plain value, the same for every device that runs it.
 
-use super::{Cost, Launch, Storage, Weight, from_bytes, to_bytes};
+use super::{Cost, Launch, Packing, Storage, Weight, from_bytes, to_bytes};
 use crate::error::{Error, Result};
 use crate::ir::{BufferId, Flag, Once};
+use crate::plan::ALIGN;
 use crate::tensor::{DType, Shape};
 
 /// One step (or the encoding of a text, or the decoding of latents) as launches. It needs the memory that
@@ -14,6 +15,8 @@ pub struct LaunchProgram {
     pub target: &'static str,
     pub body: Vec<LaunchStage>,
     pub arena_bytes: usize,
+    /// Bytes of the arena that are alive at the busiest moment: no arena can be smaller.
+    pub live_bytes: usize,
     pub weights: Vec<Weight>,
     /// By [`BufferId`].
     pub buffers: Vec<DeviceBuffer>,
@@ -59,7 +62,7 @@ pub struct LaunchStep {
     /// The path of the graph's node.
     pub node: String,
     pub launch: Launch,
-    /// Of a node that takes several launches the first one has all of it.
+    /// Its share of the work of the node, where that takes several launches.
     pub cost: Cost,
 }
 
@@ -156,6 +159,15 @@ impl LaunchProgram {
     /// Bytes of all weights in one piece of memory.
     pub fn weight_bytes(&self) -> usize {
         self.weights.last().map_or(0, |last| last.offset + last.bytes)
+    }
+
+    /// What tells the weights apart, and their bytes.
+    pub fn weight_names(&self) -> Vec<(String, usize)> {
+        let name = |weight: &Weight| match weight.packing {
+            Packing::Plain => weight.param.name.clone(),
+            packing => format!("{} {packing:?}", weight.param.name),
+        };
+        self.weights.iter().map(|weight| (name(weight), weight.bytes.next_multiple_of(ALIGN))).collect()
     }
 
     pub fn buffer_bytes(&self) -> usize {

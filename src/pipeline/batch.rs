@@ -19,8 +19,10 @@ pub fn batch_that_fits(model: &Model, backend: &dyn Backend, request: &Request) 
     }
     let (storage, fuse) = backend.storage();
     let scratch = |program: &StepProgram| backend.scratch_bytes(program);
+    let weights = |program: &StepProgram| backend.weights(program);
     let mapped = |param: &Param| model.maps(backend, param);
-    let target = Target { storage, fuse, scratch: &scratch, mapped: &mapped, keep_text: false };
+    let target =
+        Target { storage, fuse, scratch: &scratch, weights: &weights, mapped: &mapped, keep_text: false };
     let (blueprint, spec) = (Blueprint::of(model), step_spec(model, request)?);
     let plan = |batch: usize| {
         let spec = super::programs::StepSpec { batch, ..spec.clone() };

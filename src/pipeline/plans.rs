@@ -9,7 +9,7 @@
 //! | concepts | the guard's text tower | its own | its own |
 //! | images | UNet, decoder, vision tower | the larger of step and decode | those of step and decode |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Add;
 
 use super::blueprint::Blueprint;
@@ -25,6 +25,8 @@ pub struct Target<'a> {
     pub fuse: Fuse,
     /// Bytes that running a program takes at most besides its weights, buffers and arena.
     pub scratch: &'a dyn Fn(&StepProgram) -> usize,
+    /// Names and bytes of the weights that a program holds. Programs share those of one name.
+    pub weights: &'a dyn Fn(&StepProgram) -> Vec<(String, usize)>,
     /// Weights that stay in the pages of a mapped file.
     pub mapped: &'a dyn Fn(&Param) -> bool,
     /// The prompt's text encoder stays in memory while images are made, as a server would have it. One copy
@@ -79,8 +81,9 @@ impl Memory {
     }
 
     fn of_phase(weights: Held, programs: &[&StepProgram], target: &Target<'_>) -> Self {
-        let need = |program: &&&StepProgram| program.arena_bytes + (target.scratch)(program);
-        let Some(busiest) = programs.iter().max_by_key(need) else { return Self::default() };
+        let needs = programs.iter().map(|program| ((target.scratch)(program), program));
+        let busiest = needs.max_by_key(|(scratch, program)| program.arena_bytes + scratch);
+        let Some((scratch, busiest)) = busiest else { return Self::default() };
         let arena = programs.iter().map(|program| program.arena_bytes).max().unwrap_or(0);
         let peak = &busiest.peak;
         Self {
@@ -88,7 +91,7 @@ impl Memory {
             mapped_bytes: weights.mapped,
             kept_bytes: peak.kept_bytes,
             live_bytes: peak.transient_bytes,
-            workspace_bytes: peak.workspace_bytes + (target.scratch)(busiest),
+            workspace_bytes: peak.workspace_bytes + scratch,
             waste_bytes: arena - peak.kept_bytes - peak.transient_bytes - peak.workspace_bytes,
             buffer_bytes: programs.iter().map(|program| program.buffer_bytes()).sum(),
             peak_step: peak.step.clone(),
@@ -141,6 +144,9 @@ impl Plans {
     }
 }
 
+/// How often a plan that meets its budget, but not with what its operations need for themselves, is made smaller.
+const TRIES: usize = 4;
+
 /// Graphs that are not planned yet, and plans that no limit changes.
 struct Drafts {
     step: Planner,
@@ -182,11 +188,22 @@ impl Drafts {
         let text = if target.keep_text { weights(&[&self.rest.text], target) } else { Held::default() };
         let held = text + weights(&[step, &self.rest.decode], target);
         let fixed = phase + held.allocated + (target.scratch)(step);
-        let fit = self.step.within(limit.saturating_sub(fixed))?;
-        let (Fit::Fits(step) | Fit::Smallest(step)) = fit;
-        let plans = Plans { step: *step, ..self.rest };
-        if total(&plans) <= limit {
-            return Ok(plans);
+        let mut room = limit.saturating_sub(fixed);
+        let mut plans = self.rest;
+        for _ in 0..TRIES {
+            let fit = self.step.within(room)?;
+            let smallest = matches!(fit, Fit::Smallest(_));
+            let (Fit::Fits(step) | Fit::Smallest(step)) = fit;
+            plans.step = *step;
+            let over = total(&plans).saturating_sub(limit);
+            if over == 0 {
+                return Ok(plans);
+            }
+            if smallest {
+                break;
+            }
+            // A smaller arena may leave smaller gaps for workspaces.
+            room = room.saturating_sub(over);
         }
         let memory = plans.memory(spec, target);
         let activations = memory.kept_bytes + memory.live_bytes + memory.waste_bytes;
@@ -223,15 +240,18 @@ impl Add for Held {
 /// Bytes of the weights of several programs, each once.
 fn weights(programs: &[&StepProgram], target: &Target<'_>) -> Held {
     let mut held = BTreeMap::new();
-    for param in programs.iter().flat_map(|program| &program.params) {
-        // The towers of texts go by different names but are one where both are in memory.
-        let name = if target.keep_text { tower(&param.name) } else { &param.name };
-        let bytes = target.storage.param_bytes(&param.shape);
-        let one = match (target.mapped)(param) {
-            true => Held { mapped: bytes, allocated: 0 },
-            false => Held { allocated: bytes, mapped: 0 },
-        };
-        held.insert((name.to_owned(), param.shape.to_vec()), one);
+    for program in programs {
+        let mapped = program.params.iter().filter(|param| (target.mapped)(param));
+        let mapped: HashSet<&str> = mapped.map(|param| param.name.as_str()).collect();
+        for (name, bytes) in (target.weights)(program) {
+            let one = match mapped.contains(name.as_str()) {
+                true => Held { mapped: bytes, allocated: 0 },
+                false => Held { allocated: bytes, mapped: 0 },
+            };
+            // The towers of texts go by different names but are one where both are in memory.
+            let name = if target.keep_text { tower(&name).to_owned() } else { name };
+            held.insert((name, bytes), one);
+        }
     }
     held.into_values().fold(Held::default(), Add::add)
 }

@@ -151,8 +151,10 @@ impl Planned {
     fn new(model: &Model, backend: &dyn Backend, request: &Request, spec: &StepSpec) -> Result<Self> {
         let (storage, fuse) = backend.storage();
         let scratch = |program: &StepProgram| backend.scratch_bytes(program);
+        let weights = |program: &StepProgram| backend.weights(program);
         let mapped = |param: &Param| model.maps(backend, param);
-        let target = Target { storage, fuse, scratch: &scratch, mapped: &mapped, keep_text: false };
+        let target =
+            Target { storage, fuse, scratch: &scratch, weights: &weights, mapped: &mapped, keep_text: false };
         let blueprint = Blueprint::of(model);
         let within = |spec: &StepSpec| Plans::new(&blueprint, spec, &target, backend.limit());
         let plan = |batch: usize| -> Result<(Plans, Memory)> {

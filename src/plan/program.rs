@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::memory;
+use super::memory::{self, Demand};
 use super::peak::Peak;
 use super::schedule::Schedule;
 use super::state::StepState;
@@ -95,6 +95,8 @@ pub struct StepProgram {
     /// Work of what runs a second time so that its results need not be kept; see [`super::Planner`].
     pub extra_flops: u64,
     slots: Vec<Slot>,
+    /// The values of the arena with their offsets; time counts what runs, in running order.
+    pub placed: Vec<(Demand, usize)>,
 }
 
 impl StepProgram {
@@ -112,6 +114,8 @@ impl StepProgram {
         let arena = memory::place(&demands);
         let live_bytes = memory::lower_bound(&demands);
         let peak = Peak::of(&graph, &schedule, &demands);
+        let placed = owners.iter().zip(demands).zip(&arena.offsets);
+        let placed = placed.map(|((_, demand), &offset)| (demand, offset)).collect();
         let offsets: HashMap<ValueId, usize> = owners.into_iter().zip(arena.offsets).collect();
 
         let mut params = Vec::new();
@@ -150,6 +154,7 @@ impl StepProgram {
             peak,
             extra_flops: 0,
             slots,
+            placed,
         })
     }
 
@@ -180,9 +185,15 @@ impl StepProgram {
         Some(BufferId(position as u32))
     }
 
+    /// Names and bytes of all weights.
+    pub fn weights(&self) -> Vec<(String, usize)> {
+        let bytes = |param: &Param| (param.name.clone(), self.storage.param_bytes(&param.shape));
+        self.params.iter().map(bytes).collect()
+    }
+
     /// Bytes of all weights.
     pub fn param_bytes(&self) -> usize {
-        self.params.iter().map(|param| self.storage.param_bytes(&param.shape)).sum()
+        self.weights().iter().map(|(_, bytes)| bytes).sum()
     }
 
     /// Bytes of all named buffers.

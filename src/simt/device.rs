@@ -12,11 +12,12 @@ use bytemuck::bytes_of;
 use super::{Mode, Simt};
 use crate::backend::{Backend, Program, Stop, WeightSource};
 use crate::error::{Error, Result};
-use crate::ir::{BufferId, Fusion};
+use crate::ir::BufferId;
 use crate::launch::params::{self, DevicePtr};
 use crate::launch::{
-    Addresses, Executor, LaunchProgram, LaunchStep, Storage, Weight, execute, from_bytes, lower,
+    Addresses, Executor, LaunchProgram, LaunchStep, Storage, Weight, WeightKey, execute, from_bytes, lower,
 };
+use crate::passes;
 use crate::plan::{self, Fuse, Param, StepProgram, StepState};
 use crate::tensor::DType;
 
@@ -38,8 +39,8 @@ pub struct SimtDevice {
 #[derive(Default)]
 struct Weights {
     simt: Simt,
-    /// By source, name and type.
-    held: HashMap<(u64, String, DType), DevicePtr>,
+    /// By source.
+    held: HashMap<(u64, WeightKey), DevicePtr>,
     bytes: usize,
 }
 
@@ -90,7 +91,7 @@ impl Weights {
 
     /// Where a weight is; it is read and packed at its first use.
     fn take(&mut self, weight: &Weight, source: &dyn WeightSource) -> Result<DevicePtr> {
-        let key = (source.identity(), weight.param.name.clone(), weight.dtype);
+        let key = (source.identity(), weight.key());
         if let Some(&at) = self.held.get(&key) {
             return Ok(at);
         }
@@ -112,7 +113,7 @@ impl Backend for SimtDevice {
     }
 
     fn storage(&self) -> (plan::Storage, Fuse) {
-        (plan::Storage::of(self.storage.dtype()), Fusion::none)
+        (plan::Storage::of(self.storage.dtype()), passes::fuse)
     }
 
     fn dtype(&self) -> &'static str {
@@ -125,7 +126,7 @@ impl Backend for SimtDevice {
         (self.storage == Storage::F16).then(|| Box::new(wider()) as Box<dyn Backend>)
     }
 
-    /// Copies of what kernels read in another type, and of samples' rows.
+    /// Copies and workspaces that find no room in the plan's arena.
     fn scratch_bytes(&self, program: &StepProgram) -> usize {
         // A program that cannot be lowered is refused when it is loaded.
         lower(program, self.storage, TARGET).map_or(0, |lowered| lowered.arena_bytes - program.arena_bytes)
@@ -133,6 +134,11 @@ impl Backend for SimtDevice {
 
     fn limit(&self) -> Option<usize> {
         self.limit
+    }
+
+    fn weights(&self, program: &StepProgram) -> Vec<(String, usize)> {
+        lower(program, self.storage, TARGET)
+            .map_or_else(|_| program.weights(), |lowered| lowered.weight_names())
     }
 
     fn load(&self, step: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>> {

@@ -40,6 +40,12 @@ impl Params for PointwiseParams {
             (0..=5).contains(&self.activation),
             "an activation, 0 to 5",
         );
+        if rules.kernel.name.ends_with("_pairs") {
+            rules.given("y", self.y);
+            for (field, address) in [("x", self.x), ("out", self.out)] {
+                rules.aligned(field, address, 4);
+            }
+        }
         if rules.kernel.name.contains("_v8") {
             for (field, address) in [("x", self.x), ("y", self.y), ("out", self.out)] {
                 rules.aligned(field, address, 16);
