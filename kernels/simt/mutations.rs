@@ -297,10 +297,10 @@ pub const MUTATIONS: &[Mutation] = &[
         "            Tile::template multiply<T>(acc, f);\n        }\n    }",
     ),
     mutation(
-        "conv2d-gather-last-tap",
+        "conv2d-gather-right-edge",
         "conv2d_bf16_gather_m64n64",
-        "const int high = line < taps_y ? lines : 0;",
-        "const int high = line <= taps_y ? lines : 0;",
+        "j >= x.low && j < x.high;",
+        "j >= x.low && j <= x.high;",
     ),
     mutation(
         "conv2d-gather-filter-bound",
