@@ -146,10 +146,9 @@ impl Row {
         if let Some(simulated) = &self.simulated {
             line["simt"] = json!(simulated);
         }
-        if let (Some(measured), Some(line)) = (&self.measured, line.as_object_mut()) {
-            if let Value::Object(fields) = measured.json(&self.case, self.floor_us) {
-                line.extend(fields);
-            }
+        let measured = self.measured.as_ref().map(|measured| measured.json(&self.case, self.floor_us));
+        if let (Some(Value::Object(fields)), Some(line)) = (measured, line.as_object_mut()) {
+            line.extend(fields);
         }
         line
     }

@@ -215,7 +215,7 @@ impl<'d> Session<'d> {
         let bytes = Workbench::bytes(program);
         let copies = match self.settings.hot {
             true => 1,
-            false => (2 * self.l2_bytes).div_ceil(bytes).max(2).min(MOST_COPIES),
+            false => (2 * self.l2_bytes).div_ceil(bytes).clamp(2, MOST_COPIES),
         };
         let copies = copies.min(1 + MOST_BYTES_OF_COPIES / bytes);
         match Workbench::new(self.device, program, copies) {
