@@ -461,9 +461,10 @@ fn images_are_those_of_the_simulated_device_with_a_second_try_too() {
         let model = golden::open(&folder);
         let case = golden::json(&golden::golden("tiny-sd1").join("case.json"));
         let mut request = golden::request(&model, &case, &case["runs"][method]);
-        (request.steps, request.batch_size) = (2, 1);
-        request.prompts.truncate(2);
-        assert_eq!(matches!(request.method, Method::None), method == "plain");
+        // As short as can be: the loud model's images are made twice.
+        let guarded = !matches!(request.method, Method::None);
+        (request.steps, request.batch_size) = if guarded { (2, 1) } else { (1, 1) };
+        request.prompts.truncate(if guarded { 1 } else { 2 });
         let run = |backend: &dyn Backend| {
             let mut trace = Trace::default();
             generate(&model, backend, &request, &mut trace, &Stop::default()).expect("images");
@@ -476,7 +477,7 @@ fn images_are_those_of_the_simulated_device_with_a_second_try_too() {
             let same = got.data().iter().zip(expected.data()).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(same && got.shape() == expected.shape(), "{name}");
         }
-        assert_eq!(got.get("final.image").expect("images").shape()[0], 2);
+        assert_eq!(got.get("final.image").expect("images").shape()[0], request.images());
         drop(device);
         assert_eq!((count(c"mistakes"), count(c"alive")), (0, 0));
     }

@@ -1,15 +1,16 @@
 #!/bin/sh
-# What travels to a machine with a GPU and without Rust: one program and one test binary, stripped, into a folder that
-# is kept below 60 MiB.
+# What travels to a machine with a GPU and without Rust: one program and one test binary, stripped and compressed into
+# one file that is kept below 60 MiB.
 #
-#     sh benches/gpu/pack.sh [FOLDER]         target/gpu-pack if absent
+#     sh benches/gpu/pack.sh [FILE]           target/gpu-pack.tar.xz if absent
 #     PROFILE=debug sh benches/gpu/pack.sh    from what is built already, to try the scripts
 #
 # The program is a release build with the embedded binaries of all kernels (NVRTC must be there); the demo model stays
 # in it, since the doctor draws with it. The test binary brings the kernels' host twins, for proofs.
 set -eu
 cd "$(dirname "$0")/../.."
-folder=${1:-target/gpu-pack}
+file=${1:-target/gpu-pack.tar.xz}
+folder=target/gpu-pack
 profile=${PROFILE:-release}
 case $profile in
 release) cargo build --release --features require-cubins --bin unguide ;;
@@ -21,10 +22,11 @@ mkdir -p "$folder"
 strip -o "$folder/unguide" "target/$profile/unguide"
 strip -o "$folder/gpu-tests" "$tests"
 git rev-parse HEAD > "$folder/commit"
-bytes=$(du -sb "$folder" | cut -f 1)
 ls -l "$folder"
+XZ_OPT=-3 tar -cJf "$file" -C "$folder" unguide gpu-tests commit
+bytes=$(wc -c < "$file")
 if [ "$bytes" -gt $((60 * 1024 * 1024)) ]; then
-    echo "$folder has $bytes bytes, more than 60 MiB" >&2
+    echo "$file has $bytes bytes, more than 60 MiB" >&2
     exit 1
 fi
-echo "$folder: $bytes bytes"
+echo "$file: $bytes bytes"

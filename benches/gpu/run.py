@@ -1,8 +1,8 @@
 """Everything that is to be measured and proved on a GPU, on a machine without Rust and without a network.
 
-    python3 benches/gpu/run.py --pack FOLDER --out FOLDER [--seconds 460] [--only STAGE] [--list] [--dry LIBRARIES]
+    python3 benches/gpu/run.py --pack FILE --out FOLDER [--seconds 460] [--only STAGE] [--list] [--dry LIBRARIES]
 
-FOLDER of --pack is what benches/gpu/pack.sh made. Call it again and again with the same --out until it says that
+FILE of --pack is what benches/gpu/pack.sh made, or a folder with the same inside. Call it again and again with the same --out until it says that
 everything is done: every call goes on where the last one ended and takes no longer than --seconds. The folder may come
 from an earlier machine of the same kind; another device or driver begins anew. What lies in it, eight files at most:
 
@@ -20,6 +20,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -143,6 +144,10 @@ def main():
     end = time.monotonic() + a.seconds
     for folder in (a.out, a.scratch):
         folder.mkdir(parents=True, exist_ok=True)
+    if a.pack.is_file():
+        with tarfile.open(a.pack) as packed:
+            packed.extractall(a.scratch / "pack", filter="data")
+        a.pack = a.scratch / "pack"
     path, here = a.out / "state.json", identity(a)
     state = json.loads(path.read_text()) if path.exists() else {}
     if state.get("on") != here:
