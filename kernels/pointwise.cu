@@ -6,7 +6,7 @@
 //     add               out = x + y                       affine         out = mul x + add
 //     add_channels      out = x + v, v one row of c for every image or for all
 //     cast              out = x, in another storage type
-//     timestep          out = [sin, cos] of t exp(-ln(10000) i / (half - shift)); [cos, sin] if flip
+//     timestep          out = [sin, cos] of t exp(-ln(10000) i / (half - shift)); [cos, sin] if flip; a row for every t
 //     to_nhwc, to_nchw  out = x, channels last or first
 //
 // Functions named ..8 take eight elements at a time, from addresses that are multiples of 16 bytes: for geglu8 c is
