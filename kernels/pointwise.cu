@@ -6,7 +6,7 @@
 //     add               out = x + y                       affine         out = mul x + add
 //     add_channels      out = x + v, v one row of c for every image or for all
 //     cast              out = x, in another storage type
-//     timestep          out = [sin, cos] of t exp(-ln(10000) i / (half - shift)); [cos, sin] if flip; a row for every t
+//     timestep          out = [sin, cos] of t exp(-ln(10000) i / (half - shift)); [cos, sin] if flip
 //     to_nhwc, to_nchw  out = x, channels last or first
 //
 // Functions named ..8 take eight elements at a time, from addresses that are multiples of 16 bytes: for geglu8 c is
@@ -181,7 +181,8 @@ __device__ void cast(const PointwiseParams& p) {
 template <typename T>
 __device__ void timestep(const TimestepParams& p) {
     const int half = p.channels / 2;
-    const float t = p.state.as<float>()[blockIdx.x];               // [n], a block each; n = 1: StepState begins with it
+    // A row for every t: those of an operand, or the one that StepState begins with.
+    const float t = p.state.as<float>()[blockIdx.x];
     T* out = p.out.as<T>() + int64_t(blockIdx.x) * p.channels;  // [n, channels]
     for (int i = threadIdx.x; i < half; i += blockDim.x) {
         // The first frequency is 1 also where the quotient is 0 / 0.
