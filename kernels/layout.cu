@@ -5,7 +5,7 @@
 //     sum_batch     out = sum over the copies of which x consists, in their order
 //
 // Concatenation, slices and padding of channels, tokens and batches, and repetition are `place` with other numbers
-// (src/launch/layout.rs). Where `state` is given x and out are those of the sample that it names.
+// (src/launch/layout.rs). Where `state` is given it leads to the index of the sample, or step, of x and out.
 //
 // Departures from the formulas: an element of `place` may be 16 bytes, eight of a storage type, where all numbers are
 // multiples of eight; between two types it converts. A token that is not there stops gather_token.

@@ -218,7 +218,8 @@ __device__ void cast(const PointwiseParams& p) {
 template <typename T>
 __device__ void timestep(const TimestepParams& p) {
     const int half = p.channels / 2;
-    const float t = p.state.as<float>()[blockIdx.x];               // [n], a block each; n = 1: StepState begins with it
+    // A row for every t: those of an operand, or the one that StepState begins with.
+    const float t = p.state.as<float>()[blockIdx.x];
     T* out = p.out.as<T>() + int64_t(blockIdx.x) * p.channels;  // [n, channels]
     for (int i = threadIdx.x; i < half; i += blockDim.x) {
         // The first frequency is 1 also where the quotient is 0 / 0.

@@ -15,6 +15,7 @@
 
 use std::collections::HashMap;
 
+use super::dead::remove_dead;
 use crate::error::{Error, Result};
 use crate::ir::{
     Buffer, BufferId, Cost, Flag, Graph, Item, Node, NodeId, Once, Op, Row, Value, ValueId, infer,
@@ -45,11 +46,13 @@ pub fn hoist(mut graph: Graph, hoisting: &Hoisting<'_>) -> Result<Graph> {
     if hoisting.steps == 0 {
         return Err(Error::Bug("a schedule without steps".to_owned()));
     }
+    // What nobody reads wants nothing.
+    remove_dead(&mut graph);
     let order = graph.order();
     let facts = Facts::of(&graph, &order, hoisting);
+    let parts = [Once::Schedule, Once::Prompt].map(|once| (once, facts.wanted(&graph, &order, once)));
     let mut front = Vec::new();
-    for once in [Once::Schedule, Once::Prompt] {
-        let wanted = facts.wanted(&graph, &order, once);
+    for (once, wanted) in parts {
         if !wanted.is_empty() {
             let mut body =
                 Body { graph: &mut graph, facts: &facts, copies: HashMap::new(), before: HashMap::new() };
@@ -373,7 +376,6 @@ fn insert(items: &mut Vec<Item>, before: &HashMap<NodeId, NodeId>) {
 mod tests {
     use super::*;
     use crate::ir::{Builder, verify};
-    use crate::passes::remove_dead;
 
     const HOISTING: Hoisting<'_> =
         Hoisting { prompt: &["text", "moving"], steps: 5, timesteps: "timesteps", rows: "time" };
@@ -425,6 +427,26 @@ mod tests {
             ("to_k", vec![2, 3, 8]),
         ];
         assert_eq!(buffers, expected);
+        Ok(())
+    }
+
+    #[test]
+    fn a_row_of_another_shape_is_loaded_as_one_and_what_nobody_reads_is_not_hoisted() -> Result<()> {
+        let mut b = Builder::new();
+        let [text, z] = ["text", "z"].map(|name| b.buffer(name, [1, 3, 8], DType::F32));
+        let (context, x) = (b.load(text, Row::All)?, b.load(z, Row::All)?);
+        let time = shift(&mut b, "time_proj", 24)?;
+        let time = b.reshape(time, [1, 3, 8])?;
+        let x = b.add("add", x, time)?;
+        let k = b.linear("to_k", context, 8, false)?;
+        b.add("unread", x, k)?;
+        let v = b.linear("to_v", context, 8, false)?;
+        let x = b.add("and", x, v)?;
+        b.store(x, z, Row::All)?;
+        let graph = hoisted(b);
+        assert_eq!(names(&graph, Some(Once::Prompt)), ["to_v", "-> to_v"]);
+        assert_eq!(names(&graph, Some(Once::Schedule)), ["sinusoid", "time_proj", "-> time"]);
+        assert_eq!(names(&graph, None), ["add", "and", "-> z"]);
         Ok(())
     }
 
