@@ -3,14 +3,12 @@
 #[path = "support/golden.rs"]
 mod golden;
 
-use std::collections::HashMap;
-
 use golden::{demo, golden, json, open, request};
 use unguide::backend::{Backend, Program, Stop};
 use unguide::cpu::Cpu;
 use unguide::error::{Error, Result};
 use unguide::ir::Graph;
-use unguide::launch::{LaunchProgram, Storage, params};
+use unguide::launch::{Storage, params};
 use unguide::passes::run_all;
 use unguide::pipeline::programs::{self, Steering, names};
 use unguide::pipeline::{Blueprint, Model, Plans, Request, Target, Trace, generate};
@@ -143,7 +141,7 @@ fn open_step() -> StepState {
 }
 
 /// The plan and the device differ in three things, all counted here. The plan leaves out the step's state. It has
-/// buffers and weights of one extent in f32, which a device stores in half precision if no kernel touches them
+/// buffers of one extent in f32, which a device stores in half precision if no kernel touches them
 /// otherwise. And it has programs share one arena, where every program of the simulated device has its own.
 #[test]
 fn the_simulated_device_takes_what_the_plan_says_and_touches_all_of_it() {
@@ -163,11 +161,19 @@ fn the_simulated_device_takes_what_the_plan_says_and_touches_all_of_it() {
         let device = SimtDevice::new(Storage::F16, 2);
         let (storage, fuse) = device.storage();
         let scratch = |program: &StepProgram| device.scratch_bytes(program);
-        let target = Target { storage, fuse, scratch: &scratch, mapped: &|_| false, keep_text: false };
+        let packed = |program: &StepProgram| device.weights(program);
+        let target = Target {
+            storage,
+            fuse,
+            scratch: &scratch,
+            weights: &packed,
+            mapped: &|_| false,
+            keep_text: false,
+        };
         let spec = blueprint.step_spec(steering, blueprint.size, batch);
         let plans = Plans::new(&blueprint, &spec, &target, None).expect("plans");
         let arena = |plan: &StepProgram| plan.arena_bytes + scratch(plan);
-        let run = |device: &SimtDevice, plan: &StepProgram, spared: &mut HashMap<String, usize>| {
+        let run = |device: &SimtDevice, plan: &StepProgram| {
             let mut program = device.load_program(plan.clone(), model.weights()).expect("a program");
             let buffers = program.launches().buffer_bytes();
             assert_eq!(program.device_bytes(), arena(plan) + buffers + STATE);
@@ -177,11 +183,6 @@ fn the_simulated_device_takes_what_the_plan_says_and_touches_all_of_it() {
             for (planned, buffer) in plan.graph.buffers.iter().zip(&program.launches().buffers) {
                 alike(&buffer.name, buffer.bytes(), storage.buffer_bytes(planned));
             }
-            for weight in &program.launches().weights {
-                let planned = storage.param_bytes(&weight.param.shape);
-                alike(&weight.param.name, weight.bytes, planned);
-                spared.insert(weight.param.name.clone(), planned - weight.bytes);
-            }
             fill(&mut program);
             program.run(&open_step(), &Stop::default()).expect("a run");
             let (touched, arena) = (program.touched_bytes(), arena(plan));
@@ -190,13 +191,12 @@ fn the_simulated_device_takes_what_the_plan_says_and_touches_all_of_it() {
             (program.device_bytes(), plan.buffer_bytes() - buffers)
         };
         let before = SimtDevice::new(Storage::F16, 2);
-        run(&before, &plans.text, &mut HashMap::new());
-        plans.concepts.iter().for_each(|plan| _ = run(&before, plan, &mut HashMap::new()));
+        run(&before, &plans.text);
+        plans.concepts.iter().for_each(|plan| _ = run(&before, plan));
 
-        let mut spared = HashMap::new();
-        let (step, more) = run(&device, &plans.step, &mut spared);
-        let (decode, still_more) = run(&device, &plans.decode, &mut spared);
-        let weights = device.weight_bytes() + spared.values().sum::<usize>();
+        let (step, more) = run(&device, &plans.step);
+        let (decode, still_more) = run(&device, &plans.decode);
+        let weights = device.weight_bytes();
         let images = step + more + decode + still_more + weights;
         let (step, decode) = (arena(&plans.step), arena(&plans.decode));
         let planned = plans.memory(&spec, &target);
@@ -212,7 +212,9 @@ fn gradients_have_the_same_bits_on_the_kernels_however_little_is_kept() {
     let steering = Steering::Xt { guard: blueprint.guard().expect("a guard"), frozen: false };
     let device = SimtDevice::new(Storage::F16, 2);
     let (storage, fuse) = device.storage();
-    let target = Target { storage, fuse, scratch: &|_| 0, mapped: &|_| false, keep_text: false };
+    let packed = |program: &StepProgram| device.weights(program);
+    let target =
+        Target { storage, fuse, scratch: &|_| 0, weights: &packed, mapped: &|_| false, keep_text: false };
     let (width, height) = blueprint.size;
     let spec = blueprint.step_spec(steering, (width / 2, height / 2), 1);
     let plans = Plans::frontier(&blueprint, &spec, &target).expect("plans");

@@ -8,7 +8,7 @@ use super::attention::{self, Backward, Forward};
 use super::conv2d::{BwdOperands, Conv2d, Operands};
 use super::device::MOST_BLOCKS;
 use super::gemm::{After, Channels, Gemm, Order, Places};
-use super::norms::{self, GroupNorm, LayerNorm, Stats};
+use super::norms::{self, GroupNorm, LayerNorm, Stats, TileStats};
 use super::params::{DevicePtr, Epilogue};
 use super::pointwise;
 use super::tune::conv2d::{self as tune, Form as Convolving};
@@ -24,7 +24,7 @@ pub(super) enum Form {
     Conv2d(Conv2d, Convolving),
     Conv2dBwd(Conv2d, Convolving),
     GroupNorm(GroupNorm, norms::Form, Stats),
-    GroupNormBwd(GroupNorm, norms::Form),
+    GroupNormBwd(GroupNorm, norms::Form, Stats),
     LayerNorm(LayerNorm),
     LayerNormBwd(LayerNorm),
     Attention(Forward, attention::Form),
@@ -76,7 +76,8 @@ impl Form {
             }
             Op::GroupNormBwd { groups, eps, act } => {
                 let norm = GroupNorm { act, ..group_norm(storage, &outputs[0].shape, groups, eps) };
-                Self::GroupNormBwd(norm, norms::choose(&norm, Stats::NONE))
+                let stats = Stats::Each(reads.stats);
+                Self::GroupNormBwd(norm, norms::choose(&norm, stats), stats)
             }
             Op::GegluBwd if reads.paired => Self::GegluBwdOfPairs,
             Op::LayerNorm { eps } => Self::LayerNorm(layer_norm(storage, &outputs[0].shape, eps)),
@@ -119,6 +120,14 @@ impl Form {
         }
     }
 
+    /// Statistics that are left in the workspace, of the first operand and of what stands beside it.
+    pub fn left(&self, workspace: DevicePtr) -> [Option<TileStats>; 2] {
+        match self {
+            Self::GroupNorm(norm, form, stats) => norm.left(*form, *stats, workspace),
+            _ => [None; 2],
+        }
+    }
+
     /// Bytes that the launches write and read besides their operands.
     pub fn workspace(&self) -> usize {
         match self {
@@ -126,7 +135,7 @@ impl Form {
             Self::Conv2d(conv, form) => conv.workspace_bytes(*form),
             Self::Conv2dBwd(conv, form) => conv.bwd_workspace_bytes(0, *form),
             Self::GroupNorm(norm, form, stats) => norm.workspace(*form, *stats),
-            Self::GroupNormBwd(norm, form) => norm.workspace_bwd(*form, Stats::NONE),
+            Self::GroupNormBwd(norm, form, stats) => norm.workspace_bwd(*form, *stats),
             Self::Attention(attention, form) => attention.workspace(*form),
             Self::AttentionBwd(gradient, form) => gradient.workspace(*form),
             Self::LayerNorm(_)
@@ -174,11 +183,11 @@ impl Form {
                 let (x, gamma, beta) = ([input(0), second], input(1), input(2));
                 norm.forward(*form, *stats, &norms::Forward { x, gamma, beta, out: output, workspace })
             }
-            Self::GroupNormBwd(norm, form) => {
+            Self::GroupNormBwd(norm, form, stats) => {
                 let (x, dx) = ([input(0), DevicePtr::NONE], [output, DevicePtr::NONE]);
                 let (gamma, beta, dy) = (input(1), input(2), input(3));
                 let at = norms::Backward { x, gamma, beta, dy, dx, workspace };
-                norm.backward(*form, Stats::NONE, &at)
+                norm.backward(*form, *stats, &at)
             }
             Self::LayerNorm(norm) => Ok(vec![norm.forward([input(0), input(1), input(2), output])?]),
             Self::LayerNormBwd(norm) => Ok(vec![norm.backward([input(0), input(1), input(2), output])?]),

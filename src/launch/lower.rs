@@ -4,8 +4,8 @@
 //! another type than it was made in is copied before its first reader. A sample's row of a buffer is copied in and
 //! out by kernels that read the sample's index from the state, so that every launch is the same for all samples;
 //! what a step needs of the rows of all steps comes the same way, in one copy.
-//! Copies, workspaces and statistics go into the gaps that the plan leaves in its arena, and behind it where those are
-//! too small.
+//! Copies, workspaces and statistics go into the gaps that the plan leaves in its arena. Where those are too small,
+//! everything gets another place.
 //!
 //! Pure: equal programs, storage types and targets give equal launches.
 
@@ -29,7 +29,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::ir::{BufferId, Node, NodeId, Op, Row, ValueId};
-use crate::plan::{self, Demand, Slot, Stage, StepProgram};
+use crate::plan::{self, Arena, Demand, Slot, Stage, StepProgram};
 use crate::tensor::{DType, Shape};
 
 /// The launches of a step for one storage type and one of [`crate::manifest::TARGETS`].
@@ -48,7 +48,8 @@ pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Resu
         types,
         position: 0,
         at_hand: AtHand::default(),
-        scratch: Vec::new(),
+        scratch: step.placed.iter().map(|placed| placed.demand.clone()).collect(),
+        piece_of: step.placed.iter().enumerate().map(|(i, placed)| (placed.value, i as u32)).collect(),
         paired: paired(&step.graph, &step.fusion),
         weights: Vec::new(),
     };
@@ -62,21 +63,22 @@ pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Resu
     });
     let dtypes = param_types(step, &types);
     let weights = weights.iter().map(|&(i, packing)| (step.params[i].clone(), dtypes[i], packing));
-    let around = plan::place_around(&step.placed, &scratch);
-    let alive: Vec<Demand> = step.placed.iter().map(|(demand, _)| demand.clone()).chain(scratch).collect();
+    let live_bytes = plan::lower_bound(&scratch);
+    let arena = place(step, &scratch, live_bytes);
     let program = LaunchProgram {
         storage,
         target,
         body,
-        arena_bytes: around.bytes.max(step.arena_bytes),
-        live_bytes: plan::lower_bound(&alive),
+        arena_bytes: arena.bytes.max(step.arena_bytes),
+        live_bytes,
         weights: weights::place(weights),
         buffers: buffers.collect(),
     };
     let program = program.map(|launch| {
         relocate(launch, |location| match location.space {
             Space::Scratch(index) => {
-                arena(around.offsets[index as usize] + location.offset as usize).symbol()
+                let offset = arena.offsets[index as usize] as u64 + location.offset;
+                Location { space: Space::Arena, offset }.symbol()
             }
             _ => location.symbol(),
         })
@@ -85,8 +87,18 @@ pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Resu
     Ok(program)
 }
 
-fn arena(offset: usize) -> Location {
-    Location { space: Space::Arena, offset: offset as u64 }
+/// How much of an arena may hold nothing before its values leave their places, in parts of it.
+const WASTE: usize = 50;
+
+/// The plan's values where the plan has them and the rest in between, or everything anew if that takes less.
+fn place(step: &StepProgram, pieces: &[Demand], live_bytes: usize) -> Arena {
+    let fixed: Vec<usize> = step.placed.iter().map(|placed| placed.offset).collect();
+    let around = plan::place_around(&fixed, pieces);
+    if around.bytes <= (live_bytes + live_bytes / WASTE).max(step.arena_bytes) {
+        return around;
+    }
+    let anew = plan::place(pieces);
+    if anew.bytes < around.bytes { anew } else { around }
 }
 
 /// Types of the weights, in the order of the program's params.
@@ -111,7 +123,10 @@ struct Lowering<'a> {
     /// How many units have run: the time of the plan's lifetimes.
     position: usize,
     at_hand: AtHand,
+    /// What has no place yet, by [`Space::Scratch`]: the values of the arena, then the rest.
     scratch: Vec<Demand>,
+    /// Values of the arena, by their index there.
+    piece_of: HashMap<ValueId, u32>,
     /// Names of params whose rows lie in pairs.
     paired: HashSet<&'a str>,
     /// What was read so far, by index of the program's params.
@@ -125,7 +140,8 @@ struct AtHand {
     copies: HashMap<(ValueId, DType), DevicePtr>,
     /// The step's rows of buffers.
     rows: HashMap<(BufferId, DType), DevicePtr>,
-    statistics: HashMap<ValueId, TileStats>,
+    /// By value, images and channels.
+    statistics: HashMap<(ValueId, usize, usize), TileStats>,
 }
 
 impl<'a> Lowering<'a> {
@@ -147,8 +163,8 @@ impl<'a> Lowering<'a> {
                 let (first, before) = (self.position, self.scratch.len());
                 let samples = self.samples(stage);
                 let body = self.inner(body)?;
-                // What was copied before the loop is read again by its next round.
-                for scratch in &mut self.scratch[..before] {
+                // What was copied before the loop is read again by its next round; the plan's values know.
+                for scratch in &mut self.scratch[self.step.placed.len()..before] {
                     if scratch.live.end > first {
                         scratch.live.end = self.position;
                     }
@@ -211,7 +227,8 @@ impl<'a> Lowering<'a> {
         let made = outputs.len() == 1 && self.wanted.contains(&unit.last.outputs[0]);
         if let Some((measuring, rows, bytes)) = form.measuring(self.target).filter(|_| made) {
             (form, stats) = (measuring, self.scratch(bytes));
-            self.at_hand.statistics.insert(unit.last.outputs[0], TileStats { at: stats, rows });
+            let measured = self.measured(unit.last.outputs[0]);
+            self.at_hand.statistics.insert(measured, TileStats { at: stats, rows });
         }
         let workspace = match form.workspace() {
             0 => DevicePtr::NONE,
@@ -219,13 +236,22 @@ impl<'a> Lowering<'a> {
         };
         let at = Around { state: Location::start(Space::State).symbol(), workspace, stats };
         let launches = form.launches(&unit, self.storage, at, &reads, &outputs)?;
+        if let Some(&read) = unit.inputs.first() {
+            let (first, other) = self.sources(read);
+            for (source, stats) in [Some(first), other].into_iter().zip(form.left(workspace)) {
+                if let (Some(source), Some(stats)) = (source, stats) {
+                    self.at_hand.statistics.insert(self.measured(source), stats);
+                }
+            }
+        }
         let costs = work::of(&form, Cost::of(&step.graph, &unit, self.storage), &launches);
         for (launch, cost) in launches.into_iter().zip(costs) {
             self.emit(node, launch, cost, run);
         }
         for at in reads.addresses() {
             if let Some(Location { space: Space::Scratch(index), .. }) = Location::of(at) {
-                self.scratch[index as usize].live.end = self.position + 1;
+                let live = &mut self.scratch[index as usize].live;
+                live.end = live.end.max(self.position + 1);
             }
         }
         Ok(())

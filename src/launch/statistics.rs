@@ -1,4 +1,6 @@
-//! Group norms whose statistics the kernel that makes their operand takes along: they need not read it twice.
+//! Group norms whose statistics the kernel that makes their operand takes along: they need not read it twice, and
+//! their gradients find what they left. What is made again for a gradient is measured again, so that its bits are
+//! those of what is kept.
 
 use std::collections::HashSet;
 
@@ -14,7 +16,9 @@ pub(super) fn wanted(graph: &Graph, fusion: &Fusion, storage: Storage) -> HashSe
     let mut wanted = HashSet::new();
     for id in graph.order() {
         let node = graph.node(id);
-        let Op::GroupNorm { groups, eps, act } = node.op else { continue };
+        let (Op::GroupNorm { groups, eps, act } | Op::GroupNormBwd { groups, eps, act }) = node.op else {
+            continue;
+        };
         let read = node.inputs[0];
         let sources = match &graph.producer(read).op {
             Op::Concat if !fusion.is_materialised(read) => &graph.producer(read).inputs[..],

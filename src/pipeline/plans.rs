@@ -146,6 +146,8 @@ impl Plans {
 
 /// How often a plan that meets its budget, but not with what its operations need for themselves, is made smaller.
 const TRIES: usize = 4;
+/// And by how much more than what is too much, in parts of its room.
+const MARGIN: usize = 200;
 
 /// Graphs that are not planned yet, and plans that no limit changes.
 struct Drafts {
@@ -203,7 +205,7 @@ impl Drafts {
                 break;
             }
             // A smaller arena may leave smaller gaps for workspaces.
-            room = room.saturating_sub(over);
+            room = room.saturating_sub(over + room / MARGIN);
         }
         let memory = plans.memory(spec, target);
         let activations = memory.kept_bytes + memory.live_bytes + memory.waste_bytes;

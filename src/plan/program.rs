@@ -95,8 +95,16 @@ pub struct StepProgram {
     /// Work of what runs a second time so that its results need not be kept; see [`super::Planner`].
     pub extra_flops: u64,
     slots: Vec<Slot>,
-    /// The values of the arena with their offsets; time counts what runs, in running order.
-    pub placed: Vec<(Demand, usize)>,
+    /// The values of the arena.
+    pub placed: Vec<Placed>,
+}
+
+/// A value of the arena, with its offset there. Time counts what runs, in running order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    pub value: ValueId,
+    pub demand: Demand,
+    pub offset: usize,
 }
 
 impl StepProgram {
@@ -115,7 +123,7 @@ impl StepProgram {
         let live_bytes = memory::lower_bound(&demands);
         let peak = Peak::of(&graph, &schedule, &demands);
         let placed = owners.iter().zip(demands).zip(&arena.offsets);
-        let placed = placed.map(|((_, demand), &offset)| (demand, offset)).collect();
+        let placed = placed.map(|((&value, demand), &offset)| Placed { value, demand, offset }).collect();
         let offsets: HashMap<ValueId, usize> = owners.into_iter().zip(arena.offsets).collect();
 
         let mut params = Vec::new();

@@ -199,15 +199,17 @@ fn a_gate_is_in_the_epilogue_and_its_gradient_reads_the_same_weights() {
 #[test]
 fn an_enlarged_image_is_read_small_and_its_gradient_is_written_small() {
     // Small images with the taps as they are, larger ones with filters for the small image, and odd channels.
-    for ([h, w], [height, width], c, o, forward, backward) in [
-        ([3, 4], [6, 8], 8, 16, "conv2d_f16_m", "conv2d_bwd_f16_m"),
-        ([3, 4], [5, 7], 8, 16, "conv2d_f16_m", "conv2d_bwd_f16_m"),
-        ([7, 8], [14, 16], 16, 8, "conv2d_f16_m", "conv2d_bwd_f16_m"),
-        ([7, 8], [13, 16], 16, 8, "conv2d_f16_m", "conv2d_bwd_f16_m"),
-        ([7, 8], [13, 15], 16, 8, "conv2d_f16_m", "conv2d_bwd_f16_m"),
-        ([7, 8], [14, 15], 3, 5, "conv2d_f16", "conv2d_bwd_f16"),
+    let whole = ["conv2d_f16_m", "conv2d_bwd_f16_m"];
+    let in_parts = [whole[0], whole[1], "join_f16"];
+    for ([h, w], [height, width], c, o, kernels) in [
+        ([3, 4], [6, 8], 8, 16, &in_parts[..]),
+        ([3, 4], [5, 7], 8, 16, &in_parts[..]),
+        ([7, 8], [14, 16], 16, 8, &whole[..]),
+        ([7, 8], [13, 16], 16, 8, &whole[..]),
+        ([7, 8], [13, 15], 16, 8, &in_parts[..]),
+        ([7, 8], [14, 15], 3, 5, &["conv2d_f16", "conv2d_bwd_f16"][..]),
     ] {
-        agrees("enlarged", &[forward, backward], |case| {
+        agrees("enlarged", kernels, |case| {
             let x = case.input([2, h, w, c]);
             let filter = case.filter([o, 3, 3, c]);
             let large = case.push(Op::Upsample { height, width }, &[x]);
@@ -294,6 +296,33 @@ fn a_norm_takes_the_statistics_of_whoever_made_its_operand() {
             let y = case.b.conv2d("conv", x, (32, 3), SAME, true).expect("shapes fit");
             let y = case.b.group_norm("norm", y, (4, 1e-5), None).expect("groups");
             case.output(y);
+        });
+    }
+}
+
+#[test]
+fn the_gradient_of_a_norm_finds_the_statistics_that_the_norm_left() {
+    let backward = ["group_norm_tiles_bwd_f16_silu", "group_norm_apply_bwd_f16_silu"];
+    let (tiles, fold, apply) = ("group_norm_tiles_f16", "group_norm_fold_f32", "group_norm_apply_f16_silu");
+    for (side, is_made, forward) in [
+        (12, true, &["conv2d_f16_m", apply][..]),
+        // So many tiles that some are made one.
+        (96, true, &["conv2d_f16_m", fold, apply][..]),
+        (64, false, &[tiles, apply][..]),
+    ] {
+        agrees("gradient of a norm", &[forward, &backward].concat(), |case| {
+            let x = case.input([1, side, side, 16]);
+            let filter = (16, 3);
+            let x =
+                if is_made { case.b.conv2d("conv", x, filter, SAME, true).expect("shapes fit") } else { x };
+            let act = Some(Activation::Silu);
+            let y = case.b.group_norm("norm", x, (4, 1e-5), act).expect("groups");
+            case.output(y);
+            let [gamma, beta] = ["norm.weight", "norm.bias"]
+                .map(|name| case.b.param(name, [16], Layout::Plain).expect("a name"));
+            let dy = case.input([1, side, side, 16]);
+            let dx = case.push(Op::GroupNormBwd { groups: 4, eps: 1e-5, act }, &[x, gamma, beta, dy]);
+            case.output(dx);
         });
     }
 }

@@ -1,7 +1,7 @@
 //! Where the operands of a unit are: in the plan's arena, in a buffer, packed among the weights, or in a copy that is
 //! made before their first reader.
 
-use super::{Lowering, SAMPLE, STEP, Side, arena};
+use super::{Lowering, SAMPLE, STEP, Side};
 use crate::error::{Error, Result};
 use crate::ir::{BufferId, Node, Op, Row, ValueId};
 use crate::launch::location::{Location, Space};
@@ -28,12 +28,17 @@ impl Lowering<'_> {
         }
         let residual = unit.residual.and_then(|_| operands.pop());
         let channels = unit.channels.and_then(|_| operands.pop());
-        let gated = graph.producer(root(graph, unit.inputs.first().copied().unwrap_or(ValueId(0))));
-        let paired = gated.inputs.get(1).is_some_and(|&filter| self.is_paired(filter));
-        let first = unit.inputs.first().map_or((ValueId(0), None), |&value| self.sources(value));
-        let statistics = |value: ValueId| self.at_hand.statistics.get(&root(graph, value)).copied();
-        let stats = match unit.root.op {
-            Op::GroupNorm { .. } => [statistics(first.0), first.1.and_then(statistics)],
+        let first = unit.inputs.first().copied();
+        let paired = first.is_some_and(|value| {
+            let filter = graph.producer(root(graph, value)).inputs.get(1);
+            filter.is_some_and(|&filter| self.is_paired(filter))
+        });
+        let statistics = |value: ValueId| self.at_hand.statistics.get(&self.measured(value)).copied();
+        let stats = match (&unit.root.op, first) {
+            (Op::GroupNorm { .. } | Op::GroupNormBwd { .. }, Some(value)) => {
+                let (x, beside) = self.sources(value);
+                [statistics(x), beside.and_then(statistics)]
+            }
             _ => [None; 2],
         };
         Ok(Reads { inputs: operands, second, channels, residual, paired, stats })
@@ -46,6 +51,12 @@ impl Lowering<'_> {
             (Op::Concat, Slot::Passing) => (node.inputs[0], Some(node.inputs[1])),
             _ => (value, None),
         }
+    }
+
+    /// What statistics of a value are known by: those of a view are not those of other images or channels.
+    pub(super) fn measured(&self, value: ValueId) -> (ValueId, usize, usize) {
+        let (graph, shape) = (&self.step.graph, self.step.graph.shape(value));
+        (root(graph, value), shape[0], shape.last())
     }
 
     /// How operand `i` of a unit is packed.
@@ -148,7 +159,7 @@ impl Lowering<'_> {
         Ok(match self.step.slot(value) {
             Slot::Param { index } => (self.weight(index, packing), false),
             Slot::Buffer { buffer, row } => (Location::start(Space::Buffer(buffer.0)), row == Row::Sample),
-            Slot::Arena { offset, .. } => (self.made(value).unwrap_or(arena(offset)), false),
+            Slot::Arena { .. } => (self.made(value), false),
             Slot::Passing => {
                 let problem = format!("`{}` reads what never reaches memory", reader.name);
                 return Err(Error::Bug(problem));
@@ -156,16 +167,19 @@ impl Lowering<'_> {
         })
     }
 
-    /// The buffer that a value is made in, if that is its place.
-    pub(super) fn made(&self, value: ValueId) -> Option<Location> {
-        self.direct.made.get(&value).map(|buffer| Location::start(Space::Buffer(buffer.0)))
+    /// The buffer that a value is made in, or its piece of the arena.
+    pub(super) fn made(&self, value: ValueId) -> Location {
+        Location::start(match self.direct.made.get(&value) {
+            Some(buffer) => Space::Buffer(buffer.0),
+            None => Space::Scratch(self.piece_of[&value]),
+        })
     }
 
     pub(super) fn output(&self, node: &Node, value: ValueId, dtype: DType) -> Result<Operand> {
         let shape = self.step.graph.shape(value).clone();
         match self.step.slot(value) {
-            Slot::Arena { offset, bytes } if bytes >= shape.count() * dtype.bytes() => {
-                Ok(Operand { at: self.made(value).unwrap_or(arena(offset)).symbol(), shape })
+            Slot::Arena { bytes, .. } if bytes >= shape.count() * dtype.bytes() => {
+                Ok(Operand { at: self.made(value).symbol(), shape })
             }
             slot => Err(Error::Bug(format!("`{}` makes {shape} in {dtype} at {slot:?}", node.name))),
         }
