@@ -268,23 +268,23 @@ fn an_image_that_leaves_f16_is_made_again_in_bf16_and_else_there_is_none() {
     loud(&place);
     let drawn = |words: &str| {
         place.draw(&format!(
-            "--device simt -m loud --threshold 0.1 --gamma 1 -W 16 -H 16 -s 7 --overwrite {words}"
+            "--device simt -m loud --threshold -1 -W 16 -H 16 -s 7 --steps 1 --overwrite {words}"
         ))
     };
-    let ran = drawn("--steps 1 --json");
+    let ran = drawn("--gamma 1 --json");
     ran.says(0, &["image 0", "is not finite in f16; once more in bf16"]);
     let line = &ran.json()[0];
     assert_eq!(line["settings"]["dtype"], "bf16");
     assert_eq!(line["steps"].as_array().map(Vec::len), Some(1), "what was seen before is forgotten");
     let again = place.pixels("out.png");
-    let quiet = drawn("--steps 1 --dtype bf16");
+    let quiet = drawn("--gamma 1 --dtype bf16");
     quiet.says(0, &[]);
     assert!(!quiet.stderr.contains("once more"), "{}", quiet.stderr);
     assert_eq!(place.pixels("out.png"), again);
 
     std::fs::remove_file(place.path("out.png")).expect("there");
-    drawn("--steps 1 --guidance-scale 1e38").says(8, &["once more in bf16", "non-finite", "image 0"]);
-    drawn("--steps 1 --guidance-scale 1e38 --dtype bf16").says(8, &["non-finite"]);
+    drawn("--gamma 1e300").says(8, &["once more in bf16", "non-finite", "image 0"]);
+    drawn("--gamma 1e300 --dtype bf16").says(8, &["non-finite"]);
     assert!(!place.path("out.png").exists());
 }
 
