@@ -87,12 +87,11 @@ fn a_step_reads_no_text_and_no_timestep_and_takes_its_row_of_the_schedule_in_one
 
 #[test]
 fn a_unet_step_of_stable_diffusion_1_is_few_launches() {
-    // Without what no step changes: 399, with three projections an attention. One for every operation: 589.
     let start = Instant::now();
     let program = lower(&planned("sd15", Steering::None, 1), Storage::F16, "sm_90a").expect("launches");
-    let varying = program.steps().iter().count();
-    println!("{} launches, {varying} of them vary, in {:?}", program.steps().len(), start.elapsed());
-    assert!(varying <= 400, "{varying} launches");
+    let launches = program.steps_of(None).len();
+    println!("{launches} launches, planned and lowered in {:?}", start.elapsed());
+    assert!(launches <= 400, "{launches} launches");
 }
 
 #[test]
@@ -106,11 +105,10 @@ fn the_arena_has_little_more_than_what_is_alive_and_no_more_than_the_plan_says()
                 let (name, arena) = (&blueprint.name, program.arena_bytes);
                 let over = arena as f64 / program.live_bytes as f64;
                 assert!(over <= 1.05, "{name} on {target}: {arena} bytes, {over} of what is alive");
-                // What does not fit into the gaps is in the figures of `unguide memory` as well.
-                assert!(
-                    arena <= step.arena_bytes + step.arena_bytes / 50,
-                    "{name} on {target}: {arena} bytes"
-                );
+                // What does not fit into the gaps is in the figures of `unguide memory` as well. A small program has
+                // no large gaps for the parts of its sums.
+                let more = (step.arena_bytes / 50).max(256 << 10);
+                assert!(arena <= step.arena_bytes + more, "{name} on {target}: {arena} bytes");
             }
         }
     }

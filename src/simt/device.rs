@@ -18,7 +18,7 @@ use crate::launch::{
     Addresses, Executor, LaunchProgram, LaunchStep, Storage, Weight, WeightKey, execute, from_bytes, lower,
 };
 use crate::passes;
-use crate::plan::{self, Fuse, Param, StepProgram, StepState};
+use crate::plan::{self, ALIGN, Fuse, Param, StepProgram, StepState};
 use crate::tensor::DType;
 
 /// What the launches are made for: the forms that every GPU since Ampere runs.
@@ -95,14 +95,15 @@ impl Weights {
         if let Some(&at) = self.held.get(&key) {
             return Ok(at);
         }
-        let at = self.simt.alloc(weight.bytes);
+        let bytes = weight.bytes.next_multiple_of(ALIGN);
+        let at = self.simt.alloc(bytes);
         let read = |part: &Param| source.load(&part.name, &part.stored_shape());
         weight.pack_parts(&read, &mut |offset, piece| {
             self.simt.write(at, offset, piece);
             Ok(())
         })?;
         self.held.insert(key, at);
-        self.bytes += weight.bytes;
+        self.bytes += bytes;
         Ok(at)
     }
 }
