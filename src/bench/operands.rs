@@ -5,7 +5,7 @@ use half::{bf16, f16};
 
 use crate::backend::{Program, Stop, WeightSource};
 use crate::cpu::{Cpu, CpuProgram};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ir::{Builder, Graph, Node, Op, Row};
 use crate::launch::Storage;
 use crate::plan::{SldState, StepProgram, StepState};
@@ -21,7 +21,7 @@ pub enum Operand {
     Index(usize),
     /// One and zero in turn.
     Gate,
-    /// That output of the forward attention of the operands before.
+    /// That output of the forward attention of the operands from the fourth on.
     Attention {
         output: usize,
         heads: usize,
@@ -44,21 +44,20 @@ impl Operand {
             (Op::GatherToken, 1) => Self::Index(graph.shape(node.inputs[0])[1]),
             (Op::ClipCosine { .. }, 1) => Self::UnitRows,
             (Op::DdimUnguide { .. } | Op::GuideEps { .. }, 3) => Self::Gate,
-            (&Op::AttentionBwd { heads, causal }, 3 | 4) => {
-                Self::Attention { output: index - 3, heads, causal }
-            }
+            (&Op::AttentionBwd { heads, causal }, 0 | 1) => Self::Attention { output: index, heads, causal },
             _ => Self::Normal,
         }
     }
 
-    /// The contents of operand `index` of a node; `before` are those of the operands before it.
+    /// The contents of operand `index` of a node; `attended` are queries, keys and values, however many tensors they
+    /// are, of a gradient that wants what the forward pass made of them.
     pub fn value(
         self,
         node: &str,
         index: usize,
         shape: &Shape,
         storage: Storage,
-        before: &[Value],
+        attended: &[Value],
     ) -> Result<Value> {
         let mut random = Random::named(&format!("{node} {index}"));
         let count = shape.count();
@@ -79,9 +78,7 @@ impl Operand {
                 Value::Real(data, shape.clone())
             }
             Self::Attention { output, heads, causal } => {
-                let tokens =
-                    before.get(..3).ok_or_else(|| Error::Bug(format!("`{node}` without q, k and v")))?;
-                let mut data = attention(tokens, heads, causal)?.swap_remove(output);
+                let mut data = attention(attended, heads, causal)?.swap_remove(output);
                 // The log-sum-exps stay as they are: kernels read them in f32.
                 if output == 0 {
                     data.iter_mut().for_each(|x| *x = round(storage, *x));

@@ -81,12 +81,16 @@ impl Piece {
 
     /// The contents of buffers `in{i}`.
     pub fn operands(&self, storage: Storage) -> Result<Vec<operands::Value>> {
-        let mut values = Vec::new();
-        for (i, operand) in self.operands.iter().enumerate() {
-            let buffer = &self.graph.buffers[i];
-            let value = operand.value(&self.node, i, &buffer.shape, storage, &values)?;
-            values.push(value);
-        }
+        let value = |i: usize, attended: &[operands::Value]| {
+            self.operands[i].value(&self.node, i, &self.graph.buffers[i].shape, storage, attended)
+        };
+        let saved = |i: &usize| matches!(self.operands[*i], Operand::Attention { .. });
+        // What a forward pass saved comes first among the operands of its gradient and is made of the last.
+        let first = (0..self.operands.len()).find(|i| !saved(i)).unwrap_or(0);
+        let given: Vec<_> = (first..self.operands.len()).map(|i| value(i, &[])).collect::<Result<_>>()?;
+        let attended = given.get(1..).unwrap_or_default();
+        let mut values: Vec<_> = (0..first).map(|i| value(i, attended)).collect::<Result<_>>()?;
+        values.extend(given);
         Ok(values)
     }
 

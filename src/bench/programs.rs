@@ -99,12 +99,12 @@ impl Odd {
     fn attention(&mut self, [n, t, u]: [usize; 3], heads: usize, width: usize) -> Result<()> {
         let c = heads * width;
         let shapes = [[n, t, c], [n, u, c], [n, u, c]];
-        let mut inputs: Vec<ValueId> =
+        let inputs: Vec<ValueId> =
             shapes.iter().map(|shape| self.operand(shape, DType::F32)).collect::<Result<_>>()?;
         let causal = false;
         let outputs = self.builder.push_many("odd.attention", Op::Attention { heads, causal }, &inputs)?;
-        inputs.extend(&outputs);
-        inputs.push(self.operand(&[n, t, c], DType::F32)?);
+        let d_o = self.operand(&[n, t, c], DType::F32)?;
+        let inputs = [&outputs[..], &[d_o], &inputs].concat();
         let gradients =
             self.builder.push_many("odd.attention.grad", Op::AttentionBwd { heads, causal }, &inputs)?;
         self.keep(&outputs)?;

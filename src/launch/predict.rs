@@ -56,7 +56,9 @@ pub const FAMILIES: &[Family] = &[
     family(&["conv2d_tile.cu", "conv2d_dgrad_tile.cu"], Unit::Mma, 0.80, 0.80),
     // Exponentials between the products.
     family(&["attention_mma.cu"], Unit::Mma, 0.55, 0.80),
-    family(&["attention_bwd_mma.cu"], Unit::Mma, 0.45, 0.80),
+    family(&["attention_bwd_dq.cu", "attention_bwd_dkv.cu"], Unit::Mma, 0.45, 0.80),
+    // Operands that come element by element; most of a fragment of eight columns goes unused.
+    family(&["conv2d_gather.cu", "conv2d_narrow.cu"], Unit::Mma, 0.30, 0.60),
     family(&["product_mma.cu"], Unit::Mma, 0.70, 0.80),
     // One thread an element, operands through the caches.
     family(&["gemm.cu", "conv2d.cu", "conv2d_dgrad.cu", "product.cu"], Unit::Scalar, 0.15, 0.40),

@@ -130,10 +130,10 @@ fn a_convolution_adds_the_time_activates_and_adds_the_residual() {
 fn a_split_sum_gets_its_epilogue_where_its_parts_are_joined() {
     agrees("conv2d", &["conv2d_f16_m", "join_f16"], |case| {
         let x = case.input([2, 3, 3, 128]);
-        let y = case.b.conv2d("conv", x, (8, 3), SAME, true).expect("shapes fit");
-        let time = case.input([1, 8]);
+        let y = case.b.conv2d("conv", x, (16, 3), SAME, true).expect("shapes fit");
+        let time = case.input([1, 16]);
         let y = case.push(Op::AddChannels, &[y, time]);
-        let residual = case.input([2, 3, 3, 8]);
+        let residual = case.input([2, 3, 3, 16]);
         let y = case.push(Op::Add, &[y, residual]);
         case.output(y);
     });
@@ -249,7 +249,7 @@ fn two_tensors_side_by_side_are_read_where_they_are_with_the_statistics_of_their
     for (sides, [a, c], groups, kernels) in [
         ([12, 14], [16, 24], 4, &["conv2d_f16_m", "conv2d_f16_m", apply, "conv2d_f16_m", "conv2d_f16_m"][..]),
         // A group across the boundary, a last tile that is not whole.
-        ([9, 13], [8, 16], 2, &["conv2d_f16_m", "conv2d_f16_m", apply, "conv2d_f16_m", "conv2d_f16_m"][..]),
+        ([9, 13], [8, 16], 2, &["conv2d_f16_m", "conv2d_f16_m", apply, "conv2d_f16_m", "conv2d_f16_n8"][..]),
         ([3, 5], [3, 9], 4, &["conv2d_f16", "conv2d_f16", "group_norm_f16", "conv2d_f16", "conv2d_f16"][..]),
     ] {
         agrees("pair", kernels, |case| {

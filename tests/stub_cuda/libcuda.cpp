@@ -192,7 +192,6 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
         case 97: *value = 227 << 10; return OK;
         case 13: *value = 1980000; return OK;  // kHz
         case 36: *value = 2619000; return OK;
-        case 16: *value = 4; return OK;        // multiprocessors
         case 38: *value = 32 << 10; return OK;  // L2
         default: return mistake();
     }

@@ -104,12 +104,12 @@ impl Params for AttentionBwdParams {
         let dq = (["dq", "dq_row"], self.dq, self.dq_row);
         let dk = (["dk", "dk_row"], self.dk, self.dk_row);
         let dv = (["dv", "dv_row"], self.dv, self.dv_row);
-        let (rows, sums): (Vec<_>, &[_]) = match rules.kernel.function {
-            "delta" => (vec![o, d_o], &[("delta", self.delta), ("peak", self.peak)]),
-            "queries" => {
+        let (rows, sums): (Vec<_>, &[_]) = match (rules.kernel.file, rules.kernel.function) {
+            (_, "delta") => (vec![o, d_o], &[("delta", self.delta), ("peak", self.peak)]),
+            ("attention_bwd_dq.cu", _) => {
                 (vec![q, k, v, d_o, dq], &[("lse", self.lse), ("delta", self.delta), ("peak", self.peak)])
             }
-            "keys" => {
+            ("attention_bwd_dkv.cu", _) => {
                 (vec![q, k, v, d_o, dk, dv], &[("lse", self.lse), ("delta", self.delta), ("peak", self.peak)])
             }
             _ => {
@@ -128,9 +128,9 @@ impl Params for AttentionBwdParams {
             ("attention_bwd.cu", "delta") => queries(EIGHT),
             ("attention_bwd.cu", _) if rows.len() == 6 => queries(EIGHT),
             ("attention_bwd.cu", _) => queries(EIGHT) + Rules::tiles(self.u, EIGHT),
-            ("attention_bwd_mma.cu", "queries") => queries(64),
+            ("attention_bwd_dq.cu", _) => queries(64),
             // Wide heads' channels are shared out among two blocks.
-            ("attention_bwd_mma.cu", _) => Rules::tiles(self.u, 64) * if self.d <= 80 { 1 } else { 2 },
+            ("attention_bwd_dkv.cu", _) => Rules::tiles(self.u, 64) * if self.d <= 80 { 1 } else { 2 },
             _ => rules.grid[0].into(),
         };
         for (field, address, row) in rows {
