@@ -123,17 +123,18 @@ fn a_fused_group_is_one_piece_and_runs_as_one_by_itself() {
 }
 
 /// Kernels that no program launches and no proof of the table runs, and who proves them.
-const BESIDE: [(&str, &str); 4] = [
+const BESIDE: [(&str, &str); 6] = [
+    ("geglu_bwd_f16_pairs", "tests/kernels/groups.rs; gates that are computed again under a budget"),
+    ("geglu_bwd_bf16_pairs", "tests/kernels/groups.rs; gates that are computed again under a budget"),
     ("cast_", "tests/kernels/main.rs; no program has casts of their own"),
     ("to_nhwc_", "tests/kernels/main.rs; tensors are turned around on the host"),
     ("to_nchw_", "tests/kernels/main.rs; tensors are turned around on the host"),
     ("condition_", "tests/cuda.rs; a node of the driver's graphs"),
 ];
 
-/// Forms that the lowering does not choose: they have proofs, and no program launches them.
+/// For addresses that are no multiple of 16, which no plan makes: they have proofs, and no program launches them.
 fn is_not_chosen(name: &str) -> bool {
-    let pointwise = ["activate_", "add_", "geglu_"].iter().any(|op| name.starts_with(op));
-    pointwise && name.contains("_v8")
+    ["add_f16", "add_bf16", "affine_f16", "affine_bf16"].contains(&name)
 }
 
 #[test]
@@ -275,6 +276,11 @@ fn what_is_right_gets_a_time_and_what_is_wrong_a_reason() {
     let right = Spoil { kernel: "none", after: 0, with: 0, launches: 0 };
     let mut timed = 0;
     for (name, measured) in measuring.run(&device, right) {
+        // A norm by itself has no statistics of another launch.
+        if name.starts_with("group_norm_apply") {
+            assert!(matches!(measured, Measurement::Without(_)), "{name}: {measured:?}");
+            continue;
+        }
         let Measurement::Timed(measured) = measured else { panic!("{name}: {measured:?}") };
         // The stub's clock.
         let by_the_clock = (measured.times.median_us - 250.0).abs() < 0.01 && measured.times.variation < 1e-6;
@@ -282,7 +288,7 @@ fn what_is_right_gets_a_time_and_what_is_wrong_a_reason() {
         assert!(measured.batch >= measured.copies.max(2) && measured.of_tolerance <= 0.75, "{name}");
         timed += 1;
     }
-    assert!(timed > 4, "{timed} launches");
+    assert!(timed > 1, "{timed} launches");
 
     let only = Measuring::of(target, &["time_embedding"]);
     let reasons = |spoil: Spoil| -> BTreeMap<String, String> {
@@ -332,7 +338,7 @@ fn a_device_that_computes_nothing_gets_no_times_and_one_that_is_lost_ends_the_ru
         ran.says(0, &[]);
         even(counts);
         let lines = ran.json();
-        assert!(lines.len() > 3);
+        assert!(lines.len() > 1);
         for line in lines {
             assert!(line["time_us"].is_null() && line["floor_us"].is_number(), "{line}");
             let reason = line["not_measured"].as_str().expect("a reason");

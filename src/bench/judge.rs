@@ -4,7 +4,7 @@
 //! what kernels round on the way. `u(x)` is the distance to the next number of the result's type around x, `scale`
 //! the largest wanted number.
 
-use crate::ir::{Graph, Node, Op};
+use crate::ir::{Attending, Graph, Node, Op};
 use crate::tensor::DType;
 
 /// How near a result must come.
@@ -48,7 +48,8 @@ impl Class {
             }
             Op::Resample { .. } | Op::ResampleBwd { .. } => Self::Reduced(16),
             Op::Attention { .. } | Op::AttentionBwd { .. } => {
-                Self::Reduced(shape(0)[1].max(shape(1)[1]).max(shape(0).last()))
+                let Attending { t, u, c, .. } = Attending::inferred(&root.op, &graph.shapes(&root.inputs));
+                Self::Reduced(t.max(u).max(c))
             }
             Op::Linear => contracted(shape(0).last()),
             Op::LinearBwd => contracted(shape(0).last()),

@@ -110,7 +110,7 @@ fn agrees(what: &str, words: &[&str], build: impl FnOnce(&mut Case)) {
 fn a_convolution_adds_the_time_activates_and_adds_the_residual() {
     for (n, [h, w], c, o, rows, kernel) in [
         (2, [5, 7], 16, 24, 1, "conv2d_f16_m"),
-        (3, [4, 4], 8, 8, 3, "conv2d_f16_m"),
+        (3, [4, 4], 8, 8, 3, "conv2d_f16_n8"),
         (2, [3, 3], 5, 7, 2, "conv2d_f16"),
     ] {
         agrees("conv2d", &[kernel], |case| {
@@ -204,8 +204,8 @@ fn an_enlarged_image_is_read_small_and_its_gradient_is_written_small() {
     for ([h, w], [height, width], c, o, kernels) in [
         ([3, 4], [6, 8], 8, 16, &in_parts[..]),
         ([3, 4], [5, 7], 8, 16, &in_parts[..]),
-        ([7, 8], [14, 16], 16, 8, &whole[..]),
-        ([7, 8], [13, 16], 16, 8, &whole[..]),
+        ([20, 20], [40, 40], 16, 8, &whole[..]),
+        ([20, 20], [39, 40], 16, 8, &whole[..]),
         ([7, 8], [13, 15], 16, 8, &in_parts[..]),
         ([7, 8], [14, 15], 3, 5, &["conv2d_f16", "conv2d_bwd_f16"][..]),
     ] {
@@ -287,8 +287,8 @@ fn a_norm_takes_the_statistics_of_whoever_made_its_operand() {
         case.output(y);
     });
     for ([h, w], [height, width], kernels) in [
-        ([8, 8], [16, 16], &["conv2d_f16_m", apply][..]),
-        ([8, 8], [15, 16], &["conv2d_f16_m", "group_norm"][..]),
+        ([24, 24], [48, 48], &["conv2d_f16_m", apply][..]),
+        ([24, 24], [47, 48], &["conv2d_f16_m", "group_norm_tiles_f16", apply][..]),
     ] {
         agrees("enlarged", kernels, |case| {
             let x = case.input([1, h, w, 8]);

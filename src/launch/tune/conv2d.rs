@@ -61,11 +61,12 @@ const LEAST_STEPS: usize = 16;
 /// Parts of a sum, at most: what they leave is read again.
 const MOST_SPLITS: usize = 16;
 
-/// Operations that take as long as reading a byte. One number for all devices, since filters that are packed for the
-/// small image are rounded differently.
-const FLOPS_PER_BYTE: usize = 200;
+/// Operations that a byte of a second form of filters must save. Reading one takes as long as 200 to 300; the rest is
+/// for the memory, which the widest filters of a UNet would take for little. One number for all devices, since filters
+/// that are packed for the small image are rounded differently.
+const FLOPS_PER_BYTE: usize = 2000;
 
-/// Whether a 3 x 3 convolution behind twofold enlargement to `out` takes less time with filters for the small image:
+/// Whether a 3 x 3 convolution behind twofold enlargement to `out` is worth filters for the small image:
 /// 16 taps for four pixels instead of 36, but 16 to read instead of 9. Images come in pairs.
 pub fn sub_pixel_pays(out: [usize; 2]) -> bool {
     let saved_flops = 2 * 2 * out[0] * out[1] * (9 - 4);
