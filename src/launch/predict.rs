@@ -142,7 +142,8 @@ impl Prediction {
         };
         let useful = match cost.executed_flops {
             0 => 1.0,
-            executed => cost.flops as f64 / executed as f64,
+            // Taps that are summed beforehand are useful products, and fewer.
+            executed => cost.flops.min(executed) as f64 / executed as f64,
         };
         let filled = blocks as f64 / (busiest * multiprocessors) as f64;
         Some(Self {
