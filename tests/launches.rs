@@ -6,13 +6,14 @@ mod golden;
 use std::time::Instant;
 
 use bytemuck::pod_read_unaligned;
-use unguide::ir::{Flag, Node, Once, Op};
+use unguide::ir::{Cost, Flag, Node, NodeId, Once, Op};
 use unguide::launch::params::DevicePtr;
 use unguide::launch::{Launch, LaunchProgram, LaunchStage, Location, Space, Storage, lower};
 use unguide::passes::{fuse, run_all};
 use unguide::pipeline::Blueprint;
 use unguide::pipeline::programs::{Steering, encode_text, names};
-use unguide::plan::{self, StepProgram};
+use unguide::plan::{self, Stage, StepProgram};
+use unguide::tensor::DType;
 
 fn blueprint(name: &str) -> Blueprint {
     Blueprint::preset(name).expect("a published model")
@@ -144,6 +145,46 @@ fn costs_of_a_node_are_shared_out_among_its_launches() {
     let cost = program.cost();
     let share = cost.executed_flops as f64 / cost.flops as f64;
     assert!((0.95..1.05).contains(&share), "{share}");
+}
+
+#[test]
+fn launches_multiply_together_what_their_nodes_multiply() {
+    fn of(step: &StepProgram, stages: &[Stage]) -> u64 {
+        let of_node = |&id: &NodeId| Cost::of(&step.graph, step.graph.node(id), 2).flops;
+        let members =
+            |nodes: &[NodeId]| nodes.iter().flat_map(|&id| step.fusion.members(id)).collect::<Vec<_>>();
+        let of_stage = |stage: &Stage| match stage {
+            Stage::Run(nodes) => members(nodes).iter().map(of_node).sum(),
+            Stage::ForEachSample(body) | Stage::If(_, body) => of(step, body),
+        };
+        stages.iter().map(of_stage).sum()
+    }
+    // The gradient of 50, 257 and 4096 tokens: in tiles and in pieces.
+    for name in ["sd15", "sd21"] {
+        let step = planned(name, safe(name), 1);
+        for target in ["sm_80", "sm_90a"] {
+            let program = lower(&step, Storage::F16, target).expect("launches");
+            let launches: u64 = program.steps().iter().map(|step| step.cost.flops).sum();
+            assert_eq!(launches, of(&step, &step.body), "{name} on {target}");
+        }
+    }
+}
+
+#[test]
+fn what_no_device_holds_is_refused() {
+    // More than 64 GiB may be had; terabytes may not.
+    let of = |pixels: usize, batch: usize| {
+        let blueprint = blueprint("sd15");
+        let spec = blueprint.step_spec(Steering::None, (pixels, pixels), batch);
+        let graph = blueprint.step(&spec).expect("a graph");
+        let fusion = fuse(&graph);
+        let step = StepProgram::fused(graph, fusion, plan::Storage::of(DType::F16)).expect("a plan");
+        lower(&step, Storage::F16, "sm_90a")
+    };
+    let large = of(2048, 128).expect("launches").arena_bytes;
+    assert!(large > 1 << 36, "{large} bytes");
+    let Err(error) = of(16384, 16) else { panic!("an arena of terabytes") };
+    assert_eq!(error.exit_code(), 5, "{error}");
 }
 
 #[test]
