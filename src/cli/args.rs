@@ -307,8 +307,8 @@ pub struct InspectStepArgs {
 }
 
 const BENCH_KERNELS_HELP: &str = "\
-A line of --json: kernel, arch, shape, node, uses, grid, block; flops and bytes (each operand once), floor_us; registers,
-smem_bytes, spill_bytes, waves, blocks_per_multiprocessor, occupancy, occupancy_bound; instructions by class, where
+A line of --json: kernel, arch, shape, node, uses, grid, block; flops and bytes (each operand once), floor_us of
+floor_gpu, device (none where nothing is measured); registers, smem_bytes, spill_bytes, waves, blocks_per_multiprocessor, occupancy, occupancy_bound; instructions by class, where
 nvdisasm is; simt, where the build has the SIMT layer: what the first, the middle and the last block did together
 (`blocks` of `of_blocks`). On a GPU also time_us (the median), tflops, gb_per_second, of_floor (floor over time), times
 (percentiles and variation, which is steady up to 1 %), batch, copies, cold_l2, of_tolerance; or not_measured, the reason.
