@@ -304,9 +304,17 @@ impl Shared {
         };
         let mut memory = lock(&arena);
         if memory.bytes() < bytes {
+            let (before, what) = (memory.bytes(), "the activations of a step");
             // The old one goes first: both at once would be more than the plan.
-            *memory = self.alloc("the activations of a step", 0)?;
-            *memory = self.alloc("the activations of a step", bytes)?;
+            *memory = self.alloc(what, 0)?;
+            *memory = match self.alloc(what, bytes) {
+                // Programs that had it go on with one as large.
+                Err(error) => {
+                    *memory = self.alloc(what, before)?;
+                    return Err(error);
+                }
+                new => new?,
+            };
         }
         drop(memory);
         *shared = Arc::downgrade(&arena);
