@@ -113,10 +113,10 @@ impl Params for AttentionBwdParams {
                 (vec![q, k, v, d_o, dk, dv], &[("lse", self.lse), ("delta", self.delta), ("peak", self.peak)])
             }
             _ => {
-                // Without blocks for the keys, theirs are not wanted.
-                let queries_alone = i64::from(rules.grid[0]) == Rules::tiles(self.t, EIGHT);
+                // Those of the keys are wanted both or not at all.
                 let mut rows = vec![q, k, v, o, d_o, dq];
-                rows.extend(if queries_alone { vec![] } else { vec![dk, dv] });
+                let none = self.dk == DevicePtr::NONE && self.dv == DevicePtr::NONE;
+                rows.extend(if none { vec![] } else { vec![dk, dv] });
                 (rows, &[("lse", self.lse)])
             }
         };
