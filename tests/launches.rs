@@ -134,6 +134,24 @@ fn what_attends_to_the_same_tokens_is_projected_by_one_product_and_back_by_one()
 }
 
 #[test]
+fn nothing_is_computed_of_the_gradients_of_a_texts_keys_and_values() {
+    let guard = blueprint("sd15").guard().expect("a guard");
+    let program = lower(&planned("sd15", Steering::Xt { guard, frozen: false }, 1), Storage::F16, "sm_90a");
+    let steps = program.expect("launches").steps().into_iter().cloned().collect::<Vec<_>>();
+    let of = |part: &str, what: &str| {
+        let mine = steps.iter().filter(|step| step.launch.kernel.name.starts_with(part));
+        mine.filter(|step| step.node.contains(what)).cloned().collect::<Vec<_>>()
+    };
+    let (dq, dkv) = ("attention_bwd_dq", "attention_bwd_dkv");
+    assert_eq!(["attn1", "attn2", "clip"].map(|what| of(dq, what).len()), [16, 16, 24]);
+    assert_eq!(["attn1", "attn2", "clip"].map(|what| of(dkv, what).len()), [16, 0, 24]);
+    // Of the five products of a gradient dq takes three; who makes dk and dv computes two of them once more.
+    for (dq, dkv) in of(dq, "attn1").iter().zip(of(dkv, "attn1")) {
+        assert_eq!((2 * dq.cost.flops, 4 * dq.cost.flops), (3 * dkv.cost.flops, 3 * dkv.cost.executed_flops));
+    }
+}
+
+#[test]
 fn costs_of_a_node_are_shared_out_among_its_launches() {
     let program = lower(&planned("sd15", Steering::None, 1), Storage::F16, "sm_90a").expect("launches");
     for step in program.steps() {

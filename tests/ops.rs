@@ -233,7 +233,7 @@ fn backward(case: &Case, x: &[Value<f64>], y: &[Tensor<f64>], d: &[Value<f64>]) 
         Op::Attention { heads, causal } => {
             let saved = y.iter().cloned().map(Value::Real);
             let operands = saved.chain([dy]).chain(x.iter().cloned()).collect();
-            (Op::AttentionBwd { heads, causal }, operands, case.differentiable)
+            (Op::AttentionBwd { heads, causal, of_keys: true }, operands, case.differentiable)
         }
         Op::GroupNorm { groups, eps, act } => {
             let operands = vec![operand(0), operand(1), operand(2), dy];

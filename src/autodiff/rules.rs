@@ -75,7 +75,9 @@ pub fn pull_back(
             if incoming[1].is_some() {
                 return Err(none(0));
             }
-            let op = Op::AttentionBwd { heads: *heads, causal: *causal };
+            // Keys and values of a text depend on nothing that is wanted; those of pixels, on what queries do.
+            let of_keys = inputs.len() == 1 || wanted[1..].contains(&true);
+            let op = Op::AttentionBwd { heads: *heads, causal: *causal, of_keys };
             let operands: Vec<_> = [o, lse, dy?].into_iter().chain(inputs.iter().copied()).collect();
             let all = b.push_many(&name, op, &operands)?;
             Ok(all.into_iter().enumerate().filter(|&(input, _)| wanted[input]).collect())

@@ -44,7 +44,9 @@ impl Operand {
             (Op::GatherToken, 1) => Self::Index(graph.shape(node.inputs[0])[1]),
             (Op::ClipCosine { .. }, 1) => Self::UnitRows,
             (Op::DdimUnguide { .. } | Op::GuideEps { .. }, 3) => Self::Gate,
-            (&Op::AttentionBwd { heads, causal }, 0 | 1) => Self::Attention { output: index, heads, causal },
+            (&Op::AttentionBwd { heads, causal, .. }, 0 | 1) => {
+                Self::Attention { output: index, heads, causal }
+            }
             _ => Self::Normal,
         }
     }

@@ -110,8 +110,8 @@ impl Odd {
         let outputs = self.builder.push_many("odd.attention", Op::Attention { heads, causal }, &inputs)?;
         let d_o = self.operand(&[n, t, c], DType::F32)?;
         let inputs = [&outputs[..], &[d_o], &inputs].concat();
-        let gradients =
-            self.builder.push_many("odd.attention.grad", Op::AttentionBwd { heads, causal }, &inputs)?;
+        let op = Op::AttentionBwd { heads, causal, of_keys: true };
+        let gradients = self.builder.push_many("odd.attention.grad", op, &inputs)?;
         self.keep(&outputs)?;
         self.keep(&gradients)
     }

@@ -114,7 +114,7 @@ pub struct Saved<'a, T> {
     pub d_o: &'a [T],
 }
 
-/// dq, dk and dv: where [`Attending`] has q, k and v, in as many tensors.
+/// dq, dk and dv: where [`Attending`] has q, k and v, in as many tensors. Or dq alone, in its own.
 pub fn attention_bwd<T: Real>(
     sizes: Sizes,
     saved: &Saved<T>,
@@ -174,6 +174,9 @@ pub fn attention_bwd<T: Real>(
         }
     });
 
+    if gradients.len() <= of_keys {
+        return;
+    }
     let (block, row) = (block_rows(u, t / 2), attending.row(of_keys));
     let mut tensors = gradients[of_keys..].iter_mut().map(|tensor| row_blocks(tensor, u * row, block * row));
     let keys = tensors.next().unwrap_or_default().into_iter();

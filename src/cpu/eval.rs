@@ -96,7 +96,7 @@ pub fn eval<T: Real>(op: &Op, inputs: &[Operand<T>], outputs: &mut [Target<T>], 
             let size = (*height, *width);
             conv::conv2d_bwd(inputs[0].real(), inputs[1].real(), (*stride, *padding), size, out);
         }
-        Op::Attention { heads, causal } | Op::AttentionBwd { heads, causal } => {
+        Op::Attention { heads, causal } | Op::AttentionBwd { heads, causal, .. } => {
             let shapes: Vec<&Shape> = (0..inputs.len()).map(shape).collect();
             let attending = Attending::inferred(op, &shapes);
             let sizes = attention_sizes(&attending, *heads, *causal);

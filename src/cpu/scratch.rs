@@ -26,7 +26,7 @@ pub fn bytes(graph: &Graph, node: &Node, element: usize, threads: usize) -> usiz
         Op::Conv2dBwd { stride, padding, .. } => {
             conv::scratch_bwd(shape(0), shape(1), (*stride, *padding), out(), threads) * element
         }
-        Op::Attention { heads, causal } | Op::AttentionBwd { heads, causal } => {
+        Op::Attention { heads, causal } | Op::AttentionBwd { heads, causal, .. } => {
             let attending = Attending::inferred(&node.op, &graph.shapes(&node.inputs));
             let sizes = attention_sizes(&attending, *heads, *causal);
             let forward = matches!(node.op, Op::Attention { .. });

@@ -18,7 +18,7 @@ pub struct Attending {
     /// Channels of each of them.
     pub c: usize,
     /// The operand of the operation that holds the queries; keys and values are in it or behind it. The gradient
-    /// of operand `first + i` is result `i`.
+    /// of operand `first + i` is result `i`, if there is that result.
     pub first: usize,
     /// Of q, k and v: in which operand, counted from `first`, and from which of its channels on.
     pub at: [(usize, usize); 3],

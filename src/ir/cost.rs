@@ -27,7 +27,9 @@ impl Cost {
             Op::Conv2d { .. } => 2 * graph.shape(node.outputs[0]).rows() as u64 * input(1).count() as u64,
             Op::Conv2dBwd { .. } => 2 * input(0).rows() as u64 * input(1).count() as u64,
             Op::Attention { .. } => 4 * scores_by_channels(graph, node),
-            Op::AttentionBwd { .. } => 10 * scores_by_channels(graph, node),
+            Op::AttentionBwd { of_keys, .. } => {
+                2 * if *of_keys { 5 } else { 3 } * scores_by_channels(graph, node)
+            }
             _ => 0,
         };
         Self { flops, bytes: (count(&node.inputs) + count(&node.outputs)) * element_bytes as u64 }

@@ -146,8 +146,9 @@ pub enum Op {
     /// every row. Causal: query i sees keys 0 ..= i. Operands may lie side by side, see [`super::Attending`].
     /// `(q [n, t, c], k [n, u, c], v [n, u, c])` or `(q, kv [n, u, 2 c])` or `(qkv [n, t, 3 c]) -> [n, t, c], [n, heads, t]`
     Attention { heads: usize, causal: bool },
-    /// `(o, lse, do, q, k, v) -> dq, dk, dv`, or `(.., q, kv) -> dq, dkv`, or `(.., qkv) -> dqkv`
-    AttentionBwd { heads: usize, causal: bool },
+    /// `(o, lse, do, q, k, v) -> dq, dk, dv`, or `(.., q, kv) -> dq, dkv`, or `(.., qkv) -> dqkv`; of queries that
+    /// lie apart, dq alone where the gradients `of_keys` and values are not wanted.
+    AttentionBwd { heads: usize, causal: bool, of_keys: bool },
 
     // -- normalisation -------------------------------------------------------------------------
     /// act((x - mean) / sqrt(var + eps) gamma + beta), mean and variance over the pixels and channels of

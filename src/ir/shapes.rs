@@ -113,12 +113,16 @@ pub fn infer(op: &Op, inputs: &[&Shape]) -> Shapes {
             let Attending { n, t, c, .. } = Attending::of(op, inputs)?;
             Ok(vec![[n, t, c].into(), [n, *heads, t].into()])
         }
-        Op::AttentionBwd { heads, .. } => {
+        Op::AttentionBwd { heads, of_keys, .. } => {
             let Attending { n, t, c, first, .. } = Attending::of(op, inputs)?;
             expect(inputs[0], &[n, t, c].into())?;
             expect(inputs[1], &[n, *heads, t].into())?;
             expect(inputs[2], inputs[0])?;
-            Ok(inputs[first..].iter().map(|&s| s.clone()).collect())
+            let gradients = &inputs[first..];
+            if !of_keys && gradients.len() == 1 {
+                return Err("expected queries apart from keys, whose gradient is not wanted".to_owned());
+            }
+            Ok(gradients[..if *of_keys { gradients.len() } else { 1 }].iter().map(|&s| s.clone()).collect())
         }
         Op::GroupNorm { groups, .. } | Op::GroupNormBwd { groups, .. } => {
             let c = inputs[0].last();

@@ -20,12 +20,17 @@ impl Given {
         Self { attending, sizes: Sizes { n, t, u, heads, d: c / heads, causal } }
     }
 
-    /// Where q, k and v, or their gradients, are in `tensors`.
-    fn three(&self, tensors: &[Operand]) -> [Tokens; 3] {
+    /// Where q, k and v, or those gradients of them that there are, lie in `tensors`.
+    fn three(&self, tensors: &[Operand]) -> [Option<Tokens>; 3] {
         self.attending.at.map(|(tensor, channel)| {
-            let at = elements(tensors[tensor].at, channel, 2);
-            Tokens { at, row: self.attending.row(tensor) }
+            let at = elements(tensors.get(tensor)?.at, channel, 2);
+            Some(Tokens { at, row: self.attending.row(tensor) })
         })
+    }
+
+    /// Where q, k and v are in operands.
+    fn all(&self, tensors: &[Operand]) -> [Tokens; 3] {
+        self.three(tensors).map(|tokens| tokens.expect("shapes of these operands were asked"))
     }
 
     /// A tensor of as many channels as the queries have.
@@ -38,7 +43,7 @@ impl Forward {
     /// Of an [`Op::Attention`] with these operands and results.
     pub(super) fn of(op: &Op, heads: usize, causal: bool, inputs: &[Operand], outputs: &[Operand]) -> Self {
         let given = Given::new(op, heads, causal, inputs);
-        let [q, k, v] = given.three(inputs);
+        let [q, k, v] = given.all(inputs);
         Self { sizes: given.sizes, q, k, v, o: given.queries(outputs[0].at), lse: outputs[1].at }
     }
 }
@@ -47,7 +52,7 @@ impl Backward {
     /// Of an [`Op::AttentionBwd`] with these operands and results.
     pub(super) fn of(op: &Op, heads: usize, causal: bool, inputs: &[Operand], outputs: &[Operand]) -> Self {
         let given = Given::new(op, heads, causal, inputs);
-        let [q, k, v] = given.three(&inputs[given.attending.first..]);
+        let [q, k, v] = given.all(&inputs[given.attending.first..]);
         let [dq, dk, dv] = given.three(outputs);
         Self {
             sizes: given.sizes,
@@ -57,8 +62,8 @@ impl Backward {
             o: given.queries(inputs[0].at),
             lse: inputs[1].at,
             d_o: given.queries(inputs[2].at),
-            dq,
-            of_keys: Some((dk, dv)),
+            dq: dq.expect("the first result is that of queries"),
+            of_keys: dk.zip(dv),
         }
     }
 }

@@ -86,7 +86,7 @@ impl Form {
                 let attention = Forward::of(&unit.root.op, heads, causal, inputs, outputs);
                 Self::Attention(attention, attention.choose().form)
             }
-            Op::AttentionBwd { heads, causal } => {
+            Op::AttentionBwd { heads, causal, .. } => {
                 let gradient = Backward::of(&unit.root.op, heads, causal, inputs, outputs);
                 Self::AttentionBwd(gradient, gradient.choose().form)
             }

@@ -324,7 +324,7 @@ pub fn general(
             make.launch(&conv.bwd_general(0, &at), make.strided(count(0)))
         }
         Op::Attention { heads, causal } => Forward::of(op, *heads, *causal, inputs, outputs).general(storage),
-        Op::AttentionBwd { heads, causal } => {
+        Op::AttentionBwd { heads, causal, .. } => {
             Backward::of(op, *heads, *causal, inputs, outputs).general(storage)
         }
         Op::GatherToken => {

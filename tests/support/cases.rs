@@ -150,7 +150,11 @@ fn attention() -> Vec<Case> {
             image(&[n, t, c]),
         ];
         inputs.extend(given);
-        cases.push(case(Op::AttentionBwd { heads, causal }, inputs, class, &[]));
+        if operands != ALL {
+            let alone = Op::AttentionBwd { heads, causal, of_keys: false };
+            cases.push(case(alone, inputs.clone(), class, &[]));
+        }
+        cases.push(case(Op::AttentionBwd { heads, causal, of_keys: true }, inputs, class, &[]));
     }
     cases
 }

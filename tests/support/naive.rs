@@ -87,10 +87,11 @@ pub fn eval(op: &Op, operands: &[Value<f64>], state: &StepState) -> Vec<Tensor<f
             let [q, k, v] = apart(operands);
             attention(&q, &k, &v, *heads, *causal)
         }
-        Op::AttentionBwd { heads, causal } => {
+        Op::AttentionBwd { heads, causal, of_keys } => {
             let [q, k, v] = apart(&operands[3..]);
             let [dq, dk, dv] = attention_bwd([&q, &k, &v, x(2)], *heads, *causal);
             match operands.len() - 3 {
+                _ if !of_keys => vec![dq],
                 1 => vec![side_by_side(&[dq, dk, dv])],
                 2 => vec![dq, side_by_side(&[dk, dv])],
                 _ => vec![dq, dk, dv],

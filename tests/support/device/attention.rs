@@ -141,7 +141,10 @@ impl Trial {
 
     fn op(&self, backward: bool) -> Op {
         let Sizes { heads, causal, .. } = self.sizes;
-        if backward { Op::AttentionBwd { heads, causal } } else { Op::Attention { heads, causal } }
+        match backward {
+            true => Op::AttentionBwd { heads, causal, of_keys: !self.dq_alone },
+            false => Op::Attention { heads, causal },
+        }
     }
 
     /// o and lse on the CPU.
@@ -170,11 +173,11 @@ impl Trial {
             let (stored, exact) = (self.stored(storage), self.operands());
             (self.attended(&stored[..3]).to_vec(), self.attended(&exact[..3]).to_vec())
         };
-        let (rounded, exact) =
-            if backward { (self.joined(&rounded), self.joined(&exact)) } else { (rounded, exact) };
-        let judged = if self.dq_alone && backward { 1 } else { rounded.len() };
-        let pairs = rounded.into_iter().zip(exact).take(judged);
-        pairs.map(|(rounded, exact)| Wanted::new(rounded, exact, class)).collect()
+        let (rounded, exact) = match backward && !self.dq_alone {
+            true => (self.joined(&rounded), self.joined(&exact)),
+            false => (rounded, exact),
+        };
+        rounded.into_iter().zip(exact).map(|(rounded, exact)| Wanted::new(rounded, exact, class)).collect()
     }
 
     /// q, k and v, or what is like them, in as many tensors as there are to be.
