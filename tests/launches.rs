@@ -178,8 +178,10 @@ fn launches_multiply_together_what_their_nodes_multiply() {
         stages.iter().map(of_stage).sum()
     }
     // The gradient of 50, 257 and 4096 tokens: in tiles and in pieces.
-    for name in ["sd15", "sd21"] {
-        let step = planned(name, safe(name), 1);
+    let guard = || blueprint("sd15").guard().expect("a guard");
+    let through = Steering::Xt { guard: guard(), frozen: false };
+    for (name, steering) in [("sd15", safe("sd15")), ("sd21", safe("sd21")), ("sd15", through)] {
+        let step = planned(name, steering, 1);
         for target in ["sm_80", "sm_90a"] {
             let program = lower(&step, Storage::F16, target).expect("launches");
             let launches: u64 = program.steps().iter().map(|step| step.cost.flops).sum();
@@ -201,7 +203,7 @@ fn what_no_device_holds_is_refused() {
     };
     let large = of(2048, 128).expect("launches").arena_bytes;
     assert!(large > 1 << 36, "{large} bytes");
-    let Err(error) = of(16384, 16) else { panic!("an arena of terabytes") };
+    let Err(error) = of(16384, 256) else { panic!("an arena of terabytes") };
     assert_eq!(error.exit_code(), 5, "{error}");
 }
 

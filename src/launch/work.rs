@@ -3,7 +3,6 @@
 
 use bytemuck::pod_read_unaligned;
 
-use super::attention;
 use super::forms::Form;
 use super::params::{
     AttentionBwdParams, GroupFoldParams, GroupTilesParams, PlaceParams, ProductParams, SoftmaxParams, Tile,
@@ -39,9 +38,6 @@ pub(super) fn of(form: &Form, whole: Cost, launches: &[Launch]) -> Vec<Cost> {
             let backward = matches!(form, Form::GroupNormBwd(..));
             launches.iter().map(|launch| of_norm(whole, launch, backward)).collect()
         }
-        Form::AttentionBwd(_, attention::Form::Tiled) => {
-            launches.iter().map(|launch| of_gradient(whole, launch, launches.len() as u64)).collect()
-        }
         Form::Attention(..) | Form::AttentionBwd(..) if launches.len() > 1 => {
             launches.iter().map(of_attention).collect()
         }
@@ -68,19 +64,6 @@ fn in_parts(whole: Cost, operands: u64, sums: u64, launches: &[Launch]) -> Vec<C
     }
     let join = Cost { bytes: whole.bytes.saturating_sub(operands) + sums, ..Cost::default() };
     vec![Cost { bytes: operands + sums, ..whole }, join]
-}
-
-/// The part of an attention's gradient that one of its kernels makes. Five products are the mathematics of it, three
-/// where dq alone is wanted; what makes dk and dv computes the scores and their slopes once more.
-fn of_gradient(whole: Cost, launch: &Launch, launches: u64) -> Cost {
-    let bytes = whole.bytes / launches;
-    let product = whole.flops / if launches > 2 { 5 } else { 3 };
-    let [useful, executed] = match launch.kernel.file {
-        "attention_bwd_dq.cu" => [3, 3],
-        "attention_bwd_dkv.cu" => [2, 4],
-        _ => [0, 0],
-    };
-    Cost { flops: useful * product, executed_flops: executed * product, bytes }
 }
 
 fn of_norm(whole: Cost, launch: &Launch, backward: bool) -> Cost {
