@@ -22,7 +22,7 @@ use std::time::Duration;
 use golden::{demo, open};
 use process::{Place, Ran};
 use rayon::prelude::*;
-use stub::{Counts, stub};
+use stub::{Counts, params_bytes, stub, stub_launch};
 use support::device::proofs;
 use unguide::backend::{Program, Stop};
 use unguide::bench::kernels::{Case, Key, cases};
@@ -33,8 +33,8 @@ use unguide::bench::programs;
 use unguide::cuda::{CudaDevice, usable};
 use unguide::error::Result;
 use unguide::ir::Graph;
-use unguide::launch::{Launch, LaunchProgram, Storage, lower};
-use unguide::manifest::{self, KERNELS};
+use unguide::launch::{LaunchProgram, Storage, lower};
+use unguide::manifest::KERNELS;
 use unguide::passes::fuse;
 use unguide::pipeline::Blueprint;
 use unguide::plan::{self, Stage, StepProgram};
@@ -195,12 +195,6 @@ fn inside(test: &str, settings: &[(&str, &str)]) -> bool {
     false
 }
 
-extern "C" fn params_bytes(kernel: *const c_char) -> usize {
-    // SAFETY: the stub's names end in NUL.
-    let name = unsafe { CStr::from_ptr(kernel) }.to_str().expect("a name");
-    Simt::kernel(name).expect("a kernel").1
-}
-
 /// From which of a kernel's launches on its result is wrong, how, and how many there were.
 struct Spoil {
     kernel: &'static str,
@@ -212,16 +206,10 @@ struct Spoil {
 static SPOIL: Mutex<Spoil> = Mutex::new(Spoil { kernel: "none", after: 0, with: 0, launches: 0 });
 
 extern "C" fn launch(kernel: *const c_char, grid: *const u32, params: *const c_void, bytes: usize) {
-    // SAFETY: the stub's names end in NUL, its grids have three extents, and params the bytes that it was told.
-    let (name, grid, params) = unsafe {
-        let params = std::slice::from_raw_parts(params.cast::<u8>(), bytes).to_vec();
-        (CStr::from_ptr(kernel).to_str().expect("a name"), *grid.cast::<[u32; 3]>(), params)
-    };
-    let kernel = manifest::find(name).expect("a row");
-    let launch = Launch { kernel, grid, params, addresses: 0 };
+    let launch = stub_launch(kernel, grid, params, bytes);
     Simt::new().run(&launch, Mode::FAST).expect("a launch that is right");
     let mut spoil = SPOIL.lock().expect("nobody panics with it");
-    if name.starts_with(spoil.kernel) {
+    if launch.kernel.name.starts_with(spoil.kernel) {
         spoil.launches += 1;
         if spoil.launches > spoil.after {
             // Of all kernels that are spoilt here the result is the third address.
