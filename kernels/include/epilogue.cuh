@@ -79,9 +79,10 @@ __device__ constexpr int shared_bytes() {
     return Stage<Warps>::BYTES;
 }
 
-// Stores a block's sums; `rows` is a Rows, or says likewise how many there are and where they go. `d` and `residual`
-// are [m, n] with rows `d_row` elements apart (GEGLU: [m, n / 2]), n counts the columns of the sums, column0 is the
-// block's first. All of the block must come here, and nobody may still use `stage`.
+// Stores a block's sums; `rows` is a Rows, or says likewise how many there are and where they go, a negative number
+// where there is no such row. `d` and `residual` are [m, n] with rows `d_row` elements apart (GEGLU: [m, n / 2]), n
+// counts the columns of the sums, column0 is the block's first. All of Warps must come here, and nobody may still use
+// `stage`.
 template <typename T, typename Warps, typename Places>
 DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, const Places& rows, int column0,
                    int n, T* d, const T* residual, int64_t d_row, float* stage) {
@@ -99,7 +100,7 @@ DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, c
                 const Floats2 pair = {{acc.of[i][j][half * 2], acc.of[i][j][half * 2 + 1]}};
                 *reinterpret_cast<Floats2*>(Stage::at(stage, row, column)) = pair;
             }
-    sync_block();
+    Warps::sync();
 
     // 2. Four columns of a row at a time.
     const float* bias = e.bias.as<float>();  // [n], or none
@@ -112,7 +113,7 @@ DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, c
     for (int item = threadIdx.x; item < rows.count * QUADS; item += Warps::THREADS) {
         const int line = item / QUADS, in_tile = item % QUADS * 4, column = column0 + in_tile;
         const int64_t row = rows.at(line);
-        if (column >= n) continue;
+        if (row < 0 || column >= n) continue;
         float* staged = Stage::at(stage, line, in_tile);
         float value[4], other[4];
         const Floats4 sums = *reinterpret_cast<const Floats4*>(staged);
@@ -158,7 +159,7 @@ DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, c
         }
     }
     if (e.stats.address == 0) return;
-    sync_block();
+    Warps::sync();
 
     // 3. The statistics: a thread a channel.
     float* stats = e.stats.as<float>() + rows.tile * n * 2;  // [n, 2]
@@ -183,11 +184,13 @@ DEVICE void store_sums(const typename Warps::Accumulators& acc, const Places& ro
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int line = Warps::first_row() + i * 16 + half * 8 + lane / 4;
-            float* row = to + rows.at(line) * n;
+            const int64_t place = rows.at(line);
+            if (line >= rows.count || place < 0) continue;
+            float* row = to + place * n;
 #pragma unroll
             for (int j = 0; j < Warps::FRAGMENTS_N; ++j) {
                 const int column = column0 + Warps::first_column() + j * 8 + lane % 4 * 2;
-                if (line >= rows.count || column >= n) continue;
+                if (column >= n) continue;
                 const float low = acc.of[i][j][half * 2], high = acc.of[i][j][half * 2 + 1];
                 if (n % 2 == 0) {
                     *reinterpret_cast<Floats2*>(row + column) = {{low, high}};

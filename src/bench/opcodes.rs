@@ -52,6 +52,10 @@ pub fn count(disassembler: &Path, module: &Module) -> Result<BTreeMap<String, Co
     if !module.target.starts_with("sm_") {
         return Ok(BTreeMap::new());
     }
+    Ok(classes(&listing(disassembler, module)?))
+}
+
+fn listing(disassembler: &Path, module: &Module) -> Result<String> {
     let broken = |problem: String| Error::Device { device: disassembler.display().to_string(), problem };
     let mut file = tempfile::NamedTempFile::new().map_err(|e| Error::io("create", env::temp_dir(), e))?;
     file.write_all(module.binary).map_err(|e| Error::io("write", file.path(), e))?;
@@ -65,12 +69,18 @@ pub fn count(disassembler: &Path, module: &Module) -> Result<BTreeMap<String, Co
         let line = words.lines().next().unwrap_or("it says nothing");
         return Err(broken(format!("{} for {}: {line}", module.file, module.target)));
     }
-    Ok(classes(&String::from_utf8_lossy(&output.stdout)))
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Reads a listing: entry points are sections `.text.NAME`, instructions lines that begin with an offset.
 fn classes(listing: &str) -> BTreeMap<String, Counts> {
-    let mut found: BTreeMap<String, Counts> = BTreeMap::new();
+    tally(listing, |mnemonic| {
+        CLASSES.iter().find(|(_, members)| members.contains(&mnemonic)).map_or("other", |class| class.0)
+    })
+}
+
+fn tally<'l, K: Ord>(listing: &'l str, class: impl Fn(&'l str) -> K) -> BTreeMap<String, BTreeMap<K, u32>> {
+    let mut found: BTreeMap<String, BTreeMap<K, u32>> = BTreeMap::new();
     let mut current = None;
     for line in listing.lines() {
         if let Some(rest) = line.trim_start().strip_prefix(".section") {
@@ -78,9 +88,7 @@ fn classes(listing: &str) -> BTreeMap<String, Counts> {
             current = name.strip_prefix(".text.").map(str::to_owned);
         }
         if let (Some(kernel), Some(mnemonic)) = (&current, mnemonic(line)) {
-            let class =
-                CLASSES.iter().find(|(_, members)| members.contains(&mnemonic)).map_or("other", |c| c.0);
-            *found.entry(kernel.clone()).or_default().entry(class).or_default() += 1;
+            *found.entry(kernel.clone()).or_default().entry(class(mnemonic)).or_default() += 1;
         }
     }
     found
@@ -100,6 +108,7 @@ fn mnemonic(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::launch::binaries::MODULES;
 
     #[test]
     fn instructions_are_counted_by_entry_point_and_class() {
@@ -122,6 +131,24 @@ gemm_f16:
         assert_eq!(found.len(), 2);
         assert_eq!(found["gemm_f16"], Counts::from([("async", 1), ("mma", 2), ("other", 2)]));
         assert_eq!(found["add_f16"], Counts::from([("global", 1)]));
+    }
+
+    #[test]
+    fn products_for_sm_90a_are_of_warpgroups_and_keep_out_of_local_memory() {
+        let Some(tool) = disassembler().expect("a disassembler that is named is there") else { return };
+        for module in MODULES.iter().filter(|module| module.file.ends_with("_sm90.cu")) {
+            let text = listing(&tool, module).expect("a binary of ours");
+            let found = tally(&text, |mnemonic| mnemonic);
+            assert!(!found.is_empty(), "{}", module.file);
+            for (kernel, counts) in found {
+                for wanted in ["HGMMA", "UTMALDG", "USETMAXREG"] {
+                    assert!(counts.contains_key(wanted), "{kernel} has no {wanted}: {counts:?}");
+                }
+                for unwanted in ["HMMA", "LDL", "STL", "LDSM"] {
+                    assert!(!counts.contains_key(unwanted), "{kernel} has {unwanted}: {counts:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -3,10 +3,12 @@
 //! A [`Conv2d`] is numbers alone: what is convolved, not where it lies. From them follow the form of the kernel
 //! (`tune::conv2d`) and the bytes that a sum in parts needs; addresses come last.
 
+use super::gemm::join_launch;
 use super::params::{self as p, DevicePtr, Epilogue};
 use super::tune::conv2d::{Form, Problem, Tile};
 use super::tune::gemm::JOIN;
-use super::{Launch, Storage};
+use super::tune::hopper::SLAB;
+use super::{Launch, Storage, hopper};
 use crate::error::{Error, Result};
 use crate::ir::Padding;
 use crate::tensor::Shape;
@@ -112,6 +114,9 @@ impl Conv2d {
         if channels.iter().any(|c| !c.is_multiple_of(8)) {
             return Form::General { why: "the channels are no whole vectors of 8" };
         }
+        if let Some(form) = hopper::form(self, target) {
+            return form;
+        }
         let problem = Problem {
             images: if self.stats { 1 } else { self.images },
             classes: kinds[0] * kinds[1],
@@ -128,6 +133,9 @@ impl Conv2d {
         let o = self.filter[0];
         if !o.is_multiple_of(8) || channels.iter().any(|c| !c.is_multiple_of(8)) {
             return Form::General { why: "the channels are no whole vectors of 8" };
+        }
+        if let Some(form) = hopper::bwd_form(self, source, target) {
+            return form;
         }
         // The largest class of pixels has the taps whose distance is a multiple of the stride.
         let lines = [0, 1].map(|i| match (kinds[i] > 1, up) {
@@ -157,8 +165,18 @@ impl Conv2d {
 
     /// Pixels of one image that a tile of the statistics covers; `None` where that form gives none.
     pub fn statistics_tile(&self, form: Form) -> Option<usize> {
-        let Form::Tiled(Tile { m, splits, .. }) = form else { return None };
         let Geometry { out, kinds, .. } = self.geometry();
+        let (m, splits) = match form {
+            Form::General { .. } => return None,
+            Form::Tiled(Tile { m, splits, .. }) => (m, splits),
+            Form::Hopper(on) if on.splits == 1 => {
+                let [x, y] = on.bits;
+                let [lines, columns] = largest(out, kinds);
+                let whole = lines % (1 << y) == 0 && columns % (1 << x) == 0 && 1 << (x + y) == SLAB;
+                return whole.then_some(SLAB);
+            }
+            Form::Hopper(on) => (SLAB, on.splits),
+        };
         let whole =
             kinds == [1, 1] || (kinds == [2, 2] && largest(out, kinds).iter().product::<usize>() % m == 0);
         if splits > 1 { Some(JOIN[0]) } else { whole.then_some(m) }
@@ -167,6 +185,9 @@ impl Conv2d {
     /// y = epilogue(conv(enlarged [x, x2])).
     pub fn forward(&self, form: Form, storage: Storage, at: &Operands) -> Result<Vec<Launch>> {
         let rows = self.out().iter().product();
+        if let Form::Hopper(on) = form {
+            return hopper::forward(self, on, storage, at);
+        }
         let Form::Tiled(tile) = form else {
             self.refuse_packed()?;
             let params = self.general(at);
@@ -192,7 +213,7 @@ impl Conv2d {
             let (sums, d, epilogue) = (at.workspace, at.y, self.epilogue(at));
             let (m, n) = (int(self.images * rows), int(self.filter[0]));
             launches.push(join(
-                tile,
+                tile.splits,
                 storage,
                 p::JoinParams { sums, d, epilogue, m, n, ..Default::default() },
             )?);
@@ -209,6 +230,9 @@ impl Conv2d {
         at: &BwdOperands,
     ) -> Result<Vec<Launch>> {
         let rows = self.size.iter().product();
+        if let Form::Hopper(on) = form {
+            return hopper::backward(self, source, on, storage, at);
+        }
         let Form::Tiled(tile) = form else {
             self.refuse_packed()?;
             let params = self.bwd_general(source, at);
@@ -236,7 +260,7 @@ impl Conv2d {
             let (sums, d, epilogue) = (at.workspace, at.dx, at.epilogue);
             let (m, n) = (int(self.images * rows), int(self.channels[source]));
             launches.push(join(
-                tile,
+                tile.splits,
                 storage,
                 p::JoinParams { sums, d, epilogue, m, n, ..Default::default() },
             )?);
@@ -252,7 +276,7 @@ impl Conv2d {
     }
 
     /// What becomes of the sums of y.
-    fn epilogue(&self, at: &Operands) -> Epilogue {
+    pub(super) fn epilogue(&self, at: &Operands) -> Epilogue {
         let rows = self.out().iter().product::<usize>();
         let given = |address: DevicePtr, rows: usize| if address == DevicePtr::NONE { 0 } else { int(rows) };
         let channel_rows = if at.one_vector { rows * self.images } else { rows };
@@ -265,29 +289,27 @@ impl Conv2d {
 }
 
 /// Adds the parts of a sum; the params lack what follows from the tile.
-fn join(tile: Tile, storage: Storage, params: p::JoinParams) -> Result<Launch> {
-    let p::JoinParams { m, n, epilogue, .. } = params;
-    let params = p::JoinParams { d_row: i64::from(n), splits: int(tile.splits), ..params };
-    let [rows, columns] = JOIN;
-    let [x, y] = p::Tile { m: int(rows), n: int(columns) }.blocks(&epilogue, m, n);
-    Launch::new(&format!("join_{}_m{rows}n{columns}", storage.name()), [x, y, 1], &params)
+pub(super) fn join(splits: usize, storage: Storage, params: p::JoinParams) -> Result<Launch> {
+    let p::JoinParams { n, .. } = params;
+    let params = p::JoinParams { d_row: i64::from(n), splits: int(splits), ..params };
+    join_launch(storage, &params)
 }
 
 /// Channels of a step of a sum.
 const DEPTH: usize = 32;
 
 /// A convolution as the tiled kernels see it; of two numbers the first is that of lines.
-struct Geometry {
+pub(super) struct Geometry {
     /// What the filter slides over, and what it makes.
-    seen: [usize; 2],
-    out: [usize; 2],
-    channels: [usize; 2],
-    taps: [usize; 2],
-    stride: [usize; 2],
-    before: [usize; 2],
+    pub seen: [usize; 2],
+    pub out: [usize; 2],
+    pub channels: [usize; 2],
+    pub taps: [usize; 2],
+    pub stride: [usize; 2],
+    pub before: [usize; 2],
     /// Kinds of output lines and columns with filters of their own.
-    kinds: [usize; 2],
-    up: bool,
+    pub kinds: [usize; 2],
+    pub up: bool,
 }
 
 impl Conv2d {
@@ -307,7 +329,7 @@ impl Conv2d {
     }
 
     /// As it is least work.
-    fn geometry(&self) -> Geometry {
+    pub(super) fn geometry(&self) -> Geometry {
         let plain = self.plain();
         if self.sub_pixel {
             let kinds = self.cropped().map(|cropped| if cropped { 3 } else { 2 });
@@ -404,12 +426,12 @@ impl Conv2d {
 }
 
 /// Lines and columns of the largest kind of output pixels.
-fn largest(out: [usize; 2], kinds: [usize; 2]) -> [usize; 2] {
+pub(super) fn largest(out: [usize; 2], kinds: [usize; 2]) -> [usize; 2] {
     [0, 1].map(|i| if kinds[i] > 1 { (out[i] / 2).max(1) } else { out[i] })
 }
 
 /// Extents beyond 32 bits break a rule of the kernels: which one, they say.
-fn int(n: usize) -> i32 {
+pub(super) fn int(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
 }
 

@@ -121,6 +121,7 @@ mod tests {
                 grid: [1; 3],
                 params: Vec::new(),
                 addresses: 0,
+                maps: Vec::new(),
             };
             let step = LaunchStep { node: node.to_owned(), launch, cost: Default::default(), steady: false };
             LaunchStage::Run(vec![step])

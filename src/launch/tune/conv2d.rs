@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::multiprocessors;
+use super::{hopper, multiprocessors};
 use crate::launch::Storage;
 
 /// What a tiled convolution makes of one image, and of how many.
@@ -34,6 +34,18 @@ pub struct Tile {
 pub enum Form {
     General { why: &'static str },
     Tiled(Tile),
+    Hopper(OnHopper),
+}
+
+/// A tile on the matrix units of sm_90a.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OnHopper {
+    pub tile: hopper::Tile,
+    pub splits: usize,
+    /// Of a slab's box; see [`hopper::pixel_bits`].
+    pub bits: [u32; 2],
+    /// That take the tiles, at most.
+    pub blocks: u32,
 }
 
 /// Tiles there are kernels for, and what part of the matrix units' speed each can keep up with, in per cent: a
@@ -75,7 +87,7 @@ impl Form {
     /// Parts whose sums are kept: none where the sum is whole.
     pub fn splits(&self) -> usize {
         match *self {
-            Self::Tiled(Tile { splits, .. }) if splits > 1 => splits,
+            Self::Tiled(Tile { splits, .. }) | Self::Hopper(OnHopper { splits, .. }) if splits > 1 => splits,
             _ => 0,
         }
     }
@@ -98,6 +110,11 @@ impl fmt::Display for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::General { why } => write!(f, "general form: {why}"),
+            Self::Hopper(OnHopper { tile, splits, bits: [x, y], .. }) => {
+                let n = hopper::SLAB.ilog2() - x - y;
+                write!(f, "{tile}, slabs of {} x {} x {} pixels", 1 << n, 1 << y, 1 << x)?;
+                if *splits > 1 { write!(f, ", sums in {splits} parts") } else { Ok(()) }
+            }
             Self::Tiled(Tile { m, n, splits: 1 }) => write!(f, "tiles of {m} x {n}"),
             Self::Tiled(Tile { m, n, splits }) => write!(f, "tiles of {m} x {n}, sums in {splits} parts"),
         }

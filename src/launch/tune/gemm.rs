@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::multiprocessors;
+use super::{hopper, multiprocessors};
 
 /// What the choice depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub enum Form {
     General,
     /// On tensor cores, the depth in that many parts of `k_split`.
     Tiled { tile: Tile, splits: usize, k_split: usize },
+    /// The same on those of sm_90a, by bulk copies.
+    Hopper { tile: hopper::Tile, splits: usize, k_split: usize },
 }
 
 /// A row of the manifest, and how well it does.
@@ -72,6 +74,10 @@ pub fn choose(target: &str, extents: &Extents) -> Choice {
             reason: "rows of operands are not aligned to 16 bytes".to_owned(),
         };
     }
+    // One image decides, so that a batch changes no bit.
+    if target == "sm_90a" && rows >= LEAST_ROWS && batch == 1 {
+        return on_hopper(target, extents);
+    }
     let (splits, k_split) = splits(rows, n, k, batch);
     // Statistics are those of a tile, so that there one image alone decides; of splits the join takes them.
     let rows = if stats && splits == 1 { rows } else { rows * images };
@@ -89,6 +95,22 @@ pub fn choose(target: &str, extents: &Extents) -> Choice {
     let (blocks, rounds) = (blocks(&best), rounds(&best));
     let reason = format!("{blocks} blocks, at most {rounds} on a multiprocessor{depth}");
     Choice { form: Form::Tiled { tile: best, splits, k_split }, reason }
+}
+
+/// With fewer rows most of a slab is nothing.
+const LEAST_ROWS: usize = 64;
+
+fn on_hopper(target: &str, extents: &Extents) -> Choice {
+    let Extents { rows, images, n, k, stats, .. } = *extents;
+    let one = hopper::Work { slabs: rows.div_ceil(hopper::SLAB), n, steps: k.div_ceil(hopper::STEP) };
+    let k_split = k.div_ceil(one.splits()).next_multiple_of(hopper::STEP);
+    let splits = k.div_ceil(k_split);
+    // Slabs go on from image to image, unless statistics are taken.
+    let slabs =
+        if stats && splits == 1 { one.slabs * images } else { (rows * images).div_ceil(hopper::SLAB) };
+    let (tile, reason) = hopper::Work { slabs, ..one }.tile(target, splits);
+    let depth = if splits > 1 { format!(", depth in {splits} parts of {k_split}") } else { String::new() };
+    Choice { form: Form::Hopper { tile, splits, k_split }, reason: reason + &depth }
 }
 
 /// In how many parts, and of how much of k: of one image alone.
@@ -112,6 +134,8 @@ impl fmt::Display for Choice {
             Form::General => write!(f, "general: {}", self.reason),
             Form::Tiled { tile, splits: 1, .. } => write!(f, "{}: {}", tile.variant(), self.reason),
             Form::Tiled { tile, splits, .. } => write!(f, "{} x {splits}: {}", tile.variant(), self.reason),
+            Form::Hopper { tile, splits: 1, .. } => write!(f, "{tile}: {}", self.reason),
+            Form::Hopper { tile, splits, .. } => write!(f, "{tile} x {splits}: {}", self.reason),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod conv2d;
 pub mod gemm;
+pub mod hopper;
 
 /// Multiprocessors of the devices that a binary is made for.
 pub(crate) fn multiprocessors(target: &str) -> usize {

@@ -1,0 +1,186 @@
+//! Products and convolutions as launches of the kernels for sm_90a: a few blocks that each take tile after tile.
+
+use super::conv2d::{self, BwdOperands, Conv2d, Geometry, Operands, join, largest};
+use super::gemm::{Gemm, Order, Places, int, join_launch};
+use super::params::{
+    Conv2dBwdSm90Params, Conv2dSm90Params, DevicePtr, Epilogue, GemmParams, GemmSm90Params, JoinParams, Tile,
+};
+use super::tune::conv2d::{Form, OnHopper};
+use super::tune::hopper;
+use super::{Launch, Storage};
+use crate::error::Result;
+
+/// That tile, with the depth in so many parts of so much; `blocks` says how many take so many tiles. One launch, or
+/// two where the depth is in parts.
+pub fn gemm(
+    gemm: &Gemm,
+    tile: &hopper::Tile,
+    [splits, k_split]: [usize; 2],
+    blocks: impl Fn(i64) -> u32,
+    storage: Storage,
+    at: &Places,
+) -> Result<Vec<Launch>> {
+    let op = if gemm.order == Order::ByColumns { "gemm" } else { "gemm_bwd" };
+    let kernel = format!("{op}_{}_{}", storage.name(), tile.variant());
+    let GemmParams { a, b, d, epilogue, a_row, d_row, b_column, b_k, m, n, k, .. } = gemm.params(at)?;
+    let b_row = b_column.max(b_k);
+    let whole = GemmSm90Params { a, b, d, epilogue, a_row, b_row, d_row, m, n, k, ..Default::default() };
+    let size = Tile { m: int(tile.m())?, n: int(tile.n)? };
+    let launch = |params: &GemmSm90Params| Launch::new(&kernel, [blocks(params.items(size)), 1, 1], params);
+    if splits == 1 {
+        return Ok(vec![launch(&whole)?]);
+    }
+    let (sums, k_split) = (at.workspace, int(k_split)?);
+    let part = GemmSm90Params { d: DevicePtr::NONE, sums, epilogue: Epilogue::default(), k_split, ..whole };
+    let join = JoinParams { sums, d, epilogue, d_row, m, n, splits: int(splits)?, pad: 0 };
+    Ok(vec![launch(&part)?, join_launch(storage, &join)?])
+}
+
+/// With fewer pixels of an image, or channels that are made, most of a slab is nothing.
+const LEAST_PIXELS: usize = 64;
+const LEAST_CHANNELS: usize = 32;
+
+/// What a convolution takes on `target`; none where it is not for these kernels. Whether it is and how sums are made
+/// follows from one image.
+pub(super) fn form(conv: &Conv2d, target: &str) -> Option<Form> {
+    let Geometry { out, channels, taps, kinds, .. } = fitting(conv, target)?;
+    let [c, c2] = channels;
+    if c2 > 0 && !c.is_multiple_of(hopper::STEP) {
+        return None;
+    }
+    let steps = taps[0] * taps[1] * (c.div_ceil(hopper::STEP) + c2.div_ceil(hopper::STEP));
+    let images = if conv.stats { 1 } else { conv.images };
+    choose(target, images, largest(out, kinds), kinds[0] * kinds[1], conv.filter[0], steps)
+}
+
+/// The same for a data gradient.
+pub(super) fn bwd_form(conv: &Conv2d, source: usize, target: &str) -> Option<Form> {
+    let Geometry { taps, kinds, channels, .. } = fitting(conv, target)?;
+    let steps = kinds[0] * kinds[1] * taps[0] * taps[1] * conv.filter[0].div_ceil(hopper::STEP);
+    choose(target, conv.images, conv.size, 1, channels[source], steps)
+}
+
+fn fitting(conv: &Conv2d, target: &str) -> Option<Geometry> {
+    let geometry = conv.geometry();
+    let simple = geometry.stride == [1, 1] && !geometry.up && geometry.kinds.iter().all(|&kinds| kinds < 3);
+    (target == "sm_90a" && simple).then_some(geometry)
+}
+
+fn choose(
+    target: &str,
+    images: usize,
+    pixels: [usize; 2],
+    classes: usize,
+    n: usize,
+    steps: usize,
+) -> Option<Form> {
+    if pixels[0] * pixels[1] < LEAST_PIXELS || n < LEAST_CHANNELS {
+        return None;
+    }
+    let work = |images: usize| {
+        let bits = hopper::pixel_bits(images, pixels);
+        (bits, hopper::Work { slabs: classes * hopper::slabs(images, pixels, bits), n, steps })
+    };
+    let splits = work(1).1.splits();
+    let (bits, work) = work(images);
+    let (tile, _) = work.tile(target, splits);
+    Some(Form::Hopper(OnHopper { tile, splits, bits, blocks: hopper::blocks(target, i64::MAX) }))
+}
+
+/// As [`Conv2d::forward`].
+pub(super) fn forward(conv: &Conv2d, on: OnHopper, storage: Storage, at: &Operands) -> Result<Vec<Launch>> {
+    let Geometry { seen: [h, w], out, channels, taps: [r, s], before, kinds, .. } = conv.geometry();
+    let [n, h, w, height, width] = [conv.images, h, w, out[0], out[1]].map(conv2d::int);
+    let [c, c2, o, r, s] = [channels[0], channels[1], conv.filter[0], r, s].map(conv2d::int);
+    let [top, left, kinds, splits] = [before[0], before[1], kinds[0], on.splits].map(conv2d::int);
+    let [x_bits, y_bits] = on.bits.map(|bits| bits as i32);
+    let Operands { x, x2, filter, y, .. } = *at;
+    let whole = Conv2dSm90Params {
+        x,
+        x2,
+        filter,
+        y,
+        epilogue: conv.epilogue(at),
+        n,
+        h,
+        w,
+        c,
+        c2,
+        o,
+        r,
+        s,
+        top,
+        left,
+        height,
+        width,
+        kinds,
+        splits,
+        x_bits,
+        y_bits,
+        ..Default::default()
+    };
+    let kernel = format!("conv2d_{}_{}", storage.name(), on.tile.variant());
+    let items = whole.items(Tile { m: int(on.tile.m())?, n: int(on.tile.n)? });
+    let grid = [items.clamp(1, i64::from(on.blocks)) as u32, 1, 1];
+    if on.splits == 1 {
+        return Ok(vec![Launch::new(&kernel, grid, &whole)?]);
+    }
+    let (sums, epilogue, m) = (at.workspace, whole.epilogue, n.saturating_mul(height).saturating_mul(width));
+    let part = Conv2dSm90Params { y: DevicePtr::NONE, sums, epilogue: Epilogue::default(), ..whole };
+    let parts = Launch::new(&kernel, grid, &part)?;
+    let sum = JoinParams { sums, d: y, epilogue, m, n: o, ..Default::default() };
+    Ok(vec![parts, join(on.splits, storage, sum)?])
+}
+
+/// As [`Conv2d::backward`].
+pub(super) fn backward(
+    conv: &Conv2d,
+    source: usize,
+    on: OnHopper,
+    storage: Storage,
+    at: &BwdOperands,
+) -> Result<Vec<Launch>> {
+    let Geometry { out, channels, taps: [r, s], before, kinds, .. } = conv.geometry();
+    let [n, h, w, height, width] = [conv.images, conv.size[0], conv.size[1], out[0], out[1]].map(conv2d::int);
+    let first = if source == 0 { 0 } else { channels[0] };
+    let [channels, first, c] = [channels[0] + channels[1], first, channels[source]].map(conv2d::int);
+    let [o, r, s] = [conv.filter[0], r, s].map(conv2d::int);
+    let [top, left, kinds, splits] = [before[0], before[1], kinds[0], on.splits].map(conv2d::int);
+    let [x_bits, y_bits] = on.bits.map(|bits| bits as i32);
+    let BwdOperands { dy, filter, dx, epilogue, workspace: sums } = *at;
+    let whole = Conv2dBwdSm90Params {
+        dy,
+        filter,
+        dx,
+        epilogue,
+        n,
+        h,
+        w,
+        channels,
+        first,
+        c,
+        o,
+        r,
+        s,
+        top,
+        left,
+        height,
+        width,
+        kinds,
+        splits,
+        x_bits,
+        y_bits,
+        ..Default::default()
+    };
+    let kernel = format!("conv2d_bwd_{}_{}", storage.name(), on.tile.variant());
+    let items = whole.items(Tile { m: int(on.tile.m())?, n: int(on.tile.n)? });
+    let grid = [items.clamp(1, i64::from(on.blocks)) as u32, 1, 1];
+    if on.splits == 1 {
+        return Ok(vec![Launch::new(&kernel, grid, &whole)?]);
+    }
+    let part = Conv2dBwdSm90Params { dx: DevicePtr::NONE, sums, epilogue: Epilogue::default(), ..whole };
+    let parts = Launch::new(&kernel, grid, &part)?;
+    let m = n.saturating_mul(h).saturating_mul(w);
+    let sum = JoinParams { sums, d: dx, epilogue, m, n: c, ..Default::default() };
+    Ok(vec![parts, join(on.splits, storage, sum)?])
+}

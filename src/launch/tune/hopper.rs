@@ -1,0 +1,104 @@
+//! Which tile a product takes on the matrix units of sm_90a. Nothing here was measured: rates are what the reads of
+//! shared memory let the matrix units do, as far as their documentation says.
+
+use std::fmt;
+
+use super::multiprocessors;
+
+/// A tile there is a kernel for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tile {
+    /// In slabs of 128 rows.
+    pub pairs: usize,
+    pub n: usize,
+    stages: usize,
+    /// Of the rate of the best, in per cent.
+    rate: usize,
+}
+
+/// The first of equals is taken.
+pub const TILES: [Tile; 3] = [
+    // Two slabs share each slab of filters: the most products for a byte. For narrow layers of many pixels.
+    Tile { pairs: 2, n: 128, stages: 3, rate: 100 },
+    // The channels of Stable Diffusion are multiples of 320.
+    Tile { pairs: 1, n: 160, stages: 4, rate: 97 },
+    // Reads as much of a as of b for a product, so that shared memory is as busy as the matrix units are.
+    Tile { pairs: 1, n: 64, stages: 4, rate: 65 },
+];
+
+/// Rows of a slab, and so of a tile of statistics.
+pub const SLAB: usize = 128;
+/// Of the depth in one step.
+pub const STEP: usize = 64;
+/// An image alone should give so many blocks: half a device, since images come in pairs.
+const BLOCKS_OF_AN_IMAGE: usize = 64;
+/// A part of a sum that is shorter costs more than it gains.
+const LEAST_STEPS: usize = 4;
+const MOST_SPLITS: usize = 16;
+
+/// What a choice depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Work {
+    pub slabs: usize,
+    pub n: usize,
+    /// Steps of the longest sum.
+    pub steps: usize,
+}
+
+impl Tile {
+    pub fn m(&self) -> usize {
+        self.pairs * SLAB
+    }
+
+    /// The variant in names of kernels.
+    pub fn variant(&self) -> String {
+        format!("m{}n{}k{STEP}s{}_sm90", self.m(), self.n, self.stages)
+    }
+
+    fn blocks(&self, slabs: usize, n: usize) -> usize {
+        slabs.div_ceil(self.pairs) * n.div_ceil(self.n)
+    }
+}
+
+impl Work {
+    /// In how many parts sums are made, where this is one image alone.
+    pub fn splits(&self) -> usize {
+        let blocks = TILES[1].blocks(self.slabs, self.n);
+        (BLOCKS_OF_AN_IMAGE / blocks.max(1)).min(self.steps / LEAST_STEPS).clamp(1, MOST_SPLITS)
+    }
+
+    /// The tile whose blocks take the least time together, and why.
+    pub fn tile(&self, target: &str, splits: usize) -> (Tile, String) {
+        let blocks = |tile: &Tile| tile.blocks(self.slabs, self.n) * splits;
+        let rounds = |tile: &Tile| blocks(tile).div_ceil(multiprocessors(target));
+        let cost = |tile: &&Tile| (rounds(tile) * tile.m() * tile.n * 100).div_ceil(tile.rate);
+        let best = *TILES.iter().min_by_key(cost).expect("there are tiles");
+        let reason = format!("{} tiles, at most {} on a multiprocessor", blocks(&best), rounds(&best));
+        (best, reason)
+    }
+}
+
+/// The box of pixels of a slab that makes the fewest slabs of so many images, as powers of two: of columns and of lines.
+/// What is left of a slab are images.
+pub fn pixel_bits(images: usize, [lines, columns]: [usize; 2]) -> [u32; 2] {
+    let bits = SLAB.ilog2();
+    let boxes = (0..=bits).rev().flat_map(|x| (0..=bits - x).rev().map(move |y| [x, y]));
+    boxes.min_by_key(|&bits| slabs(images, [lines, columns], bits)).expect("there are boxes")
+}
+
+/// Slabs of that box.
+pub fn slabs(images: usize, [lines, columns]: [usize; 2], [x, y]: [u32; 2]) -> usize {
+    let n = SLAB.ilog2() - x - y;
+    images.div_ceil(1 << n) * lines.div_ceil(1 << y) * columns.div_ceil(1 << x)
+}
+
+/// Blocks for so many items: each stays on its multiprocessor and takes one after the other.
+pub fn blocks(target: &str, items: i64) -> u32 {
+    items.clamp(1, multiprocessors(target) as i64) as u32
+}
+
+impl fmt::Display for Tile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.variant())
+    }
+}
