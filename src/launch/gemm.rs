@@ -267,7 +267,7 @@ mod tests {
         let text = small.choice("sm_80").to_string();
         assert_eq!(
             text,
-            "m64n64k32s4 x 3: 120 blocks, at most 2 on a multiprocessor, depth in 3 parts of 448"
+            "m128n64k32s4 x 3: 60 blocks, at most 1 on a multiprocessor, depth in 3 parts of 448"
         );
     }
 
