@@ -83,7 +83,9 @@ fn tally<'l, K: Ord>(listing: &'l str, class: impl Fn(&'l str) -> K) -> BTreeMap
     let mut found: BTreeMap<String, BTreeMap<K, u32>> = BTreeMap::new();
     let mut current = None;
     for line in listing.lines() {
-        if let Some(rest) = line.trim_start().strip_prefix(".section") {
+        // Not `.sectionflags`, which stands inside of one.
+        let section = line.trim_start().strip_prefix(".section");
+        if let Some(rest) = section.filter(|rest| rest.starts_with(char::is_whitespace)) {
             let name = rest.trim_start().split(',').next().unwrap_or_default();
             current = name.strip_prefix(".text.").map(str::to_owned);
         }
@@ -114,6 +116,7 @@ mod tests {
     fn instructions_are_counted_by_entry_point_and_class() {
         let listing = "
 \t.section\t.text.gemm_f16,\"ax\",@progbits
+\t.sectionflags\t@\"SHF_BARRIERS=2\"
 gemm_f16:
         /*0000*/                   LDC R1, c[0x0][0x28] ;
         /*0010*/              @!P0 LDGSTS.E.BYPASS.128 [R3], [R4.64] ;
