@@ -16,6 +16,8 @@ mod manifest;
 mod mutations;
 #[path = "kernels/build/nvrtc.rs"]
 mod nvrtc;
+#[path = "src/cuda/places.rs"]
+mod places;
 #[cfg(feature = "simt")]
 #[path = "kernels/build/simt.rs"]
 mod simt;
@@ -41,12 +43,12 @@ fn run() -> Result<(), String> {
         |name: &str| env::var_os(name).map(PathBuf::from).ok_or(format!("{name} is not set: run cargo"));
     let (root, out) = (folder("CARGO_MANIFEST_DIR")?, folder("OUT_DIR")?);
     // A path that is not there would make cargo run this script every time.
-    for path in ["build.rs", "kernels", "src/manifest.rs", "target/nvrtc/12.9.86"] {
+    for path in ["build.rs", "kernels", "src/manifest.rs", "src/cuda/places.rs", "target/nvrtc/12.9.86"] {
         if root.join(path).exists() {
             println!("cargo:rerun-if-changed={path}");
         }
     }
-    for variable in nvrtc::EXPLICIT.iter().chain(&nvrtc::INSTALLATIONS) {
+    for variable in places::EXPLICIT.iter().chain(&places::INSTALLATIONS) {
         println!("cargo:rerun-if-env-changed={variable}");
     }
 

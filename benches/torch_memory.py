@@ -6,90 +6,32 @@ Stable Diffusion 1.5 and a ViT-L/14 guard with random weights, one guided step: 
 classifier-free guidance, x0, the decoder, bicubic resizing, the vision tower, the cosine with four concepts, and
 the gradient of log p_h with respect to x0 or to x_t. Eager, with scaled-dot-product attention, weights frozen,
 gradient checkpointing off and on. What is reported is torch.cuda.max_memory_allocated: weights and activations,
-without the context and the allocator's reserve, which stands beside it. Needs torch with CUDA, diffusers and
-transformers; without a GPU it says so and measures nothing.
+without the context and the allocator's reserve, which stands beside it. Needs torch with CUDA and transformers; without
+a GPU it says so and measures nothing.
 """
 
 import argparse
 import json
 import sys
-
-
-def build(device, dtype):
-    """UNet, decoder and vision tower of the published sizes, with random weights and without gradients."""
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    with torch.device(device):
-        torch.set_default_dtype(dtype)
-        unet = UNet2DConditionModel(
-            sample_size=64, cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-        )
-        vae.encoder = vae.quant_conv = None
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, vocab_size=49408
-            )
-        )
-        vision = CLIPVisionModelWithProjection(
-            CLIPVisionConfig(
-                hidden_size=1024,
-                intermediate_size=4096,
-                num_hidden_layers=24,
-                num_attention_heads=16,
-                patch_size=14,
-                image_size=224,
-                projection_dim=768,
-            )
-        )
-        torch.set_default_dtype(torch.float32)
-    models = (unet, vae, text, vision)
-    for model in models:
-        model.eval().requires_grad_(False)
-    return models
+import tempfile
+from pathlib import Path
 
 
 def guided_step(models, z, context, concepts, gradient):
     """The gradient of log p_h with respect to x0 or x_t of one sample, as the method has it."""
     import torch
-    import torch.nn.functional as F
 
-    unet, vae, _, vision = models
-    alpha, guidance = 0.5, 7.5
+    alpha, guidance, t = 0.5, 7.5, torch.tensor([500], device=z.device)
     leaf = z.detach().requires_grad_(gradient == "xt")
     with torch.set_grad_enabled(gradient == "xt"):
-        rows = torch.cat([leaf, leaf]).to(context.dtype)
-        uncond, cond = unet(rows, 500, encoder_hidden_states=context).sample.float().chunk(2)
-        x0 = (leaf - (1 - alpha) ** 0.5 * (uncond + guidance * (cond - uncond))) / alpha**0.5
-    if gradient == "x0":
-        leaf = x0 = x0.detach().requires_grad_(True)
-    rgb = vae.decode((x0 / 0.18215).to(context.dtype)).sample * 0.5 + 0.5
-    pixels = F.interpolate(rgb, (224, 224), mode="bicubic", align_corners=False)
-    embedding = vision(pixels).image_embeds.float()
-    score = F.normalize(embedding, dim=-1) @ concepts.T
-    return torch.autograd.grad(score.mean().abs().log(), leaf)[0]
+        x0 = (leaf - (1 - alpha) ** 0.5 * models.rows(leaf, t, context, guidance)) / alpha**0.5
+    return models.gradient(x0, concepts, None if gradient == "x0" else leaf)
 
 
 def measure(models, args, gradient, checkpointing, dtype):
     import torch
 
-    unet, vae, _, vision = models
-    for model in (unet, vae, vision):
-        switch = "enable_gradient_checkpointing" if hasattr(model, "enable_gradient_checkpointing") else None
-        if switch is None:
-            switch = "gradient_checkpointing_enable" if checkpointing else "gradient_checkpointing_disable"
-        elif not checkpointing:
-            switch = "disable_gradient_checkpointing"
-        getattr(model, switch)()
-        # Checkpointing acts in training mode only; none of these models has a dropout above zero.
-        model.train(checkpointing)
+    models.checkpointing(checkpointing)
     side = args.size // 8
     torch.manual_seed(0)
     z = torch.randn(args.batch, 4, side, side, device="cuda")
@@ -114,6 +56,7 @@ def main():
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", choices=["f16", "bf16", "f32"], default="f16")
+    parser.add_argument("--model", type=Path, help="a folder of benches/gpu/draw.py; drawn if absent")
     args = parser.parse_args()
     try:
         import torch
@@ -122,8 +65,13 @@ def main():
     if not torch.cuda.is_available():
         sys.exit("torch sees no CUDA device: nothing was measured")
     dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[args.dtype]
-    models = build("cuda", dtype)
-    weights = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+    sys.path.insert(0, str(Path(__file__).resolve().parent / "gpu"))
+    from draw import draw
+    from torch_models import Models
+
+    root = args.model or draw("sd15", Path(tempfile.mkdtemp()), "cuda")
+    models = Models(root, "cuda", dtype)
+    weights = sum(p.numel() * p.element_size() for part in models.parts() for p in part.parameters())
     for gradient in ("x0", "xt"):
         for checkpointing in (False, True):
             allocated, reserved = measure(models, args, gradient, checkpointing, dtype)

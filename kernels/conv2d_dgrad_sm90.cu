@@ -59,10 +59,10 @@ struct Work {
     }
     DEVICE_MEMBER void store(const typename Loop::Warps::Accumulators& acc, int pair, float* sums) const {
         typedef typename Loop::Warps Warps;
+        epilogue::to_rows<Warps>(acc, sums);
         if (p.sums.address != 0)
-            return epilogue::store_sums<Warps>(acc, slab(pair), column0, p.c,
-                                               p.sums.as<float>() + int64_t(split) * p.n * p.h * p.w * p.c);
-        epilogue::finish<T, Warps>(p.epilogue, acc, slab(pair), column0, p.c, p.dx.as<T>(),
+            return epilogue::store_sums<Warps>(slab(pair), column0, p.c, p.sums.as<float>() + int64_t(split) * p.n * p.h * p.w * p.c, sums);
+        epilogue::finish_rows<T, Warps>(p.epilogue, slab(pair), column0, p.c, p.dx.as<T>(),
                                    p.epilogue.residual.as<T>(), p.c, sums);
     }
 };

@@ -26,13 +26,8 @@ namespace conv2d_dgrad_tile {
 
 constexpr int THREADS = 128;
 
-// A tile and the rows of the sums in it.
 template <int M, int N, int STAGES>
-struct Smem {
-    typedef tile::Tile<M, N, conv::DEPTH, STAGES, 2, 2, true> Tile;
-    static constexpr int STAGED = epilogue::shared_bytes<typename Tile::Of>();
-    alignas(16) unsigned char bytes[Tile::RING_BYTES > STAGED ? Tile::RING_BYTES : STAGED];
-};
+using Smem = epilogue::Shared<tile::Tile<M, N, conv::DEPTH, STAGES, 2, 2, true>>;
 
 template <typename T, int M, int N, int STAGES>
 __device__ constexpr int shared_bytes() {
@@ -146,10 +141,12 @@ __device__ void run(const Conv2dBwdParams& p) {
                           [&](int, uint32_t a, uint32_t b) { loader.step(a, b); });
 
     // 3. What becomes of them.
+    float* stage = reinterpret_cast<float*>(smem.bytes);
+    epilogue::to_rows<Warps>(acc, stage);
     if (p.splits > 1)
-        return epilogue::store_sums<Warps>(acc, places, n0, p.c, p.sums.as<float>() + split * p.n * pixels * p.c);
-    epilogue::finish<T, Warps>(p.epilogue, acc, places, n0, p.c, p.dx.as<T>(), p.epilogue.residual.as<T>(), p.c,
-                               reinterpret_cast<float*>(smem.bytes));
+        return epilogue::store_sums<Warps>(places, n0, p.c, p.sums.as<float>() + split * p.n * pixels * p.c, stage);
+    epilogue::finish_rows<T, Warps>(p.epilogue, places, n0, p.c, p.dx.as<T>(), p.epilogue.residual.as<T>(), p.c,
+                                    stage);
 }
 
 }  // namespace conv2d_dgrad_tile

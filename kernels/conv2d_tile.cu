@@ -26,13 +26,8 @@ namespace conv2d_tile {
 
 constexpr int THREADS = 128;
 
-// A tile and the rows of the sums in it.
 template <int M, int N, int STAGES>
-struct Smem {
-    typedef tile::Tile<M, N, conv::DEPTH, STAGES, 2, 2, false> Tile;
-    static constexpr int STAGED = epilogue::shared_bytes<typename Tile::Of>();
-    alignas(16) unsigned char bytes[Tile::RING_BYTES > STAGED ? Tile::RING_BYTES : STAGED];
-};
+using Smem = epilogue::Shared<tile::Tile<M, N, conv::DEPTH, STAGES, 2, 2, false>>;
 
 template <typename T, int M, int N, int STAGES>
 __device__ constexpr int shared_bytes() {
@@ -131,11 +126,13 @@ __device__ void run(const Conv2dParams& p) {
                           [&](int, uint32_t a, uint32_t b) { loader.step(a, b); });
 
     // 3. What becomes of them.
+    float* stage = reinterpret_cast<float*>(smem.bytes);
+    epilogue::to_rows<Warps>(acc, stage);
     if (p.splits > 1)
-        return epilogue::store_sums<Warps>(acc, places, n0, p.o,
-                                           p.sums.as<float>() + int64_t(split) * p.n * p.height * p.width * p.o);
-    epilogue::finish<T, Warps>(p.epilogue, acc, places, n0, p.o, p.y.as<T>(), p.epilogue.residual.as<T>(), p.o,
-                               reinterpret_cast<float*>(smem.bytes));
+        return epilogue::store_sums<Warps>(
+            places, n0, p.o, p.sums.as<float>() + int64_t(split) * p.n * p.height * p.width * p.o, stage);
+    epilogue::finish_rows<T, Warps>(p.epilogue, places, n0, p.o, p.y.as<T>(), p.epilogue.residual.as<T>(), p.o,
+                                    stage);
 }
 
 }  // namespace conv2d_tile

@@ -57,10 +57,10 @@ struct Work {
     }
     DEVICE_MEMBER void store(const typename Loop::Warps::Accumulators& acc, int pair, float* sums) const {
         typedef typename Loop::Warps Warps;
+        epilogue::to_rows<Warps>(acc, sums);
         if (p.sums.address != 0)
-            return epilogue::store_sums<Warps>(acc, rows(pair), column0, p.n,
-                                               p.sums.as<float>() + int64_t(split) * p.m * p.n);
-        epilogue::finish<T, Warps>(p.epilogue, acc, rows(pair), column0, p.n, p.d.as<T>(),
+            return epilogue::store_sums<Warps>(rows(pair), column0, p.n, p.sums.as<float>() + int64_t(split) * p.m * p.n, sums);
+        epilogue::finish_rows<T, Warps>(p.epilogue, rows(pair), column0, p.n, p.d.as<T>(),
                                    p.epilogue.residual.as<T>(), p.d_row, sums);
     }
 };

@@ -5,7 +5,7 @@
 //     sum_batch     out = sum over the copies of which x consists, in their order
 //
 // Concatenation, slices and padding of channels, tokens and batches, and repetition are `place` with other numbers
-// (src/launch/layout.rs). Where `state` is given x and out are those of the sample that it names.
+// (src/launch/layout.rs). Where `state` is given it leads to the index of the sample, or step, of x and out.
 //
 // Departures from the formulas: an element of `place` may be 16 bytes, eight of a storage type, where all numbers are
 // multiples of eight; between two types it converts. A token that is not there stops gather_token.
@@ -29,7 +29,7 @@ DEVICE void convert(To& out, const From& x) {
 
 template <typename From, typename To>
 __device__ void place(const PlaceParams& p) {
-    const int64_t sample = p.state.address != 0 ? p.state.as<StepState>()->sample : 0;
+    const int64_t sample = p.state.address != 0 ? *p.state.as<int32_t>() : 0;  // or the step
     const From* x = p.x.as<From>() + sample * p.x_sample + p.first;  // [rows, len of stride]
     const From* y = p.y.as<From>();                                  // [rows, width - len], or none
     To* out = p.out.as<To>() + sample * p.out_sample;                // [rows, width]

@@ -3,14 +3,15 @@
 //     activate          out = f(x)                        activate_bwd   out = f'(x) dy
 //     geglu             out = a gelu(b), x = [a, b] in halves of a row of 2 c
 //     geglu_bwd         out = [gelu(b) dy, a gelu'(b) dy]
+//     geglu_bwd_pairs   the same where x and out have a and b of a channel side by side
 //     add               out = x + y                       affine         out = mul x + add
 //     add_channels      out = x + v, v one row of c for every image or for all
 //     cast              out = x, in another storage type
 //     timestep          out = [sin, cos] of t exp(-ln(10000) i / (half - shift)); [cos, sin] if flip
 //     to_nhwc, to_nchw  out = x, channels last or first
 //
-// Functions named ..8 take eight elements at a time, from addresses that are multiples of 16 bytes: for geglu8 c is
-// a multiple of eight, elsewhere the elements beyond the last eight are taken one by one.
+// Functions named ..8 take eight elements at a time, from addresses that are multiples of 16 bytes: for geglu8 and
+// add_channels8 c is a multiple of eight, elsewhere the elements beyond the last eight are taken one by one.
 //
 // Departures from the formulas: none. Every element is read once and written once; a grid-stride loop takes any
 // count, and but for ..8 no alignment beyond an element's own is asked for.
@@ -138,6 +139,27 @@ __device__ void add8(const PointwiseParams& p) {
 }
 
 template <typename T>
+__device__ void affine8(const PointwiseParams& p) {
+    const float mul = p.mul, add = p.add;
+    map8(p.x.as<T>(), p.out.as<T>(), p.count, [mul, add](float x) { return mul * x + add; });
+}
+
+template <typename T>
+__device__ void add_channels8(const PointwiseParams& p) {
+    const T* x = p.x.as<T>();  // [n, image / c, c]
+    const T* v = p.y.as<T>();  // [n or 1, c]
+    T* out = p.out.as<T>();    // [n, image / c, c]
+    for (int64_t i = 8 * grid_thread(); i < p.count; i += 8 * grid_threads()) {
+        const int64_t row = p.image > 0 ? i / p.image * p.c : 0;
+        float at[8], other[8];
+        load8(at, x + i);
+        load8(other, v + row + i % p.c);
+        for (int k = 0; k < 8; ++k) at[k] += other[k];
+        store8(out + i, at);
+    }
+}
+
+template <typename T>
 __device__ void geglu8(const PointwiseParams& p) {
     const T* x = p.x.as<T>();  // [count / c, 2 c]
     T* out = p.out.as<T>();    // [count / c, c]
@@ -171,6 +193,21 @@ __device__ void geglu_bwd8(const PointwiseParams& p) {
     }
 }
 
+template <typename T>
+__device__ void geglu_bwd_pairs(const PointwiseParams& p) {
+    const T* x = p.x.as<T>();   // [count, 2]
+    const T* dy = p.y.as<T>();  // [count]
+    T* dx = p.out.as<T>();      // [count, 2]
+    for (int64_t i = grid_thread(); i < p.count; i += grid_threads()) {
+        float at[4], slopes[4];
+        load_vector<2>(at, x + 2 * i);
+        const float d = to_f32(dy[i]);
+        slopes[0] = activation::value(activation::GELU, at[1]) * d;
+        slopes[1] = at[0] * activation::slope(activation::GELU, at[1]) * d;
+        store_vector<2>(dx + 2 * i, slopes);
+    }
+}
+
 template <typename From, typename To>
 __device__ void cast(const PointwiseParams& p) {
     const From* x = p.x.as<From>();  // [count]
@@ -181,9 +218,10 @@ __device__ void cast(const PointwiseParams& p) {
 template <typename T>
 __device__ void timestep(const TimestepParams& p) {
     const int half = p.channels / 2;
-    const float t = p.state.as<StepState>()->timestep;
-    T* out = p.out.as<T>();  // [1, channels]
-    for (int64_t i = grid_thread(); i < half; i += grid_threads()) {
+    // A row for every t: those of an operand, or the one that StepState begins with.
+    const float t = p.state.as<float>()[blockIdx.x];
+    T* out = p.out.as<T>() + int64_t(blockIdx.x) * p.channels;  // [n, channels]
+    for (int i = threadIdx.x; i < half; i += blockDim.x) {
         // The first frequency is 1 also where the quotient is 0 / 0.
         const float exponent = i == 0 ? 0.f : float(i) / (float(half) - p.shift);
         const float angle = t * expf(-9.210340371976184f * exponent);

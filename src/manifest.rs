@@ -145,6 +145,29 @@ const fn tiled(
     Kernel { threads: 128, shared_bytes, ..general(name, file, "run", arguments, params, registers) }
 }
 
+/// A row of the convolutions whose elements are gathered: name, function, template arguments, params.
+const fn gathered(
+    name: &'static str,
+    function: &'static str,
+    arguments: &'static str,
+    params: &'static str,
+) -> Kernel {
+    let shared_bytes = 16384;
+    let row = general(name, "conv2d_gather.cu", function, arguments, params, 128);
+    Kernel { threads: 128, shared_bytes, ..row }
+}
+
+/// A row of the convolutions to a few channels: name, function, template argument, params.
+const fn narrow(
+    name: &'static str,
+    function: &'static str,
+    arguments: &'static str,
+    params: &'static str,
+) -> Kernel {
+    let shared_bytes = 48384;
+    let row = general(name, "conv2d_narrow.cu", function, arguments, params, 128);
+    Kernel { threads: 128, shared_bytes, ..row }
+
 /// A row for sm_90a, whose function is `run`: name, file, template arguments, params, dynamic shared memory. Two
 /// warpgroups multiply and one copies; how they share the registers of a multiprocessor they say themselves.
 const fn hopper(
@@ -205,11 +228,17 @@ pub const KERNELS: &[Kernel] = &[
     general("activate_bf16_v8_relu",     "pointwise.cu",       "activate8",       "bf16, 4",   "PointwiseParams",      48),
     general("activate_bwd_bf16_v8_relu", "pointwise.cu",       "activate_bwd8",   "bf16, 4",   "PointwiseParams",      48),
     general("add_f16_v8",                "pointwise.cu",       "add8",            "f16",       "PointwiseParams",      48),
+    general("add_channels_f16_v8",       "pointwise.cu",       "add_channels8",   "f16",          "PointwiseParams",      48),
+    general("affine_f16_v8",             "pointwise.cu",       "affine8",         "f16",          "PointwiseParams",      48),
     general("geglu_f16_v8",              "pointwise.cu",       "geglu8",          "f16",       "PointwiseParams",      64),
     general("geglu_bwd_f16_v8",          "pointwise.cu",       "geglu_bwd8",      "f16",       "PointwiseParams",      80),
     general("add_bf16_v8",               "pointwise.cu",       "add8",            "bf16",      "PointwiseParams",      48),
+    general("add_channels_bf16_v8",      "pointwise.cu",       "add_channels8",   "bf16",         "PointwiseParams",      48),
+    general("affine_bf16_v8",            "pointwise.cu",       "affine8",         "bf16",         "PointwiseParams",      48),
     general("geglu_bf16_v8",             "pointwise.cu",       "geglu8",          "bf16",      "PointwiseParams",      64),
     general("geglu_bwd_bf16_v8",         "pointwise.cu",       "geglu_bwd8",      "bf16",      "PointwiseParams",      80),
+    general("geglu_bwd_f16_pairs",       "pointwise.cu",       "geglu_bwd_pairs", "f16",       "PointwiseParams",      48),
+    general("geglu_bwd_bf16_pairs",      "pointwise.cu",       "geglu_bwd_pairs", "bf16",      "PointwiseParams",      48),
     general("place_f16",                 "layout.cu",          "place",           "f16, f16",  "PlaceParams",          48),
     general("place_bf16",                "layout.cu",          "place",           "bf16, bf16","PlaceParams",          48),
     general("place_f32",                 "layout.cu",          "place",           "f32, f32",  "PlaceParams",          48),
@@ -330,6 +359,16 @@ pub const KERNELS: &[Kernel] = &[
     tiled("conv2d_bwd_bf16_m128n64k32s4", "conv2d_dgrad_tile.cu", "bf16, 128, 64, 4", "Conv2dBwdParams", 49152, 184),
     tiled("conv2d_bwd_f16_m64n64k32s4",   "conv2d_dgrad_tile.cu", "f16, 64, 64, 4", "Conv2dBwdParams", 32768, 144),
     tiled("conv2d_bwd_bf16_m64n64k32s4",  "conv2d_dgrad_tile.cu", "bf16, 64, 64, 4", "Conv2dBwdParams", 32768, 144),
+    gathered("conv2d_f16_gather_m64n64",      "run",         "f16, 64, 64", "Conv2dParams"),
+    gathered("conv2d_bwd_f16_gather_m64n64",  "backward",    "f16, 64, 64", "Conv2dBwdParams"),
+    gathered("conv2d_bwd_f16_patches_m64n64", "patches_bwd", "f16, 64, 64", "Conv2dBwdParams"),
+    gathered("conv2d_bf16_gather_m64n64",      "run",         "bf16, 64, 64", "Conv2dParams"),
+    gathered("conv2d_bwd_bf16_gather_m64n64",  "backward",    "bf16, 64, 64", "Conv2dBwdParams"),
+    gathered("conv2d_bwd_bf16_patches_m64n64", "patches_bwd", "bf16, 64, 64", "Conv2dBwdParams"),
+    narrow("conv2d_f16_n8",     "run",      "f16", "Conv2dParams"),
+    narrow("conv2d_bwd_f16_n8", "backward", "f16", "Conv2dBwdParams"),
+    narrow("conv2d_bf16_n8",     "run",      "bf16", "Conv2dParams"),
+    narrow("conv2d_bwd_bf16_n8", "backward", "bf16", "Conv2dBwdParams"),
     hopper("conv2d_f16_m256n128k64s3_sm90",        "conv2d_sm90.cu", "f16, 2, 128, 3", "Conv2dSm90Params", 214016),
     hopper("conv2d_bf16_m256n128k64s3_sm90",       "conv2d_sm90.cu", "bf16, 2, 128, 3", "Conv2dSm90Params", 214016),
     hopper("conv2d_f16_m128n160k64s4_sm90",        "conv2d_sm90.cu", "f16, 1, 160, 4", "Conv2dSm90Params", 230400),
@@ -356,22 +395,22 @@ pub const KERNELS: &[Kernel] = &[
     heads("attention_bf16_d64",          "attention_mma.cu",     "run",     "bf16, 64",  "AttentionParams",    65536, 255),
     heads("attention_bf16_d80",          "attention_mma.cu",     "run",     "bf16, 80",  "AttentionParams",    40960, 255),
     heads("attention_bf16_d160",         "attention_mma.cu",     "run",     "bf16, 160", "AttentionParams",    81920, 255),
-    heads("attention_bwd_dq_f16_d40",    "attention_bwd_mma.cu", "queries", "f16, 40",   "AttentionBwdParams", 49152, 192),
-    heads("attention_bwd_dkv_f16_d40",   "attention_bwd_mma.cu", "keys",    "f16, 40",   "AttentionBwdParams", 49152, 255),
-    heads("attention_bwd_dq_f16_d64",    "attention_bwd_mma.cu", "queries", "f16, 64",   "AttentionBwdParams", 65536, 192),
-    heads("attention_bwd_dkv_f16_d64",   "attention_bwd_mma.cu", "keys",    "f16, 64",   "AttentionBwdParams", 65536, 255),
-    heads("attention_bwd_dq_f16_d80",    "attention_bwd_mma.cu", "queries", "f16, 80",   "AttentionBwdParams", 51200, 192),
-    heads("attention_bwd_dkv_f16_d80",   "attention_bwd_mma.cu", "keys",    "f16, 80",   "AttentionBwdParams", 51200, 255),
-    heads("attention_bwd_dq_f16_d160",   "attention_bwd_mma.cu", "queries", "f16, 160",  "AttentionBwdParams", 71680, 192),
-    heads("attention_bwd_dkv_f16_d160",  "attention_bwd_mma.cu", "keys",    "f16, 160",  "AttentionBwdParams", 71680, 255),
-    heads("attention_bwd_dq_bf16_d40",   "attention_bwd_mma.cu", "queries", "bf16, 40",  "AttentionBwdParams", 49152, 192),
-    heads("attention_bwd_dkv_bf16_d40",  "attention_bwd_mma.cu", "keys",    "bf16, 40",  "AttentionBwdParams", 49152, 255),
-    heads("attention_bwd_dq_bf16_d64",   "attention_bwd_mma.cu", "queries", "bf16, 64",  "AttentionBwdParams", 65536, 192),
-    heads("attention_bwd_dkv_bf16_d64",  "attention_bwd_mma.cu", "keys",    "bf16, 64",  "AttentionBwdParams", 65536, 255),
-    heads("attention_bwd_dq_bf16_d80",   "attention_bwd_mma.cu", "queries", "bf16, 80",  "AttentionBwdParams", 51200, 192),
-    heads("attention_bwd_dkv_bf16_d80",  "attention_bwd_mma.cu", "keys",    "bf16, 80",  "AttentionBwdParams", 51200, 255),
-    heads("attention_bwd_dq_bf16_d160",  "attention_bwd_mma.cu", "queries", "bf16, 160", "AttentionBwdParams", 71680, 192),
-    heads("attention_bwd_dkv_bf16_d160", "attention_bwd_mma.cu", "keys",    "bf16, 160", "AttentionBwdParams", 71680, 255),
+    heads("attention_bwd_dq_f16_d40",    "attention_bwd_dq.cu",  "run", "f16, 40",   "AttentionBwdParams", 49152, 192),
+    heads("attention_bwd_dkv_f16_d40",   "attention_bwd_dkv.cu", "run", "f16, 40",   "AttentionBwdParams", 49152, 255),
+    heads("attention_bwd_dq_f16_d64",    "attention_bwd_dq.cu",  "run", "f16, 64",   "AttentionBwdParams", 65536, 192),
+    heads("attention_bwd_dkv_f16_d64",   "attention_bwd_dkv.cu", "run", "f16, 64",   "AttentionBwdParams", 65536, 255),
+    heads("attention_bwd_dq_f16_d80",    "attention_bwd_dq.cu",  "run", "f16, 80",   "AttentionBwdParams", 51200, 192),
+    heads("attention_bwd_dkv_f16_d80",   "attention_bwd_dkv.cu", "run", "f16, 80",   "AttentionBwdParams", 51200, 255),
+    heads("attention_bwd_dq_f16_d160",   "attention_bwd_dq.cu",  "run", "f16, 160",  "AttentionBwdParams", 71680, 192),
+    heads("attention_bwd_dkv_f16_d160",  "attention_bwd_dkv.cu", "run", "f16, 160",  "AttentionBwdParams", 71680, 255),
+    heads("attention_bwd_dq_bf16_d40",   "attention_bwd_dq.cu",  "run", "bf16, 40",  "AttentionBwdParams", 49152, 192),
+    heads("attention_bwd_dkv_bf16_d40",  "attention_bwd_dkv.cu", "run", "bf16, 40",  "AttentionBwdParams", 49152, 255),
+    heads("attention_bwd_dq_bf16_d64",   "attention_bwd_dq.cu",  "run", "bf16, 64",  "AttentionBwdParams", 65536, 192),
+    heads("attention_bwd_dkv_bf16_d64",  "attention_bwd_dkv.cu", "run", "bf16, 64",  "AttentionBwdParams", 65536, 255),
+    heads("attention_bwd_dq_bf16_d80",   "attention_bwd_dq.cu",  "run", "bf16, 80",  "AttentionBwdParams", 51200, 192),
+    heads("attention_bwd_dkv_bf16_d80",  "attention_bwd_dkv.cu", "run", "bf16, 80",  "AttentionBwdParams", 51200, 255),
+    heads("attention_bwd_dq_bf16_d160",  "attention_bwd_dq.cu",  "run", "bf16, 160", "AttentionBwdParams", 71680, 192),
+    heads("attention_bwd_dkv_bf16_d160", "attention_bwd_dkv.cu", "run", "bf16, 160", "AttentionBwdParams", 71680, 255),
     general("softmax_f16",              "softmax.cu",       "run",        "f16",                     "SoftmaxParams",      48),
     general("softmax_bwd_f16",          "softmax.cu",       "backward",   "f16",                     "SoftmaxParams",      48),
     general("round_rows_f16",           "softmax.cu",       "round_rows", "f16",                     "SoftmaxParams",      48),

@@ -368,7 +368,6 @@ fn flags_that_would_be_ignored_or_make_no_sense_are_refused() {
         ("--device simt:1", &["--device", "simt:1"]),
         ("--device simt --dtype f32", &["--dtype", "f32"]),
         ("--device cuda --dtype f32", &["--dtype", "f32"]),
-        ("--device simt --max-vram 1GB", &["--max-vram"]),
     ] {
         place.draw(line).says(2, parts);
     }

@@ -251,6 +251,10 @@ impl Backend for Poison {
         self.0.storage()
     }
 
+    fn dtype(&self) -> &'static str {
+        self.0.dtype()
+    }
+
     fn scratch_bytes(&self, step: &StepProgram) -> usize {
         self.0.scratch_bytes(step)
     }

@@ -47,27 +47,37 @@ fn convolutions() {
 fn linear_layers() {
     check("with a bias", &[&[2, 3, 5]], |b, x| Ok(vec![b.linear("linear", x[0], 7, true)?]));
     check("without", &[&[3, 7]], |b, x| Ok(vec![b.linear("linear", x[0], 1, false)?]));
+    let parts = ["q", "k", "v"];
+    check("side by side", &[&[2, 3, 5]], move |b, x| {
+        Ok(vec![b.linear_side_by_side("qkv", &parts, x[0], 2, true)?])
+    });
 }
 
 #[test]
 fn attentions() {
     let attention = |heads: usize, causal: bool| {
-        move |b: &mut Builder, x: &[ValueId]| {
-            let [q, k, v] = if let [q, k, v] = *x { [q, k, v] } else { [x[0]; 3] };
-            Ok(vec![b.attention("attention", [q, k, v], heads, causal)?])
-        }
+        move |b: &mut Builder, x: &[ValueId]| Ok(vec![b.attention("attention", x, heads, causal)?])
+    };
+    let of_one = |heads: usize, causal: bool| {
+        move |b: &mut Builder, x: &[ValueId]| Ok(vec![b.attention("attention", &[x[0]; 3], heads, causal)?])
     };
     for (heads, channels) in [(1, 5), (3, 6)] {
         let (t, u) = ([2, 5, channels], [2, 7, channels]);
         check("cross", &[&t, &u, &u], attention(heads, false));
         check("self", &[&t, &t, &t], attention(heads, false));
         check("causal", &[&t, &t, &t], attention(heads, true));
-        check("all of one value", &[&t], attention(heads, false));
-        check("causal, all of one value", &[&t], attention(heads, true));
+        check("all of one value", &[&t], of_one(heads, false));
+        check("causal, all of one value", &[&t], of_one(heads, true));
+        let (two, three) = ([2, 7, 2 * channels], [2, 5, 3 * channels]);
+        check("keys beside values", &[&t, &two], attention(heads, false));
+        check("all side by side", &[&three], attention(heads, false));
+        check("causal, all side by side", &[&three], attention(heads, true));
     }
     // More rows than one block of queries or keys has.
     check("in blocks", &[&[1, 37, 2], &[1, 35, 2], &[1, 35, 2]], attention(1, false));
-    check("causal, in blocks", &[&[1, 37, 2]], attention(2, true));
+    check("causal, in blocks", &[&[1, 37, 2]], of_one(2, true));
+    check("causal, side by side, in blocks", &[&[1, 37, 6]], attention(2, true));
+    check("keys beside values, in blocks", &[&[1, 35, 2], &[1, 37, 4]], attention(1, false));
 }
 
 #[test]

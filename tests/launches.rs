@@ -1,12 +1,17 @@
 //! Steps as launches, without a device: what they cost, what they rely on, that they fit the plan.
 
+#[path = "support/golden.rs"]
+mod golden;
+
+use std::time::Instant;
+
 use bytemuck::pod_read_unaligned;
-use unguide::ir::{Flag, Fusion};
+use unguide::ir::{Flag, Node, Once, Op};
 use unguide::launch::params::DevicePtr;
 use unguide::launch::{Launch, LaunchProgram, LaunchStage, Location, Space, Storage, lower};
-use unguide::passes::run_all;
+use unguide::passes::{fuse, run_all};
 use unguide::pipeline::Blueprint;
-use unguide::pipeline::programs::{Steering, encode_text};
+use unguide::pipeline::programs::{Steering, encode_text, names};
 use unguide::plan::{self, StepProgram};
 
 fn blueprint(name: &str) -> Blueprint {
@@ -14,9 +19,12 @@ fn blueprint(name: &str) -> Blueprint {
 }
 
 fn planned(name: &str, steering: Steering, batch: usize) -> StepProgram {
-    let blueprint = blueprint(name);
+    planned_for(&blueprint(name), steering, batch)
+}
+
+fn planned_for(blueprint: &Blueprint, steering: Steering, batch: usize) -> StepProgram {
     let graph = blueprint.step(&blueprint.step_spec(steering, blueprint.size, batch)).expect("a graph");
-    let fusion = Fusion::none(&graph);
+    let fusion = fuse(&graph);
     StepProgram::fused(graph, fusion, plan::Storage::of(Storage::F16.dtype())).expect("a plan")
 }
 
@@ -34,6 +42,7 @@ fn bodies(stages: &[LaunchStage]) -> String {
     let words = stages.iter().map(|stage| match stage {
         LaunchStage::Run(_) => "run".to_owned(),
         LaunchStage::ForEachSample { samples, body } => format!("{samples} samples ({})", bodies(body)),
+        LaunchStage::If(Flag::Once(once), body) => format!("once a {} ({})", once.name(), bodies(body)),
         LaunchStage::If(Flag::Window, body) => format!("if window ({})", bodies(body)),
         LaunchStage::If(Flag::Sample(_), body) => format!("if sample ({})", bodies(body)),
     });
@@ -44,12 +53,97 @@ fn bodies(stages: &[LaunchStage]) -> String {
 fn a_unet_of_stable_diffusion_1_costs_what_its_shapes_say() {
     // One sample at 512 x 512, without the projections of text and time: 800.3 GFLOP.
     let program = lower(&planned("sd15", Steering::None, 1), Storage::F16, "sm_90a").expect("launches");
-    let varying = (program.cost().flops - program.steady_cost().flops) as f64;
-    let of_one_row = varying / 2.0;
+    let of_one_row = program.cost().flops as f64 / 2.0;
     assert!((of_one_row / 800.3e9 - 1.0).abs() <= 0.01, "{:.1} GFLOP", of_one_row / 1e9);
-    // 859 520 964 parameters in two bytes, but for biases, scales and shifts in four.
-    let weights = program.weight_bytes() as f64;
+    // 859 520 964 parameters in two bytes, but for biases, scales and shifts in four, and for a convolution
+    // behind an enlargement, whose filters of nine taps become four of four.
+    let enlarged = 2 * 640 * 640 * (16 - 9);
+    let weights = (program.weight_bytes() - enlarged) as f64;
     assert!((1.0..1.01).contains(&(weights / 1_719_041_928.0)), "{weights} bytes");
+}
+
+#[test]
+fn a_step_reads_no_text_and_no_timestep_and_takes_its_row_of_the_schedule_in_one_copy() {
+    for steering in [Steering::None, safe("sd15")] {
+        let program = lower(&planned("sd15", steering, 2), Storage::F16, "sm_90a").expect("launches");
+        let readers = |part, name: &str| {
+            let (buffer, _) = program.buffer(name).expect("a buffer");
+            let of_buffer = |location: &Location| location.space == Space::Buffer(buffer.0);
+            let steps = program.steps_of(part).into_iter();
+            steps.filter(|step| locations(&step.launch).iter().any(of_buffer)).count()
+        };
+        assert_eq!((readers(None, names::CONTEXT), readers(None, names::TIMESTEPS)), (0, 0));
+        assert!(readers(Some(Once::Prompt), names::CONTEXT) > 0);
+        assert_eq!(readers(Some(Once::Schedule), names::TIMESTEPS), 1);
+        assert_eq!((readers(Some(Once::Schedule), names::TIME), readers(None, names::TIME)), (1, 1));
+        // Two rows an image, 77 tokens of 768 numbers, to keys and values of all levels.
+        let outputs = 2 * (5 * 320 + 5 * 640 + 6 * 1280) as u64;
+        assert_eq!(program.cost_of(Some(Once::Prompt)).flops, 2 * 4 * 77 * 768 * outputs);
+        let [step, prompt, schedule] =
+            [None, Some(Once::Prompt), Some(Once::Schedule)].map(|part| program.steps_of(part).len());
+        println!("launches: {step} a step, {prompt} a prompt, {schedule} a schedule");
+    }
+}
+
+#[test]
+fn a_unet_step_of_stable_diffusion_1_is_few_launches() {
+    let start = Instant::now();
+    let program = lower(&planned("sd15", Steering::None, 1), Storage::F16, "sm_90a").expect("launches");
+    let launches = program.steps_of(None).len();
+    println!("{launches} launches, planned and lowered in {:?}", start.elapsed());
+    assert!(launches <= 400, "{launches} launches");
+}
+
+#[test]
+fn the_arena_has_little_more_than_what_is_alive_and_no_more_than_the_plan_says() {
+    let presets = ["sd15", "sd21-base", "sd21"].map(blueprint);
+    for blueprint in presets.into_iter().chain([Blueprint::of(&golden::open(&golden::demo()))]) {
+        for steering in [Steering::None, Steering::X0(blueprint.guard().expect("a guard"))] {
+            let step = planned_for(&blueprint, steering, 1);
+            for target in unguide::manifest::TARGETS {
+                let program = lower(&step, Storage::F16, target).expect("launches");
+                let (name, arena) = (&blueprint.name, program.arena_bytes);
+                let over = arena as f64 / program.live_bytes as f64;
+                assert!(over <= 1.05, "{name} on {target}: {arena} bytes, {over} of what is alive");
+                // What does not fit into the gaps is in the figures of `unguide memory` as well. A small program has
+                // no large gaps for the parts of its sums.
+                let more = (step.arena_bytes / 50).max(256 << 10);
+                assert!(arena <= step.arena_bytes + more, "{name} on {target}: {arena} bytes");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_attends_to_the_same_tokens_is_projected_by_one_product_and_back_by_one() {
+    let blueprint = blueprint("sd15");
+    let guard = blueprint.guard().expect("a guard");
+    let spec = blueprint.step_spec(Steering::Xt { guard, frozen: false }, blueprint.size, 1);
+    let graph = blueprint.step(&spec).expect("a graph");
+    let count = |wanted: &dyn Fn(&Node) -> bool| graph.nodes.iter().filter(|node| wanted(node)).count();
+    let attends = |operands: usize| {
+        count(&|node| matches!(node.op, Op::Attention { .. }) && node.inputs.len() == operands)
+    };
+    // 16 blocks of the UNet, the decoder, 24 layers of the vision tower.
+    assert_eq!((attends(1), attends(2), attends(3)), (16 + 1 + 24, 16, 0));
+    let back = |name: &str| count(&|node| node.op == Op::LinearBwd && node.name.ends_with(name));
+    assert_eq!(back(".to_qkv.grad") + back(".qkv_proj.grad"), 16 + 1 + 24);
+    // Of the text no gradient is wanted.
+    assert_eq!((back(".to_q.grad"), back(".to_kv.grad")), (16, 0));
+}
+
+#[test]
+fn costs_of_a_node_are_shared_out_among_its_launches() {
+    let program = lower(&planned("sd15", Steering::None, 1), Storage::F16, "sm_90a").expect("launches");
+    for step in program.steps() {
+        assert!(step.cost.bytes > 0, "{} of {} moves nothing", step.launch.kernel.name, step.node);
+        let multiplies = step.cost.flops > 0;
+        assert_eq!(multiplies, step.cost.executed_flops > 0, "{} of {}", step.launch.kernel.name, step.node);
+    }
+    // Sub-pixel filters save more than tiles waste.
+    let cost = program.cost();
+    let share = cost.executed_flops as f64 / cost.flops as f64;
+    assert!((0.95..1.05).contains(&share), "{share}");
 }
 
 #[test]
@@ -59,8 +153,7 @@ fn work_grows_with_the_batch_and_the_guards_arena_does_not() {
         lower(&step, Storage::F16, "sm_80").expect("launches")
     };
     let (one, two) = (of(1), of(2));
-    let varying = |program: &LaunchProgram| program.cost().flops - program.steady_cost().flops;
-    assert_eq!(varying(&two), 2 * varying(&one));
+    assert_eq!(two.cost().flops, 2 * one.cost().flops);
     assert_eq!(one.steps().len(), two.steps().len());
     assert_eq!(one.weights, two.weights);
     // The decoder with its gradient is the busiest, one sample at a time.
@@ -71,7 +164,9 @@ fn work_grows_with_the_batch_and_the_guards_arena_does_not() {
 fn a_guarded_step_asks_for_the_window_then_for_every_sample_and_its_gate() {
     let program =
         lower(&planned("sd21-base", safe("sd21-base"), 3), Storage::Bf16, "sm_80").expect("launches");
-    assert_eq!(bodies(&program.body), "run, if window (3 samples (run, if sample (run))), run");
+    let hoisted = "once a schedule (run), once a prompt (run)";
+    let step = "run, if window (3 samples (run, if sample (run))), run";
+    assert_eq!(bodies(&program.body), format!("{hoisted}, {step}"));
     assert_eq!(
         program,
         lower(&planned("sd21-base", safe("sd21-base"), 3), Storage::Bf16, "sm_80").expect("again")
@@ -135,9 +230,6 @@ fn everything_lies_inside_of_what_the_program_asks_for() {
                     assert!((location.offset as usize) < room, "{}: {location:?} of {room}", step.node);
                 }
             }
-            // Beside the plan: copies of operands in another type, and scores of heads that are too wide.
-            let beside = program.arena_bytes - step.arena_bytes;
-            assert!(beside <= 96 << 20, "{beside} bytes");
         }
     }
 }
@@ -146,7 +238,7 @@ fn everything_lies_inside_of_what_the_program_asks_for() {
 fn weights_are_in_the_type_that_their_kernels_read_and_have_places_of_their_own() {
     let blueprint = blueprint("sd15");
     let graph = run_all(encode_text(&blueprint.text, 77).expect("a graph")).expect("passes");
-    let fusion = Fusion::none(&graph);
+    let fusion = fuse(&graph);
     let step = StepProgram::fused(graph, fusion, plan::Storage::of(Storage::F16.dtype())).expect("a plan");
     let program = lower(&step, Storage::F16, "sm_80").expect("launches");
     let mut end = 0;

@@ -19,11 +19,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("backend", &["plan", "tensor", "weights"]),
     // `safety` holds the one formula of the density; the fused operation calls it instead of repeating it.
     ("cpu", &["backend", "plan", "ir", "tensor", "safety"]),
-    ("cuda", &["launch", "backend", "plan", "ir", "tensor", "manifest"]),
+    ("cuda", &["launch", "backend", "passes", "plan", "ir", "tensor", "manifest"]),
     // The build script includes it.
     ("manifest", &[]),
-    ("launch", &["plan", "ir", "tensor", "manifest"]),
-    ("simt", &["launch", "backend", "weights", "plan", "ir", "tensor"]),
+    // `weights` knows how filters are packed, and no file of a model is seen here.
+    ("launch", &["plan", "ir", "tensor", "manifest", "weights"]),
+    ("simt", &["launch", "backend", "weights", "passes", "plan", "ir", "tensor"]),
     ("sampler", &["ir", "tensor"]),
     ("safety", &["ir", "tensor"]),
     // Tokenizers are files of a model: found, bounded and read like its weights.
@@ -36,7 +37,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "text", "weights",
         ],
     ),
-    ("bench", &["ir", "launch", "manifest", "models", "passes", "pipeline", "plan", "simt", "tensor"]),
+    (
+        "bench",
+        &[
+            "backend", "cpu", "cuda", "ir", "launch", "manifest", "models", "passes", "pipeline", "plan",
+            "simt", "tensor",
+        ],
+    ),
     // The command line knows everything, and nothing knows it.
     (
         "cli",
@@ -59,11 +66,11 @@ const HOMES: &[(&str, &[&str])] = &[
     // The command line sets the number of threads, the CPU backend uses them.
     ("rayon", &["cpu", "cli"]),
     ("safetensors", &["weights"]),
-    ("signal_hook", &["cli", "main"]),
+    ("signal_hook", &["cli", "main", "weights"]),
     ("tokenizers", &["text"]),
 ];
 
-/// Files with `unsafe`: the memory map, the call of the matrix product, the CUDA driver, and the SIMT runtime.
+/// Files with `unsafe`: the memory map and what its signal says, the call of the matrix product, the CUDA driver, and the SIMT runtime.
 const UNSAFE: &[&str] = &[
     "src/weights/bytes.rs",
     "src/cpu/gemm.rs",

@@ -149,17 +149,19 @@ fn result_shape(graph: &Graph) -> &[usize] {
 
 /// Weights by name, with the shapes that files have.
 fn stored_weights(graph: &Graph) -> BTreeMap<String, Vec<usize>> {
-    let weight = |node: &unguide::ir::Node| {
-        let Op::Param { name, layout } = &node.op else { return None };
+    let weights = |node: &unguide::ir::Node| -> Vec<(String, Vec<usize>)> {
+        let Op::Param { name, parts, layout } = &node.op else { return vec![] };
         let seen = graph.shape(node.outputs[0]);
-        let stored = match (layout, &seen[..]) {
-            (Layout::Plain, shape) => shape.to_vec(),
-            (Layout::Filter, &[o, r, s, c]) => vec![o, c, r, s],
-            (Layout::Filter, shape) => panic!("{name} is no filter: {shape:?}"),
+        let rows = seen[0] / parts.len();
+        assert_eq!(rows * parts.len(), seen[0], "{name} has equally many rows of each part");
+        let stored = match (layout, &seen[1..]) {
+            (Layout::Plain, rest) => [&[rows], rest].concat(),
+            (Layout::Filter, &[r, s, c]) => vec![rows, c, r, s],
+            (Layout::Filter, _) => panic!("{name} is no filter: {seen:?}"),
         };
-        Some((name.clone(), stored))
+        parts.iter().map(|part| (part.clone(), stored.clone())).collect()
     };
-    graph.nodes.iter().filter_map(weight).collect()
+    graph.nodes.iter().flat_map(weights).collect()
 }
 
 fn config(file: &str, name: &str) -> String {

@@ -232,8 +232,8 @@ fn backward(case: &Case, x: &[Value<f64>], y: &[Tensor<f64>], d: &[Value<f64>]) 
         }
         Op::Attention { heads, causal } => {
             let saved = y.iter().cloned().map(Value::Real);
-            let operands = x.iter().cloned().chain(saved).chain([dy]).collect();
-            (Op::AttentionBwd { heads, causal }, operands, &[0, 1, 2])
+            let operands = saved.chain([dy]).chain(x.iter().cloned()).collect();
+            (Op::AttentionBwd { heads, causal }, operands, case.differentiable)
         }
         Op::GroupNorm { groups, eps, act } => {
             let operands = vec![operand(0), operand(1), operand(2), dy];

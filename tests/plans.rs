@@ -5,12 +5,15 @@
 mod golden;
 #[path = "support/process.rs"]
 mod process;
+#[path = "support/requests.rs"]
+mod requests;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use process::Place;
+use requests::{guidance, request, through_the_unet};
 use unguide::Error;
 use unguide::backend::{Backend, Program, Stop, WeightSource};
 use unguide::cpu::Cpu;
@@ -18,11 +21,10 @@ use unguide::ir::{Fusion, Graph, Item, Op};
 use unguide::passes::fuse;
 use unguide::pipeline::programs::Steering;
 use unguide::pipeline::{
-    Blueprint, Guidance, Memory, Method, Model, Plans, Request, Target, Trace, generate, required_memory,
+    Blueprint, Memory, Method, Model, Plans, Request, Target, Trace, generate, required_memory,
 };
 use unguide::plan::{Fuse, Planner, StepProgram, Storage};
-use unguide::safety::{GammaSchedule, Reduce, SldConfig};
-use unguide::sampler::Rng;
+use unguide::safety::SldConfig;
 use unguide::tensor::DType;
 
 static DEMO: LazyLock<Model> = LazyLock::new(|| golden::open(&golden::demo()));
@@ -65,7 +67,15 @@ fn on_device(
     batch: usize,
     limit: Option<usize>,
 ) -> Result<Memory, Error> {
-    let target = Target { storage: F16, fuse, scratch: &|_| 0, keep_text: true };
+    let weights = StepProgram::weights;
+    let target = Target {
+        storage: F16,
+        fuse,
+        scratch: &|_| 0,
+        weights: &weights,
+        mapped: &|_| false,
+        keep_text: true,
+    };
     let spec = blueprint.step_spec(steering.clone(), blueprint.size, batch);
     Ok(Plans::new(blueprint, &spec, &target, limit)?.memory(&spec, &target))
 }
@@ -85,6 +95,31 @@ fn every_arena_is_within_three_percent_of_the_liveness_bound() {
                 let what = format!("{} {method} {storage:?} batch {batch}", blueprint.name);
                 assert!(arena >= bound && 100 * arena <= 103 * bound, "{what}: {arena} over {bound}");
             }
+        }
+    }
+}
+
+#[test]
+fn arenas_of_texts_concepts_and_images_are_within_five_percent_too() {
+    let models = [preset("sd15"), preset("sd21-base"), preset("sd21"), Blueprint::of(&DEMO)];
+    for (blueprint, storage) in models.iter().flat_map(|model| [(model, F16), (model, F32)]) {
+        let fuse: Fuse = if storage == F32 { Fusion::none } else { fuse };
+        let weights = StepProgram::weights;
+        let target =
+            Target { storage, fuse, scratch: &|_| 0, weights: &weights, mapped: &|_| false, keep_text: true };
+        let steering = Steering::X0(blueprint.guard().expect("a guard"));
+        let spec = blueprint.step_spec(steering, blueprint.size, 1);
+        let plans = Plans::new(blueprint, &spec, &target, None).expect("plans");
+        let programs = [
+            ("texts", Some(&plans.text)),
+            ("concepts", plans.concepts.as_ref()),
+            ("image", Some(&plans.decode)),
+        ];
+        for (what, program) in programs {
+            let program = program.expect("every preset has a guard");
+            let (arena, bound) = (program.arena_bytes, program.live_bytes);
+            let what = format!("{} {what} {storage:?}", blueprint.name);
+            assert!(arena >= bound && 100 * arena <= 105 * bound, "{what}: {arena} over {bound}");
         }
     }
 }
@@ -242,40 +277,6 @@ fn equal_graphs_get_equal_plans() {
 
 // --- Budgets on the CPU backend.
 
-fn guidance() -> Guidance {
-    Guidance {
-        concepts: ["a weapon", "violence", "fire"].map(str::to_owned).to_vec(),
-        threshold: -1.0,
-        above_threshold: false,
-        gamma: 0.5,
-        gamma_schedule: GammaSchedule::Constant,
-        window: None,
-        reduce: Reduce::LogMean,
-        top_k: None,
-        mean: [0.5; 3],
-        std: [0.25; 3],
-        gradient_scale_log2: 16,
-    }
-}
-
-fn request(method: Method, images: usize) -> Request {
-    Request {
-        prompts: vec!["a skull on a blue background".into()],
-        negative_prompt: String::new(),
-        images_per_prompt: images,
-        batch_size: images,
-        steps: 2,
-        guidance_scale: 5.0,
-        seed: 3,
-        width: 48,
-        height: 48,
-        eta: 0.0,
-        rng: Rng::Cpu,
-        latents: None,
-        method,
-    }
-}
-
 fn trace(backend: &dyn Backend, request: &Request) -> Result<Trace, Error> {
     let mut trace = Trace::default();
     generate(&DEMO, backend, request, &mut trace, &Stop::default())?;
@@ -293,8 +294,7 @@ fn smallest(request: &Request) -> usize {
 
 #[test]
 fn gradients_and_images_have_the_same_bits_under_every_budget() {
-    let xt = Method::ClassifierGuidance { guidance: guidance(), frozen_unet: false, gated: false };
-    for (method, images) in [(Method::SafeSampling(guidance()), 2), (xt, 1)] {
+    for (method, images) in [(Method::SafeSampling(guidance()), 2), (through_the_unet(), 1)] {
         let request = request(method, images);
         let free = Cpu::<f32>::new();
         let reference = trace(&free, &request).expect("a run");
@@ -342,6 +342,10 @@ impl Backend for Untouched {
         self.0.storage()
     }
 
+    fn dtype(&self) -> &'static str {
+        self.0.dtype()
+    }
+
     fn scratch_bytes(&self, program: &StepProgram) -> usize {
         self.0.scratch_bytes(program)
     }
@@ -369,7 +373,7 @@ fn a_budget_that_cannot_be_met_is_refused_before_any_weight_is_loaded() {
 
 // --- The command.
 
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 13] = [
     "model",
     "method",
     "gradient",
@@ -382,6 +386,7 @@ const FIELDS: [&str; 12] = [
     "extra_flops",
     "budget_bytes",
     "peak_step",
+    "mapped_bytes",
 ];
 
 #[test]

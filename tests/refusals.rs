@@ -10,6 +10,8 @@ mod cubins;
 mod manifest;
 #[path = "../kernels/build/nvrtc.rs"]
 mod nvrtc;
+#[path = "../src/cuda/places.rs"]
+mod places;
 #[path = "../kernels/build/sources.rs"]
 mod sources;
 

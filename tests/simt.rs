@@ -8,13 +8,13 @@ use unguide::backend::{Backend, Program, Stop};
 use unguide::cpu::Cpu;
 use unguide::error::{Error, Result};
 use unguide::ir::Graph;
-use unguide::launch::{LaunchProgram, Storage};
+use unguide::launch::{Storage, params};
 use unguide::passes::run_all;
-use unguide::pipeline::programs::{self, names};
-use unguide::pipeline::{Model, Request, Trace, generate};
-use unguide::plan::{Planner, StepState};
-use unguide::simt::SimtDevice;
-use unguide::tensor::compare;
+use unguide::pipeline::programs::{self, Steering, names};
+use unguide::pipeline::{Blueprint, Model, Plans, Request, Target, Trace, generate};
+use unguide::plan::{ALIGN, Planner, StepProgram, StepState};
+use unguide::simt::{SimtDevice, SimtProgram};
+use unguide::tensor::{DType, compare};
 
 /// Relative L2 distance of final latents and gradients, with f16.
 const LATENTS: f64 = 2e-2;
@@ -120,6 +120,119 @@ fn no_bit_depends_on_the_threads_or_on_the_batch() {
     }
 }
 
+/// Numbers that make sense everywhere: texts, latents, concepts.
+fn fill(program: &mut SimtProgram) {
+    for buffer in program.step().graph.buffers.clone() {
+        let count = buffer.shape.count();
+        let written = match buffer.dtype {
+            DType::I32 => program.write_indices(&buffer.name, &vec![1; count]),
+            _ => {
+                let wave: Vec<f32> = (0..count).map(|i| (i as f32 * 0.37).sin() * 0.2).collect();
+                program.write(&buffer.name, &wave)
+            }
+        };
+        written.expect("as many as there are");
+    }
+}
+
+/// A step with its window and all gates open.
+fn open_step() -> StepState {
+    StepState { alpha: 0.9, gamma: 0.5, threshold: f32::NEG_INFINITY, ..Default::default() }
+}
+
+/// The plan and the device differ in three things, all counted here. The plan leaves out the step's state. It has
+/// buffers of one extent in f32, which a device stores in half precision if no kernel touches them
+/// otherwise. And it has programs share one arena, where every program of the simulated device has its own.
+#[test]
+fn the_simulated_device_takes_what_the_plan_says_and_touches_all_of_it() {
+    const STATE: usize = size_of::<params::StepState>();
+    let model = open(&golden("tiny-sd1"));
+    let blueprint = Blueprint::of(&model);
+    let guard = || blueprint.guard().expect("a guard");
+    let through_the_unet = |frozen| Steering::Xt { guard: guard(), frozen };
+    let steerings = [
+        Steering::None,
+        Steering::Sld,
+        Steering::X0(guard()),
+        through_the_unet(false),
+        through_the_unet(true),
+    ];
+    for (steering, batch) in steerings.into_iter().zip([1, 1, 2, 1, 1]) {
+        let device = SimtDevice::new(Storage::F16, 2);
+        let (storage, fuse) = device.storage();
+        let scratch = |program: &StepProgram| device.scratch_bytes(program);
+        let packed = |program: &StepProgram| device.weights(program);
+        let target = Target {
+            storage,
+            fuse,
+            scratch: &scratch,
+            weights: &packed,
+            mapped: &|_| false,
+            keep_text: false,
+        };
+        let spec = blueprint.step_spec(steering, blueprint.size, batch);
+        let plans = Plans::new(&blueprint, &spec, &target, None).expect("plans");
+        let arena = |plan: &StepProgram| plan.arena_bytes + scratch(plan);
+        let run = |device: &SimtDevice, plan: &StepProgram| {
+            let mut program = device.load_program(plan.clone(), model.weights()).expect("a program");
+            let buffers = program.launches().buffer_bytes();
+            assert_eq!(program.device_bytes(), arena(plan) + buffers + STATE);
+            let alike = |name: &str, bytes: usize, planned: usize| {
+                assert!(bytes == planned || 2 * bytes == planned, "`{name}`: {bytes}, planned {planned}");
+            };
+            for (planned, buffer) in plan.graph.buffers.iter().zip(&program.launches().buffers) {
+                alike(&buffer.name, buffer.bytes(), storage.buffer_bytes(planned));
+            }
+            fill(&mut program);
+            program.run(&open_step(), &Stop::default()).expect("a run");
+            let (touched, arena) = (program.touched_bytes(), arena(plan));
+            assert!(touched <= arena && touched + ALIGN > arena, "{touched} of {arena}");
+            // What the plan has too many.
+            (program.device_bytes(), plan.buffer_bytes() - buffers)
+        };
+        let before = SimtDevice::new(Storage::F16, 2);
+        run(&before, &plans.text);
+        plans.concepts.iter().for_each(|plan| _ = run(&before, plan));
+
+        let (step, more) = run(&device, &plans.step);
+        let (decode, still_more) = run(&device, &plans.decode);
+        let weights = device.weight_bytes();
+        let images = step + more + decode + still_more + weights;
+        let (step, decode) = (arena(&plans.step), arena(&plans.decode));
+        let planned = plans.memory(&spec, &target);
+        assert_eq!(weights, planned.weights_bytes);
+        assert_eq!(images - step.min(decode) - 2 * STATE, planned.total_bytes());
+    }
+}
+
+#[test]
+fn gradients_have_the_same_bits_on_the_kernels_however_little_is_kept() {
+    let model = open(&golden("tiny-sd1"));
+    let blueprint = Blueprint::of(&model);
+    let steering = Steering::Xt { guard: blueprint.guard().expect("a guard"), frozen: false };
+    let device = SimtDevice::new(Storage::F16, 2);
+    let (storage, fuse) = device.storage();
+    let packed = |program: &StepProgram| device.weights(program);
+    let target =
+        Target { storage, fuse, scratch: &|_| 0, weights: &packed, mapped: &|_| false, keep_text: false };
+    let (width, height) = blueprint.size;
+    let spec = blueprint.step_spec(steering, (width / 2, height / 2), 1);
+    let plans = Plans::frontier(&blueprint, &spec, &target).expect("plans");
+    let (most, least) = (&plans[0].step, &plans[plans.len() - 1].step);
+    assert!(least.arena_bytes < most.arena_bytes && least.extra_flops > most.extra_flops);
+    let bits = |plan: &StepProgram| {
+        let mut program = device.load_program(plan.clone(), model.weights()).expect("a program");
+        fill(&mut program);
+        program.run(&open_step(), &Stop::default()).expect("a run");
+        [names::GRADIENT, names::SCORES, names::Z].map(|name| {
+            let values = program.read(name).expect("numbers");
+            assert!(values.iter().any(|&value| value != 0.0), "{name}");
+            values.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+        })
+    };
+    assert!(bits(most) == bits(least), "a budget changes a bit");
+}
+
 #[test]
 fn what_is_not_finite_is_reported_as_on_the_cpu_and_never_drawn() {
     let model = open(&golden("tiny-sd1"));
@@ -141,22 +254,20 @@ fn weights_are_packed_once_and_shared_by_the_programs_of_a_device() {
         let planner = Planner::new(run_all(graph).expect("passes"), storage, fuse).expect("a graph");
         device.load_program(planner.plan().expect("a plan"), model.weights()).expect("a program")
     };
-    let mut first = load(programs::decode(&model.decoder, 4, 4).expect("a graph"));
+    let mut first = load(programs::decode(&model.decoder, 8, 8).expect("a graph"));
     let held = device.weight_bytes();
-    let second = load(programs::decode(&model.decoder, 8, 8).expect("a graph"));
-    assert_eq!(held, first.launches().weights.iter().map(|weight| weight.bytes).sum::<usize>());
+    let second = load(programs::decode(&model.decoder, 8, 16).expect("a graph"));
+    let bytes = first.launches().weights.iter().map(|weight| weight.bytes.next_multiple_of(ALIGN));
+    assert_eq!(held, bytes.sum::<usize>());
     assert_eq!(device.weight_bytes(), held);
-    let kernels = |program: &LaunchProgram| -> Vec<&str> {
-        program.steps().iter().map(|step| step.launch.kernel.name).collect()
-    };
-    assert_eq!(kernels(first.launches()), kernels(second.launches()));
+    assert_eq!(first.launches().weights, second.launches().weights);
 
     // The device outlives nobody: a program keeps what it needs.
     drop(second);
     drop(device);
-    first.write(names::Z, &[0.5; 64]).expect("room");
+    first.write(names::Z, &[0.5; 256]).expect("room");
     first.run(&StepState::default(), &Stop::default()).expect("a run");
     assert!(first.read(names::IMAGE).expect("pixels").iter().all(|pixel| pixel.is_finite()));
-    assert!(matches!(first.write(names::Z, &[0.5; 63]), Err(Error::Bug(_))));
+    assert!(matches!(first.write(names::Z, &[0.5; 255]), Err(Error::Bug(_))));
     assert!(matches!(first.read("no such buffer"), Err(Error::Bug(_))));
 }

@@ -1,15 +1,12 @@
 //! Finds NVRTC, the CUDA compiler as a library, and calls it. Nothing else of CUDA is needed.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::{Path, PathBuf};
-use std::{env, fs, ptr};
+use std::path::Path;
+use std::ptr;
 
 use libloading::Library;
 
-/// Variables that name the library, or a folder with it. Set but unusable is an error.
-pub const EXPLICIT: [&str; 2] = ["UNGUIDE_NVRTC", "NVRTC_LIB"];
-/// Variables that name an installation to look into.
-pub const INSTALLATIONS: [&str; 4] = ["VIRTUAL_ENV", "CONDA_PREFIX", "CUDA_HOME", "CUDA_PATH"];
+use crate::places::{builtins, candidates, explicit};
 
 type Program = *mut c_void;
 
@@ -50,25 +47,17 @@ pub struct Compiled {
 impl Nvrtc {
     /// The first usable library in the order of the README; `None` where there is none.
     pub fn find(root: &Path) -> Result<Option<Self>, String> {
-        for variable in EXPLICIT {
-            if let Some(value) = env::var_os(variable).filter(|value| !value.is_empty()) {
-                let path = PathBuf::from(value);
-                let path =
-                    if path.is_dir() { libraries(&path).into_iter().next().unwrap_or(path) } else { path };
-                let found = Self::open(&path);
-                let wrong = |e| format!("{variable}={} is no usable NVRTC: {e}", path.display());
-                return found.map(Some).map_err(wrong);
-            }
+        if let Some((variable, path)) = explicit() {
+            let wrong = |e| format!("{variable}={} is no usable NVRTC: {e}", path.display());
+            return Self::open(&path).map(Some).map_err(wrong);
         }
-        Ok(candidates(root).iter().find_map(|path| Self::open(path).ok()))
+        Ok(candidates(Some(root.join("target/nvrtc"))).iter().find_map(|path| Self::open(path).ok()))
     }
 
     /// Opens a library by its path, or by its bare name through the loader.
     fn open(path: &Path) -> Result<Self, String> {
         let words = |error: libloading::Error| error.to_string();
-        // Some releases cannot find their second library by themselves: whoever is loaded already is found.
-        let builtins = path.parent().and_then(|folder| {
-            let second = named(folder, "libnvrtc-builtins.so").into_iter().next()?;
+        let builtins = builtins(path).and_then(|second| {
             // SAFETY: a compiler's data library; its initialisers touch nothing of ours.
             unsafe { Library::new(second) }.ok()
         });
@@ -177,44 +166,4 @@ impl Nvrtc {
         // SAFETY: the function returns a constant string for every code.
         unsafe { CStr::from_ptr((self.message)(code)) }.to_string_lossy().into_owned()
     }
-}
-
-/// Everywhere a library may be, in the order in which it is looked for.
-fn candidates(root: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut packages = vec![root.join("target/nvrtc")];
-    for variable in ["VIRTUAL_ENV", "CONDA_PREFIX"] {
-        let Some(prefix) = env::var_os(variable) else { continue };
-        let versions = fs::read_dir(Path::new(&prefix).join("lib")).into_iter().flatten().flatten();
-        packages.extend(versions.map(|version| version.path().join("site-packages")));
-    }
-    for folder in packages {
-        for inner in ["nvidia/cuda_nvrtc/lib", "nvidia/cu12/lib", "nvidia/cu13/lib"] {
-            found.extend(libraries(&folder.join(inner)));
-        }
-    }
-    for variable in ["CUDA_HOME", "CUDA_PATH"] {
-        if let Some(home) = env::var_os(variable) {
-            found.extend(libraries(&Path::new(&home).join("lib64")));
-        }
-    }
-    found.extend(libraries(Path::new("/usr/local/cuda/lib64")));
-    // Bare names go through the loader's own path.
-    found.extend(["libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"].map(PathBuf::from));
-    found
-}
-
-fn libraries(folder: &Path) -> Vec<PathBuf> {
-    named(folder, "libnvrtc.so")
-}
-
-/// Files of a folder whose name starts so, sorted. The `.alt.` twins of a library are left alone.
-fn named(folder: &Path, start: &str) -> Vec<PathBuf> {
-    let mut paths: Vec<_> = fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect();
-    paths.retain(|path| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with(start) && !name.contains(".alt.")
-    });
-    paths.sort();
-    paths
 }

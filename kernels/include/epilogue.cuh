@@ -79,16 +79,19 @@ __device__ constexpr int shared_bytes() {
     return Stage<Warps>::BYTES;
 }
 
-// Stores a block's sums; `rows` is a Rows, or says likewise how many there are and where they go, a negative number
-// where there is no such row. `d` and `residual` are [m, n] with rows `d_row` elements apart (GEGLU: [m, n / 2]), n
-// counts the columns of the sums, column0 is the block's first. All of Warps must come here, and nobody may still use
+// Shared memory of a block: the ring of a tile, and the rows of its sums in the same place.
+template <typename Tile_>
+struct Shared {
+    typedef Tile_ Tile;
+    static constexpr int STAGED = shared_bytes<typename Tile::Of>();
+    alignas(16) unsigned char bytes[Tile::RING_BYTES > STAGED ? Tile::RING_BYTES : STAGED];
+};
+
+// The sums of a block, from fragments to rows of `stage`. All of the block must come here, and nobody may still use
 // `stage`.
-template <typename T, typename Warps, typename Places>
-DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, const Places& rows, int column0,
-                   int n, T* d, const T* residual, int64_t d_row, float* stage) {
-    typedef Stage<Warps> Stage;
+template <typename Warps>
+DEVICE void to_rows(const typename Warps::Accumulators& acc, float* stage) {
     const int lane = Warps::lane();
-    // 1. The sums, from fragments to rows.
 #pragma unroll
     for (int i = 0; i < Warps::FRAGMENTS_M; ++i)
 #pragma unroll
@@ -98,11 +101,19 @@ DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, c
                 const int row = Warps::first_row() + i * 16 + half * 8 + lane / 4;
                 const int column = Warps::first_column() + j * 8 + lane % 4 * 2;
                 const Floats2 pair = {{acc.of[i][j][half * 2], acc.of[i][j][half * 2 + 1]}};
-                *reinterpret_cast<Floats2*>(Stage::at(stage, row, column)) = pair;
+                *reinterpret_cast<Floats2*>(Stage<Warps>::at(stage, row, column)) = pair;
             }
     Warps::sync();
+}
 
-    // 2. Four columns of a row at a time.
+// Stores a block's sums; `rows` is a Rows, or says likewise how many there are and where they go. `d` and `residual`
+// are [m, n] with rows `d_row` elements apart (GEGLU: [m, n / 2]), n counts the columns of the sums, column0 is the
+// block's first. The sums lie in `stage` (to_rows). All of the block must come here.
+template <typename T, typename Warps, typename Places>
+DEVICE void finish_rows(const Epilogue& e, const Places& rows, int column0, int n, T* d, const T* residual,
+                        int64_t d_row, float* stage) {
+    typedef Stage<Warps> Stage;
+    // 1. Four columns of a row at a time.
     const float* bias = e.bias.as<float>();  // [n], or none
     const T* channels = e.channels.as<T>();  // [rows / channel_rows, n], or none
     const bool geglu = e.activation == GEGLU;
@@ -161,7 +172,7 @@ DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, c
     if (e.stats.address == 0) return;
     Warps::sync();
 
-    // 3. The statistics: a thread a channel.
+    // 2. The statistics: a thread a channel.
     float* stats = e.stats.as<float>() + rows.tile * n * 2;  // [n, 2]
     for (int in_tile = threadIdx.x; in_tile < Warps::N && column0 + in_tile < n; in_tile += Warps::THREADS) {
         float sum = 0.f, squares = 0.f;
@@ -175,31 +186,30 @@ DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, c
     }
 }
 
-// The bare sums of a block, to be joined with those of others: `to` is [m, n] of f32.
+// The same, of sums that are still in fragments.
+template <typename T, typename Warps, typename Places>
+DEVICE void finish(const Epilogue& e, const typename Warps::Accumulators& acc, const Places& rows, int column0,
+                   int n, T* d, const T* residual, int64_t d_row, float* stage) {
+    to_rows<Warps>(acc, stage);
+    finish_rows<T, Warps>(e, rows, column0, n, d, residual, d_row, stage);
+}
+
+// The bare sums of a block, to be joined with those of others: `to` is [m, n] of f32. They lie in `stage` (to_rows).
 template <typename Warps, typename Places>
-DEVICE void store_sums(const typename Warps::Accumulators& acc, const Places& rows, int column0, int n, float* to) {
-    const int lane = Warps::lane();
-#pragma unroll
-    for (int i = 0; i < Warps::FRAGMENTS_M; ++i)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int line = Warps::first_row() + i * 16 + half * 8 + lane / 4;
-            const int64_t place = rows.at(line);
-            if (line >= rows.count || place < 0) continue;
-            float* row = to + place * n;
-#pragma unroll
-            for (int j = 0; j < Warps::FRAGMENTS_N; ++j) {
-                const int column = column0 + Warps::first_column() + j * 8 + lane % 4 * 2;
-                if (column >= n) continue;
-                const float low = acc.of[i][j][half * 2], high = acc.of[i][j][half * 2 + 1];
-                if (n % 2 == 0) {
-                    *reinterpret_cast<Floats2*>(row + column) = {{low, high}};
-                } else {
-                    row[column] = low;
-                    if (column + 1 < n) row[column + 1] = high;
-                }
-            }
-        }
+DEVICE void store_sums(const Places& rows, int column0, int n, float* to, float* stage) {
+    constexpr int QUADS = Warps::N / 4;
+#pragma unroll 1
+    for (int item = threadIdx.x; item < rows.count * QUADS; item += Warps::THREADS) {
+        const int line = item / QUADS, in_tile = item % QUADS * 4, column = column0 + in_tile;
+        const int64_t row = rows.at(line);
+        if (row < 0 || column >= n) continue;
+        const Floats4 sums = *reinterpret_cast<const Floats4*>(Stage<Warps>::at(stage, line, in_tile));
+        float* place = to + row * n + column;
+        if (n % 4 == 0)
+            *reinterpret_cast<Floats4*>(place) = sums;
+        else
+            for (int i = 0; i < 4 && column + i < n; ++i) place[i] = sums.value[i];
+    }
 }
 
 // Adds the bare sums of a block to its accumulators.

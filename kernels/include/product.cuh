@@ -6,13 +6,8 @@ namespace product {
 
 constexpr int THREADS = 128;
 
-// A tile and the rows of the sums in it.
 template <int M, int N, int K, int STAGES, bool B_BY_ROWS>
-struct Smem {
-    typedef tile::Tile<M, N, K, STAGES, 2, 2, B_BY_ROWS> Tile;
-    static constexpr int STAGED = epilogue::shared_bytes<typename Tile::Of>();
-    alignas(16) unsigned char bytes[Tile::RING_BYTES > STAGED ? Tile::RING_BYTES : STAGED];
-};
+using Smem = epilogue::Shared<tile::Tile<M, N, K, STAGES, 2, 2, B_BY_ROWS>>;
 
 // b is [n, k], or [k, n] where it comes by rows.
 template <typename T, int M, int N, int K, int STAGES, bool B_BY_ROWS>
@@ -59,12 +54,15 @@ DEVICE void run(const GemmParams& p) {
     });
 
     // 2. What becomes of them.
-    if (split) return epilogue::store_sums<Warps>(acc, rows, column0, p.n,
-                                                  p.sums.as<float>() + int64_t(blockIdx.z) * p.m * p.n);
+    float* stage = reinterpret_cast<float*>(smem.bytes);
+    epilogue::to_rows<Warps>(acc, stage);
+    if (split)
+        return epilogue::store_sums<Warps>(rows, column0, p.n, p.sums.as<float>() + int64_t(blockIdx.z) * p.m * p.n,
+                                           stage);
     const T* residual = p.epilogue.residual.as<T>();
     if (residual != nullptr) residual += matrix * p.d_batch;
-    epilogue::finish<T, Warps>(p.epilogue, acc, rows, column0, p.n, p.d.as<T>() + matrix * p.d_batch, residual,
-                               p.d_row, reinterpret_cast<float*>(smem.bytes));
+    epilogue::finish_rows<T, Warps>(p.epilogue, rows, column0, p.n, p.d.as<T>() + matrix * p.d_batch, residual,
+                                    p.d_row, stage);
 }
 
 }  // namespace product

@@ -41,11 +41,12 @@ uint32_t offset_of_caller(const void* pc) {
 
 void start_checks() {
     Context& c = *context;
+    c.accesses.assign(c.threads / 32, {});
+    if (c.mode.counts_alone) return;
     c.shared_cells.assign(SHARED_BYTES / GRANULE, Cell{});
     c.actors = c.threads;
     c.clocks.assign(size_t(c.threads) * c.actors, 0);
     c.fenced.clear();
-    c.accesses.assign(c.threads / 32, {});
     for (int t = 0; t < c.threads; ++t) c.clock_of(t)[t] = 1;
 }
 
@@ -139,6 +140,13 @@ static void count(bool shared, bool write, int bytes) {
     Counts& n = context->counts;
     (shared ? (write ? n.shared_written_bytes : n.shared_read_bytes)
             : (write ? n.global_written_bytes : n.global_read_bytes)) += bytes;
+}
+
+// What another thread's stack or a constant is does not matter here: neither shared nor a device's.
+void count_access(const void* address, int bytes, bool write) {
+    const char* p = static_cast<const char*>(address);
+    const bool shared = p >= context->shared && p < context->shared + SHARED_BYTES;
+    if (shared || is_device_address(p)) count(shared, write, bytes);
 }
 
 static const char* kind_of_disorder(const Cell& cell, bool write) {
@@ -261,7 +269,9 @@ void count_conflicts(int warp) {
 // -- what the instrumentation calls ---------------------------------------------------------------------------
 
 static inline void hook(const void* address, int bytes, bool write, const void* caller) {
-    if (current == nullptr || context == nullptr || !context->mode.checked) return;
+    if (current == nullptr || context == nullptr) return;
+    if (context->mode.counts_alone) return count_access(address, bytes, write);
+    if (!context->mode.checked) return;
     Context& c = *context;
     const char* p = static_cast<const char*>(address);
     const bool shared = p >= c.shared && p < c.shared + SHARED_BYTES;

@@ -254,6 +254,10 @@ void bulk_copy(uint32_t to, const uint64_t* words, uint32_t mbarrier, int rank, 
     const Mbarrier& m = mbarrier_at(mbarrier, pc);
     ++c.counts.bulk_copies;
     c.counts.async_bytes += map.bytes();
+    if (c.mode.counts_alone) {
+        c.counts.shared_written_bytes += map.bytes();
+        for_chunks(map, at, [&](uint32_t, const char* from, int count) { count_access(from, count * map.element, false); });
+    }
     BulkCopy copy = {to, mbarrier, {}, {}, 0, 0};
     memcpy(copy.map, words, sizeof copy.map);
     memcpy(copy.at, at, sizeof copy.at);
@@ -320,6 +324,7 @@ static void check_descriptor(uint64_t descriptor, int lines, bool mn_major, uint
 // The 16 rows of one warp.
 static void perform(const Product& p, int warp) {
     Context& c = *context;
+    if (c.mode.counts_alone) return;
     static thread_local float a[16][16], b[16][256], d[16][256];
     const Wgmma& whole = p.whole;
     const auto load = [&](uint64_t descriptor, bool mn_major, int first, int rows, auto put) {

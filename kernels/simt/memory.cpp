@@ -39,6 +39,9 @@ void shared_access(uint32_t address, uint32_t* words, int count, bool write) {
         const uint32_t pc = offset_of_caller(__builtin_return_address(0));
         check_access(current->linear, p, 4 * count, write, pc);
         note_shared_access(address, count, pc);
+    } else if (c.mode.counts_alone) {
+        count_access(p, 4 * count, write);
+        note_shared_access(address, count, offset_of_caller(__builtin_return_address(0)));
     }
     if (write)
         memcpy(p, words, 4 * count);
@@ -62,6 +65,10 @@ void cp_async(uint32_t to, const void* from, int bytes) {
     if (bytes > 0 && reinterpret_cast<uintptr_t>(from) % 16 != 0) fail("cp.async: the source %p is not aligned", from);
     const uint32_t pc = c.mode.checked ? offset_of_caller(__builtin_return_address(0)) : 0;
     if (c.mode.checked) check_copy_issued(to, from, bytes, pc);
+    if (c.mode.counts_alone) {
+        count_access(from, bytes, false);
+        count_access(c.shared + to, 16, true);
+    }
     c.counts.async_bytes += bytes;
     Fiber& f = running();
     f.copies.push_back({to, pc, from, bytes, f.group, false});
@@ -147,6 +154,19 @@ extern "C" void* simt_alloc(Context* owner, size_t bytes) {
     memset(page_low, CANARY, mapped);
     memset(low, 0xff, bytes);
     Buffer made = {low, low + bytes, page_low, page_low + mapped, slot, nullptr};
+    auto& all = owner->buffers;
+    all.insert(std::upper_bound(all.begin(), all.end(), low, [](char* q, const Buffer& b) { return q < b.low; }), made);
+    return low;
+}
+
+// Whole pages of zeros that take no memory before somebody writes to them.
+extern "C" void* simt_alloc_untouched(Context* owner, size_t bytes) {
+    const int slot = take_slot();
+    if (slot < 0) return nullptr;
+    const size_t mapped = (std::max<size_t>(bytes, 1) + PAGE - 1) / PAGE * PAGE;
+    char* low = slots + SLOT * slot + PAGE;
+    if (mapped > SLOT - 2 * PAGE || mprotect(low, mapped, PROT_READ | PROT_WRITE) != 0) return nullptr;
+    Buffer made = {low, low + mapped, low, low + mapped, slot, nullptr};
     auto& all = owner->buffers;
     all.insert(std::upper_bound(all.begin(), all.end(), low, [](char* q, const Buffer& b) { return q < b.low; }), made);
     return low;

@@ -278,6 +278,84 @@ pub const MUTATIONS: &[Mutation] = &[
         "cp_async_wait_group<STAGES - 2>();",
         "cp_async_wait_group<STAGES - 1>();",
     ),
+    mutation(
+        "channels-of-the-next-image",
+        "add_channels_f16_v8",
+        "p.image > 0 ? i / p.image * p.c : 0",
+        "p.image > 0 ? (i / p.image + 1) * p.c : 0",
+    ),
+    mutation(
+        "conv2d-gather-stage-barrier",
+        "conv2d_f16_gather_m64n64",
+        "sync_block();  // the stage is full",
+        "",
+    ),
+    mutation(
+        "conv2d-gather-barrier-behind-the-last-step",
+        "conv2d_bwd_bf16_gather_m64n64",
+        "            Tile::template multiply<T>(acc, f);\n        }\n    }\n    sync_block();",
+        "            Tile::template multiply<T>(acc, f);\n        }\n    }",
+    ),
+    mutation(
+        "conv2d-gather-right-edge",
+        "conv2d_bf16_gather_m64n64",
+        "j >= x.low && j < x.high;",
+        "j >= x.low && j <= x.high;",
+    ),
+    mutation(
+        "conv2d-gather-filter-bound",
+        "conv2d_f16_gather_m64n64",
+        "row < filters ? depth - k : 0",
+        "depth - k",
+    ),
+    mutation(
+        "conv2d-gather-bwd-depth-bound",
+        "conv2d_bwd_f16_gather_m64n64",
+        "k < depth && column < p.c",
+        "column < p.c",
+    ),
+    mutation(
+        "patches-bwd-column-bound",
+        "conv2d_bwd_f16_patches_m64n64",
+        "o < p.o ? p.c - column : 0",
+        "o < p.o ? 8 : 0",
+    ),
+    mutation(
+        "patches-bwd-row-bound",
+        "conv2d_bwd_bf16_patches_m64n64",
+        "A::row(i) < rows && k < p.o",
+        "k < p.o",
+    ),
+    mutation(
+        "conv2d-narrow-barrier-of-a-step",
+        "conv2d_f16_n8",
+        "cp_async_wait_group<STAGES - 2>();\n        sync_block();",
+        "cp_async_wait_group<STAGES - 2>();",
+    ),
+    mutation(
+        "conv2d-narrow-wait",
+        "conv2d_bf16_n8",
+        "cp_async_wait_group<STAGES - 2>();\n        sync_block();",
+        "cp_async_wait_group<STAGES - 1>();\n        sync_block();",
+    ),
+    mutation(
+        "conv2d-narrow-channel-bound",
+        "conv2d_f16_n8",
+        "in = at[i] >= 0 && channel < from.channels;",
+        "in = at[i] >= 0;",
+    ),
+    mutation(
+        "conv2d-narrow-bwd-empty-columns",
+        "conv2d_bwd_f16_n8",
+        "column < p.c && o < filters ?",
+        "o < filters ?",
+    ),
+    mutation(
+        "conv2d-narrow-bwd-margin",
+        "conv2d_bwd_bf16_n8",
+        "column >= 0 && column < from.columns;",
+        "column >= 0 && column <= from.columns;",
+    ),
     mutation("resample-clamp", "resample_f16", "at >= size ? size - 1 : at", "at > size ? size - 1 : at"),
     // -- attention by tiles ------------------------------------------------------------------------------
     mutation(
@@ -374,10 +452,10 @@ pub const MUTATIONS: &[Mutation] = &[
 
 const FULL_WAIT: &str = "mbarrier_wait_parity(cvta_to_shared(&smem.full[at.stage]), at.round & 1);";
 const SUMS_READ: &str = "Warps::sync();  // the sums that were staged last have been read";
-const BEFORE_ROWS: &str = "    Warps::sync();\n\n    // 2. Four columns";
-const BEFORE_ROWS_GONE: &str = "    // 2. Four columns";
-const BEFORE_STATS: &str = "    Warps::sync();\n\n    // 3. The statistics";
-const BEFORE_STATS_GONE: &str = "    // 3. The statistics";
+const BEFORE_ROWS: &str = "(stage, row, column)) = pair;\n            }\n    Warps::sync();";
+const BEFORE_ROWS_GONE: &str = "(stage, row, column)) = pair;\n            }";
+const BEFORE_STATS: &str = "    Warps::sync();\n\n    // 2. The statistics";
+const BEFORE_STATS_GONE: &str = "    // 2. The statistics";
 const LEADING: &str = "sync_block();  // the partials of an earlier call may still be read";
 const TRAILING: &str = "partials.of_warp[warp] = value;\n    sync_block();";
 const TRAILING_GONE: &str = "partials.of_warp[warp] = value;\n";

@@ -27,9 +27,9 @@ constexpr int GRANULE = 2;                 // bytes that the checks tell apart
 enum Schedule { FIFO = 0, LIFO = 1, PRIORITIES = 2 };
 enum Copies { EAGER = 0, LAZY = 1, RANDOM = 2 };
 
-// As in src/simt/mod.rs.
+// As in src/simt/mod.rs. Counts alone: the instrumented build looks at nothing and products are not computed.
 struct Mode {
-    int32_t schedule, copies, checked, pad;
+    int32_t schedule, copies, checked, counts_alone;
     uint64_t seed;
     uint32_t first_block, blocks;  // which of the grid's blocks this context runs
 };
@@ -247,6 +247,7 @@ void release(int thread, Knowledge& known);
 void check_agent(const Actor& agent, const void* address, int bytes, bool write, uint32_t pc);
 void note_shared_access(uint32_t address, int words, uint32_t pc);
 void count_conflicts(int warp);
+void count_access(const void* address, int bytes, bool write);
 
 // hopper.cpp
 bool perform_a_copy();

@@ -154,8 +154,8 @@ void assertion_failed(const char* condition, Site site) {
 static void release_barrier() {
     Context& c = *context;
     ++c.counts.barriers;
-    if (c.mode.checked) {
-        join_clocks(c.at_barrier);
+    if (c.mode.checked) join_clocks(c.at_barrier);
+    if (c.mode.checked || c.mode.counts_alone) {
         for (size_t warp = 0; warp < c.warps.size(); ++warp) count_conflicts(int(warp));
     }
     for (int thread : c.at_barrier)
@@ -196,7 +196,7 @@ void meet(Meeting meeting, void* arguments, const char* name, Site site) {
     if (w.arrived != 0xffffffffu) return wait_for(name, site);
     ++c.counts.collectives;
     w.arrived = 0;
-    if (c.mode.checked) count_conflicts(current->warp);
+    if (c.mode.checked || c.mode.counts_alone) count_conflicts(current->warp);
     meeting(w.arguments);
     for (int lane = 0; lane < 32; ++lane)
         if (lane != current->lane) make_ready(current->warp * 32 + lane);
@@ -260,6 +260,7 @@ static void do_ldmatrix(void** lanes) {
             // Eight rows of 16 bytes are one access: it takes a cycle more for every row in the same banks.
             most = std::max(most, ++in_bank[lane.address / 16 % 8]);
             if (c.mode.checked) check_access(current->warp * 32 + matrix * 8 + r, row[r], 16, false, lane.pc);
+            if (c.mode.counts_alone) count_access(row[r], 16, false);
         }
         c.counts.bank_conflicts += most - 1;
         for (int i = 0; i < 32; ++i) {
@@ -297,6 +298,7 @@ struct Mma {
 };
 static void do_mma(void** lanes) {
     ++context->counts.mma;
+    if (context->mode.counts_alone) return;
     float a[16][16], b[16][8], d[16][8];
     for (int i = 0; i < 32; ++i) {
         const Mma& lane = *static_cast<Mma*>(lanes[i]);
@@ -352,7 +354,7 @@ void run_block(Index grid, Index threads, uint32_t dynamic_bytes) {
     c.shared_used = dynamic_bytes;
     memset(c.shared, 0xff, SHARED_BYTES);  // NaN in every type
     if (c.hopper.used) c.hopper = Hopper{};
-    if (c.mode.checked) start_checks();
+    if (c.mode.checked || c.mode.counts_alone) start_checks();
     const size_t stride = STACK_BYTES + 4096;
     for (int t = 0; t < c.threads; ++t) {
         Fiber& f = c.fibers[t];
@@ -377,7 +379,7 @@ void run_block(Index grid, Index threads, uint32_t dynamic_bytes) {
     simt_switch(&c.main_stack, c.fibers[first].stack_pointer);
     current = nullptr;
     if (c.hopper.used) finish_hopper();
-    if (c.mode.checked)
+    if (c.mode.checked || c.mode.counts_alone)
         for (size_t warp = 0; warp < c.warps.size(); ++warp) count_conflicts(int(warp));
 }
 

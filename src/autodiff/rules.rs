@@ -76,7 +76,7 @@ pub fn pull_back(
                 return Err(none(0));
             }
             let op = Op::AttentionBwd { heads: *heads, causal: *causal };
-            let operands = [inputs[0], inputs[1], inputs[2], o, lse, dy?];
+            let operands: Vec<_> = [o, lse, dy?].into_iter().chain(inputs.iter().copied()).collect();
             let all = b.push_many(&name, op, &operands)?;
             Ok(all.into_iter().enumerate().filter(|&(input, _)| wanted[input]).collect())
         }

@@ -3,12 +3,14 @@
 //! Everything here is known without a device: the launches are values, the compiler has said what they take, and
 //! the floor follows from work and limits.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
+use super::measure::Measurement;
 use super::occupancy::{Occupancy, limits};
 use super::opcodes;
+use super::simulate::Simulated;
 use crate::ir::Graph;
 use crate::launch::device::Gpu;
 use crate::launch::{Cost, Launch, LaunchProgram, LaunchStep, binaries};
@@ -20,6 +22,8 @@ pub struct Case {
     /// Operands and results of the operation that it is for.
     pub shape: String,
     pub cost: Cost,
+    /// Of the programs, the first that has it.
+    pub program: usize,
     /// The first node that it is for, and how many there are.
     pub node: String,
     pub uses: usize,
@@ -38,22 +42,41 @@ pub struct Row {
     pub waves: Option<f64>,
     /// Nothing without a disassembler.
     pub opcodes: Option<opcodes::Counts>,
-    /// What one block does on the SIMT layer; nothing where the build has none.
-    pub simulated: Option<BTreeMap<&'static str, u64>>,
+    /// What some of its blocks do on the SIMT layer; nothing where the build has none.
+    pub simulated: Option<Simulated>,
+    /// Nothing without a device.
+    pub measured: Option<Measurement>,
+}
+
+/// Equal for launches that differ in addresses alone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    kernel: &'static str,
+    grid: [u32; 3],
+    /// Which operands are there: kernels do without some.
+    given: Vec<bool>,
+    numbers: Vec<u8>,
+}
+
+impl Key {
+    pub fn of(launch: &Launch) -> Self {
+        let (addresses, numbers) = launch.params.split_at(8 * launch.addresses);
+        let given = addresses.chunks(8).map(|address| address.iter().any(|&byte| byte != 0)).collect();
+        Self { kernel: launch.kernel.name, grid: launch.grid, given, numbers: numbers.to_vec() }
+    }
 }
 
 /// The distinct launches of programs, in the order in which they first run.
 pub fn cases<'p>(programs: impl IntoIterator<Item = (&'p Graph, &'p LaunchProgram)>) -> Vec<Case> {
     let mut cases: Vec<Case> = Vec::new();
-    let mut known: HashMap<(&str, [u32; 3], Vec<u8>), usize> = HashMap::new();
-    for (graph, program) in programs {
+    let mut known: HashMap<Key, usize> = HashMap::new();
+    for (index_of_program, (graph, program)) in programs.into_iter().enumerate() {
         let shapes = shapes(graph);
         for LaunchStep { node, launch, cost, .. } in program.steps() {
-            let numbers = launch.params[8 * launch.addresses..].to_vec();
-            let key = (launch.kernel.name, launch.grid, numbers);
-            let index = *known.entry(key).or_insert_with(|| {
+            let index = *known.entry(Key::of(launch)).or_insert_with(|| {
                 let shape = shapes.get(node.as_str()).cloned().unwrap_or_default();
-                cases.push(Case { launch: launch.clone(), shape, cost: *cost, node: node.clone(), uses: 0 });
+                let (launch, node) = (launch.clone(), node.clone());
+                cases.push(Case { launch, shape, cost: *cost, program: index_of_program, node, uses: 0 });
                 cases.len() - 1
             });
             cases[index].uses += 1;
@@ -94,6 +117,7 @@ impl Case {
             waves: at_once.filter(|&n| n > 0.0).map(|n| blocks / n),
             opcodes: None,
             simulated: None,
+            measured: None,
             case: self,
         }
     }
@@ -101,7 +125,7 @@ impl Case {
 
 impl Row {
     pub fn json(&self) -> Value {
-        let Case { launch, shape, cost, node, uses } = &self.case;
+        let Case { launch, shape, cost, node, uses, .. } = &self.case;
         let kernel = launch.kernel;
         let mut line = json!({
             "kernel": kernel.name, "arch": self.target, "shape": shape,
@@ -120,7 +144,11 @@ impl Row {
             line["instructions"] = json!(opcodes);
         }
         if let Some(simulated) = &self.simulated {
-            line["simulated_block"] = json!(simulated);
+            line["simt"] = json!(simulated);
+        }
+        let measured = self.measured.as_ref().map(|measured| measured.json(&self.case, self.floor_us));
+        if let (Some(Value::Object(fields)), Some(line)) = (measured, line.as_object_mut()) {
+            line.extend(fields);
         }
         line
     }

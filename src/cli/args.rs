@@ -62,8 +62,8 @@ pub struct ModelArgs {
     #[arg(long, value_enum, value_name = "WHAT")]
     pub prediction_type: Option<PredictionArg>,
 
-    /// Map weight files into memory instead of reading them: less memory, but a file that is cut short
-    /// meanwhile ends the process.
+    /// Use weights where they lie in the files: what a run on the CPU need not convert (f32 matrices and vectors)
+    /// is mapped and not copied. A file that is cut short meanwhile ends the process.
     #[arg(long)]
     pub mmap: bool,
 }
@@ -74,7 +74,8 @@ pub struct SizeArgs {
     #[command(flatten)]
     pub image: ImageArgs,
 
-    /// Images that are denoised together; their pixels do not depend on it.
+    /// Images that are denoised together; their pixels do not depend on it [default: what fills a GPU and fits, 1 on
+    /// other devices]
     #[arg(long, value_name = "N", visible_alias = "bsize")]
     pub batch_size: Option<usize>,
 }
@@ -269,6 +270,9 @@ pub enum InspectWhat {
     Plan(InspectPlanArgs),
     /// The kernels that a GPU would run for it, one a line, with what each costs at least. Needs no GPU.
     Launches(InspectLaunchesArgs),
+    /// How long each of its distinct launches is likely to take on a GPU, and how far from its floor that is. A model's
+    /// word, not a measurement.
+    Kernels(InspectLaunchesArgs),
 }
 
 #[derive(Args, Debug)]
@@ -302,6 +306,18 @@ pub struct InspectStepArgs {
     pub json: bool,
 }
 
+const BENCH_KERNELS_HELP: &str = "\
+A line of --json: kernel, arch, shape, node, uses, grid, block; flops and bytes (each operand once), floor_us; registers,
+smem_bytes, spill_bytes, waves, blocks_per_multiprocessor, occupancy, occupancy_bound; instructions by class, where
+nvdisasm is; simt, where the build has the SIMT layer: what the first, the middle and the last block did together
+(`blocks` of `of_blocks`). On a GPU also time_us (the median), tflops, gb_per_second, of_floor (floor over time), times
+(percentiles and variation, which is steady up to 1 %), batch, copies, cold_l2, of_tolerance; or not_measured, the reason.
+
+A launch is measured with the operation that it belongs to. Every element of that operation's result is compared with
+what the CPU computes from the same operands before anything is timed, and again, bit by bit, with what the device
+computes afterwards; a launch that fails gets no time. Times are of batches, one graph of launches each; the clocks are
+whatever the device makes of them.";
+
 #[derive(Args, Debug)]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -310,7 +326,9 @@ pub struct BenchArgs {
 
 #[derive(Subcommand, Debug)]
 pub enum BenchWhat {
-    /// Every distinct kernel launch of whole models: its floor, what it takes, what holds it back
+    /// Every distinct kernel launch of whole models: its floor, what it takes, what holds it back, and on a GPU how
+    /// long it takes
+    #[command(after_help = BENCH_KERNELS_HELP)]
     Kernels(BenchKernelsArgs),
 }
 
@@ -320,7 +338,8 @@ pub struct BenchKernelsArgs {
     #[arg(long, value_name = "TEXT")]
     pub filter: Vec<String>,
 
-    /// The models whose launches are taken: sd15, sd21-base, sd21, demo [default: sd15 and sd21]
+    /// The models whose launches are taken: sd15, sd21-base, sd21, demo, and odd, the sizes that no tuned form takes
+    /// [default: sd15, sd21 and odd]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub preset: Vec<String>,
 
@@ -328,9 +347,25 @@ pub struct BenchKernelsArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub batch_size: usize,
 
-    /// Binaries looked at: sm_80, sm_90a, sm_100, sm_120, compute_80.
-    #[arg(long, value_name = "TARGET", default_value = "sm_90a")]
-    pub arch: String,
+    /// Where launches are measured: auto (a GPU if there is one), none, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: String,
+
+    /// Milliseconds that a launch runs before it is measured.
+    #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(..=60_000))]
+    pub warm_up: u64,
+
+    /// Milliseconds that a launch is measured, twenty batches at least.
+    #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(..=60_000))]
+    pub duration: u64,
+
+    /// Leaves operands in the device's cache; else launches go round among copies that do not fit into it.
+    #[arg(long)]
+    pub hot: bool,
+
+    /// Binaries looked at: sm_80, sm_90a, sm_100, sm_120, compute_80 [default: the device's, else sm_90a]
+    #[arg(long, value_name = "TARGET")]
+    pub arch: Option<String>,
 
     /// The device of the floors: h100, h200, a100, rtx4090 [default: the first that runs the target]
     #[arg(long, value_name = "NAME")]

@@ -1,30 +1,44 @@
-//! `unguide bench kernels`: every distinct launch of whole models, on any machine.
+//! `unguide bench kernels`: every distinct launch of whole models, on any machine; on a GPU, measured.
+
+use std::time::Duration;
 
 use super::args::{BenchArgs, BenchKernelsArgs, BenchWhat};
-use super::{print_line, settings};
+use super::{print_line, say, settings};
 use crate::bench::kernels::{Case, Row, cases};
-use crate::bench::opcodes;
+use crate::bench::measure::{Measurement, Session, Settings};
+use crate::bench::{opcodes, programs, simulate};
+use crate::cuda::{self, CudaDevice};
 use crate::error::{Error, Result};
-use crate::ir::Fusion;
 use crate::launch::device::{GPUS, Gpu, target};
-use crate::launch::{LaunchProgram, binaries, lower};
+use crate::launch::{LaunchProgram, Storage, binaries, lower};
 use crate::passes;
 use crate::pipeline::MAX_BATCH;
-use crate::pipeline::programs::{self, Steering};
-use crate::plan::{StepProgram, Storage};
+use crate::plan::{self, Fuse, StepProgram};
 use crate::weights::EmbeddedFiles;
+
+/// What runs as one.
+const FUSE: Fuse = passes::fuse;
 
 pub fn run(args: &BenchArgs, demo: EmbeddedFiles) -> Result<()> {
     let BenchWhat::Kernels(args) = &args.what;
-    let target = target(&args.arch)?;
-    let gpu = gpu(args, target)?;
+    let (device, why_none) = match device(args)? {
+        Ok(gpu) => (Some(gpu), String::new()),
+        Err(reason) => (None, reason),
+    };
+    let target = match (&args.arch, &device) {
+        (Some(word), _) => target(word)?,
+        (None, Some(gpu)) => target_of(gpu)?,
+        (None, None) => "sm_90a",
+    };
+    let gpu = gpu(args, target, device.as_ref())?;
+    let storage = settings::storage(args.dtype)?;
     let mut lowered = Vec::new();
     let names: Vec<&str> = match &args.preset[..] {
-        [] => vec!["sd15", "sd21"],
+        [] => vec!["sd15", "sd21", "odd"],
         names => names.iter().map(String::as_str).collect(),
     };
     for name in names {
-        lowered.extend(launches(name, args, target, demo)?);
+        lowered.extend(launches(name, args, (storage, target), demo)?);
     }
     let all = cases(lowered.iter().map(|(step, program)| (&step.graph, program)));
     let wanted = |case: &Case| args.filter.is_empty() || args.filter.iter().any(|word| case.matches(word));
@@ -34,16 +48,93 @@ pub fn run(args: &BenchArgs, demo: EmbeddedFiles) -> Result<()> {
         return Err(Error::usage("--filter", problem));
     }
     count_instructions(&mut rows, target)?;
-    if args.json {
-        return rows.iter().try_for_each(|row| print_line(row.json()));
+    let programs: Vec<&LaunchProgram> = lowered.iter().map(|(_, program)| program).collect();
+    let picked: Vec<&Case> = rows.iter().map(|row| &row.case).collect();
+    if let Some(counted) = simulate::count(&programs, &picked)? {
+        rows.iter_mut().zip(counted).for_each(|(row, counted)| row.simulated = Some(counted));
     }
-    table(&rows, target, gpu)
+    let head = format!(
+        "floors of {} at {} TFLOP/s and {} GB/s; binaries for {target}",
+        gpu.name, gpu.tflops, gpu.gb_per_second
+    );
+    let Some(found) = device else {
+        let why = format!("nothing is measured: {why_none}");
+        if args.json {
+            say(why);
+        } else {
+            print_line(head)?;
+            print_line(why)?;
+        }
+        return table(&mut rows, args, |_| Ok(None));
+    };
+    let device = CudaDevice::open(&found, storage, None)?;
+    let steps: Vec<&StepProgram> = lowered.iter().map(|(step, _)| step).collect();
+    let settings = Settings {
+        warm_up: Duration::from_millis(args.warm_up),
+        duration: Duration::from_millis(args.duration),
+        hot: args.hot,
+    };
+    let picked = rows.iter().map(|row| &row.case);
+    let mut session = Session::new((&device, &found), target, &steps, (storage, FUSE), picked, settings)?;
+    if !args.json {
+        print_line(head)?;
+        print_line(format!(
+            "measured on {} ({} multiprocessors, {} MiB of L2, clocks at most {} and {} MHz; those of now are not read)",
+            found.name,
+            found.multiprocessors,
+            found.l2_bytes >> 20,
+            found.clocks[0],
+            found.clocks[1]
+        ))?;
+    }
+    table(&mut rows, args, |case| session.measure(case).map(Some))
 }
 
-fn gpu(args: &BenchKernelsArgs, target: &'static str) -> Result<&'static Gpu> {
+/// The GPU that launches are measured on, or why they are not.
+fn device(args: &BenchKernelsArgs) -> Result<Result<cuda::Gpu, String>> {
+    let word = args.device.as_str();
+    let ordinal = match word {
+        "none" => return Ok(Err("--device none".to_owned())),
+        "auto" => match cuda::usable(0) {
+            Ok(gpu) => {
+                let own = target_of(&gpu)?;
+                return Ok(match &args.arch {
+                    Some(arch) if arch != own => Err(format!("{} runs {own}, not {arch}", gpu.name)),
+                    _ => Ok(gpu),
+                });
+            }
+            Err(error) => return Ok(Err(error.to_string())),
+        },
+        "cuda" => Some(0),
+        _ => word.strip_prefix("cuda:").and_then(|digits| digits.parse().ok()),
+    };
+    let Some(ordinal) = ordinal else {
+        let problem = format!("expected auto, none, cuda or cuda:N, found `{word}`");
+        return Err(Error::usage("--device", problem));
+    };
+    let gpu = cuda::usable(ordinal)?;
+    let own = target_of(&gpu)?;
+    match &args.arch {
+        Some(arch) if arch != own => {
+            Err(Error::usage("--arch", format!("{} runs {own}, found `{arch}`", gpu.name)))
+        }
+        _ => Ok(Ok(gpu)),
+    }
+}
+
+fn target_of(gpu: &cuda::Gpu) -> Result<&'static str> {
+    gpu.target().map_err(|problem| Error::Device { device: gpu.name.clone(), problem })
+}
+
+/// The device of the floors.
+fn gpu(args: &BenchKernelsArgs, target: &'static str, measured: Option<&cuda::Gpu>) -> Result<&'static Gpu> {
+    let by_name = |gpu: &cuda::Gpu| {
+        let name = gpu.name.to_lowercase().replace(' ', "");
+        GPUS.iter().find(|known| name.contains(known.name))
+    };
     match &args.gpu {
         Some(word) => Gpu::named(word),
-        None => Gpu::of_target(target).or_else(|| GPUS.first()),
+        None => measured.and_then(by_name).or_else(|| Gpu::of_target(target)).or_else(|| GPUS.first()),
     }
     .ok_or_else(|| {
         let names: Vec<_> = GPUS.iter().map(|gpu| gpu.name).collect();
@@ -52,33 +143,27 @@ fn gpu(args: &BenchKernelsArgs, target: &'static str) -> Result<&'static Gpu> {
     })
 }
 
-/// All that a guided generation runs: the text tower, a step whose gradient goes to x0 and one whose gradient goes
-/// through the UNet, and the last decoding.
+/// The programs of a published model, of the demo, or of odd sizes.
 fn launches(
     name: &str,
     args: &BenchKernelsArgs,
-    target: &'static str,
+    (storage, target): (Storage, &'static str),
     demo: EmbeddedFiles,
 ) -> Result<Vec<(StepProgram, LaunchProgram)>> {
     if !(1..=MAX_BATCH).contains(&args.batch_size) {
         let problem = format!("expected 1 to {MAX_BATCH}, found {}", args.batch_size);
         return Err(Error::usage("--batch-size", problem));
     }
-    let blueprint =
-        settings::blueprint(&Default::default(), Some(name).filter(|&name| name != "demo"), demo)?;
-    let storage = settings::storage(args.dtype)?;
-    let step = |steering| blueprint.step(&blueprint.step_spec(steering, blueprint.size, args.batch_size));
-    let factor = blueprint.decoder.factor();
-    let (width, height) = blueprint.size;
-    let graphs = [
-        passes::run_all(programs::encode_text(&blueprint.text, blueprint.text.positions)?)?,
-        step(Steering::X0(blueprint.guard()?))?,
-        step(Steering::Xt { guard: blueprint.guard()?, frozen: false })?,
-        passes::run_all(programs::decode(&blueprint.decoder, height / factor, width / factor)?)?,
-    ];
+    let graphs = match name {
+        "odd" => vec![programs::odd()?],
+        _ => {
+            let preset = Some(name).filter(|&name| name != "demo");
+            programs::of_model(&settings::blueprint(&Default::default(), preset, demo)?, args.batch_size)?
+        }
+    };
     let plan = |graph| {
-        let fusion = Fusion::none(&graph);
-        let step = StepProgram::fused(graph, fusion, Storage::of(storage.dtype()))?;
+        let fusion = FUSE(&graph);
+        let step = StepProgram::fused(graph, fusion, plan::Storage::of(storage.dtype()))?;
         let program = lower(&step, storage, target)?;
         Ok((step, program))
     };
@@ -105,35 +190,71 @@ fn count_instructions(rows: &mut [Row], target: &str) -> Result<()> {
     Ok(())
 }
 
-fn table(rows: &[Row], target: &str, gpu: &Gpu) -> Result<()> {
+/// A line a row, as soon as it is known.
+fn table(
+    rows: &mut [Row],
+    args: &BenchKernelsArgs,
+    mut measure: impl FnMut(&Case) -> Result<Option<Measurement>>,
+) -> Result<()> {
+    if args.json {
+        return rows.iter_mut().try_for_each(|row| {
+            row.measured = measure(&row.case)?;
+            print_line(row.json())
+        });
+    }
+    if rows.iter().any(|row| row.simulated.is_some()) {
+        print_line(
+            "moved: bytes between global memory and multiprocessors, and cycles lost to bank conflicts, by the SIMT \
+             layer from the first, the middle and the last block",
+        )?;
+    }
     print_line(format!(
-        "floors of {} at {} TFLOP/s and {} GB/s; binaries for {target}",
-        gpu.name, gpu.tflops, gpu.gb_per_second
-    ))?;
-    print_line("nothing was measured: this command times no kernels yet")?;
-    print_line(format!(
-        "{:<30} {:>5} {:>10} {:>10} {:>9} {:>4} {:>7} {:>6} {:>6}  {:<14} {:<24} shape",
+        "{:<30} {:>5} {:>10} {:>10} {:>9} {:>10} {:>6} {:>8} {:>7} {:>4} {:>7} {:>6} {:>6}  {:<14} {:>10} {:>9}  {:<24} shape",
         "kernel",
         "uses",
         "GFLOP",
         "MB",
         "floor_us",
+        "time_us",
+        "floor%",
+        "TFLOP/s",
+        "GB/s",
         "regs",
         "smem",
         "blocks",
         "waves",
         "bound by",
+        "moved MB",
+        "conflicts",
         "instructions"
     ))?;
-    for row in rows {
+    let (mut least, mut took, mut without, mut unsteady) = (0.0, 0.0, 0, 0);
+    for row in rows.iter_mut() {
+        row.measured = measure(&row.case)?;
         print_line(line(row))?;
+        least += row.floor_us * row.case.uses as f64;
+        match &row.measured {
+            Some(Measurement::Timed(timed)) => {
+                took += timed.times.median_us * row.case.uses as f64;
+                unsteady += usize::from(timed.times.warning().is_some());
+            }
+            _ => without += 1,
+        }
     }
-    let total: f64 = rows.iter().map(|row| row.floor_us * row.case.uses as f64).sum();
-    print_line(format!("{} distinct launches; all uses together take {total:.1} us at least", rows.len()))
+    print_line(format!("{} distinct launches; all uses together take {least:.1} us at least", rows.len()))?;
+    if rows.iter().any(|row| row.measured.is_some()) {
+        print_line(format!(
+            "measured: {took:.1} us for all uses of {} launches; {without} have no time; {unsteady} vary by more than \
+             1 % (marked ~): lock the clocks or measure longer",
+            rows.len() - without
+        ))?;
+    }
+    Ok(())
 }
 
 fn line(row: &Row) -> String {
-    let kernel = row.case.launch.kernel;
+    let Case { launch, shape, cost, uses, .. } = &row.case;
+    let kernel = launch.kernel;
     let known = |n: Option<u32>| n.map_or("-".to_owned(), |n| n.to_string());
     let shared = kernel.shared_bytes + row.resources.map_or(0, |used| used.shared_bytes);
     let instructions = row.opcodes.as_ref().map_or("-".to_owned(), |counts| {
@@ -141,18 +262,37 @@ fn line(row: &Row) -> String {
         let found = classes.iter().filter_map(|class| counts.get(class).map(|n| format!("{n} {class}")));
         found.collect::<Vec<_>>().join(" ")
     });
+    let (times, why) = match &row.measured {
+        None => (["-"; 4].map(str::to_owned), String::new()),
+        Some(Measurement::Without(reason)) => {
+            (["-"; 4].map(str::to_owned), format!("; not measured: {reason}"))
+        }
+        Some(Measurement::Timed(timed)) => {
+            let time = timed.times.median_us;
+            let mark = if timed.times.warning().is_some() { "~" } else { "" };
+            let times = [
+                format!("{mark}{time:.2}"),
+                format!("{:.1}", 100.0 * row.floor_us / time),
+                format!("{:.1}", cost.flops as f64 / time / 1e6),
+                format!("{:.0}", cost.bytes as f64 / time / 1e3),
+            ];
+            (times, String::new())
+        }
+    };
+    let [time, of_floor, tflops, gb_per_second] = times;
+    let counted = row.simulated.as_ref();
     format!(
-        "{:<30} {:>5} {:>10.3} {:>10.3} {:>9.2} {:>4} {:>7} {:>6} {:>6}  {:<14} {instructions:<24} {}",
+        "{:<30} {uses:>5} {:>10.3} {:>10.3} {:>9.2} {time:>10} {of_floor:>6} {tflops:>8} {gb_per_second:>7} {:>4} \
+         {shared:>7} {:>6} {:>6}  {:<14} {:>10} {:>9}  {instructions:<24} {shape}{why}",
         kernel.name,
-        row.case.uses,
-        row.case.cost.flops as f64 / 1e9,
-        row.case.cost.bytes as f64 / 1e6,
+        cost.flops as f64 / 1e9,
+        cost.bytes as f64 / 1e6,
         row.floor_us,
         known(row.resources.map(|used| used.registers)),
-        shared,
         known(row.occupancy.map(|occupancy| occupancy.blocks)),
         row.waves.map_or("-".to_owned(), |waves| format!("{waves:.2}")),
         row.occupancy.map_or("-".to_owned(), |occupancy| occupancy.bound.to_string()),
-        row.case.shape
+        counted.map_or("-".to_owned(), |counted| format!("{:.3}", counted.global_bytes() / 1e6)),
+        counted.map_or("-".to_owned(), |counted| counted.bank_conflicts.to_string()),
     )
 }

@@ -8,7 +8,7 @@ use crate::backend::Stop;
 use crate::cpu::{self, Cpu};
 use crate::cuda;
 use crate::error::{Error, Result};
-use crate::pipeline::{Guidance, Method, Model, Request, Trace, generate};
+use crate::pipeline::{Guidance, Method, Request, Trace, generate};
 use crate::safety::SafetyProfile;
 use crate::sampler::Rng;
 use crate::weights::EmbeddedFiles;
@@ -89,7 +89,7 @@ struct SelfTest {
 
 /// A guarded image of the demo model, judged by its mean colour.
 fn self_test(demo: EmbeddedFiles) -> Result<SelfTest> {
-    let model = Model::open(&settings::model_source(&Default::default(), demo))?;
+    let model = settings::open(&Default::default(), demo)?;
     let profile = SafetyProfile::built_in("demo").expect("a built-in profile");
     let (mean, std) = profile.normalisation.mean_std();
     let (width, height) = model.default_size();

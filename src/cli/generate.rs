@@ -5,10 +5,12 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use super::args::GenerateArgs;
+use super::cold_start::ColdStart;
 use super::progress::Progress;
 use super::settings::Device;
 use super::{print_line, settings, signals};
@@ -17,10 +19,12 @@ use crate::cpu::Cpu;
 use crate::cuda::{self, CudaDevice};
 use crate::error::{Error, Result};
 use crate::image::{Metadata, OutputPattern, Parameters, Picture, Target, check_writable, write_atomically};
-use crate::pipeline::{GeneratedImage, Method, Model, Observer, Request, StepReport, Trace, generate};
+use crate::pipeline::{
+    GeneratedImage, Method, Model, Observer, Request, StepReport, Trace, batch_that_fits, generate,
+};
 use crate::weights::{EmbeddedFiles, to_safetensors};
 
-pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> {
+pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles, started: Instant) -> Result<()> {
     // Everything that can be judged without the model, so that a typing error costs no time.
     let early = settings::Early::new(args)?;
     let images = early.images(args)?;
@@ -41,34 +45,38 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles) -> Result<()> 
 
     let stop = signals::listen()?;
     let (threads, device) = (early.threads, early.device);
-    let model = Arc::new(Model::open(&settings::model_source(&args.model, demo))?);
-    let request = early.request(args, &model)?;
-    let mut output = Output {
-        record: settings::record(&request, &model, device),
-        digests: (!args.no_metadata).then(|| Digests::start(&model)),
-        pattern,
-        targets,
-        overwrite: args.overwrite,
-        metadata: !args.no_metadata,
-        json: args.json,
-        request: &request,
-        progress: Progress::new(images, request.steps, quiet),
-        trace: args.trace.is_some().then(Trace::default),
-        scores: HashMap::new(),
-        seconds: HashMap::new(),
-    };
-    tracing::info!(seed = request.seed, images, "starting");
+    let model = Arc::new(settings::open(&args.model, demo)?);
+    let mut request = early.request(args, &model)?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| Error::usage("--threads", error.to_string()))?;
-    let result = pool.install(|| {
+    pool.install(|| {
         let backend = backend(device, args.max_vram)?;
-        generate(&model, backend.as_ref(), &request, &mut output, &stop)
-    });
-    output.progress.finish();
-    if let (Some(path), Some(trace), Ok(())) = (&args.trace, &output.trace, &result) {
-        write_atomically(path, args.overwrite, &to_safetensors(trace.tensors())?)?;
-    }
-    result
+        if args.size.batch_size.is_none() {
+            request.batch_size = batch_that_fits(&model, backend.as_ref(), &request)?;
+        }
+        let mut output = Output {
+            record: settings::record(&request, &model, device),
+            digests: (!args.no_metadata).then(|| Digests::start(&model)),
+            pattern,
+            targets,
+            overwrite: args.overwrite,
+            metadata: !args.no_metadata,
+            json: args.json,
+            request: &request,
+            progress: Progress::new(images, request.steps, quiet),
+            trace: args.trace.is_some().then(Trace::default),
+            scores: HashMap::new(),
+            seconds: HashMap::new(),
+            cold_start: ColdStart::new(started),
+        };
+        tracing::info!(seed = request.seed, images, batch = request.batch_size, "starting");
+        let result = generate(&model, backend.as_ref(), &request, &mut output, &stop);
+        output.progress.finish();
+        if let (Some(path), Some(trace), Ok(())) = (&args.trace, &output.trace, &result) {
+            write_atomically(path, args.overwrite, &to_safetensors(trace.tensors())?)?;
+        }
+        result
+    })
 }
 
 /// The backend of a device, on as many threads as the pool has that it is made in.
@@ -76,7 +84,7 @@ fn backend(device: Device, max_vram: Option<usize>) -> Result<Box<dyn Backend>> 
     Ok(match device {
         #[cfg(feature = "simt")]
         Device::Simt(storage) => {
-            Box::new(crate::simt::SimtDevice::new(storage, rayon::current_num_threads()))
+            Box::new(crate::simt::SimtDevice::new(storage, rayon::current_num_threads()).within(max_vram))
         }
         Device::Cuda(ordinal, storage) => {
             Box::new(CudaDevice::open(&cuda::usable(ordinal)?, storage, max_vram)?)
@@ -141,6 +149,7 @@ struct Output<'a> {
     scores: HashMap<usize, Vec<GuardedStep>>,
     /// Wall time of every step, by image.
     seconds: HashMap<usize, Vec<f64>>,
+    cold_start: ColdStart,
 }
 
 /// One guarded step of one image.
@@ -154,7 +163,19 @@ struct GuardedStep {
 }
 
 impl Observer for Output<'_> {
+    fn wants_tensors(&self) -> bool {
+        self.trace.is_some()
+    }
+
     fn step(&mut self, report: &StepReport) -> Result<()> {
+        self.cold_start.step(report);
+        for image in report.images.clone().filter(|_| report.step == 0) {
+            // An image that begins again.
+            if self.seconds.remove(&image).is_some() {
+                self.scores.remove(&image);
+                self.progress.one_more();
+            }
+        }
         self.progress.step(report);
         for image in report.images.clone() {
             self.seconds.entry(image).or_default().push(report.seconds);
@@ -229,6 +250,7 @@ impl Output<'_> {
         record["prompt"] = json!(prompt);
         record["seed"] = json!(image.seed);
         record["gate_opened"] = json!(opened);
+        record["dtype"] = json!(image.dtype);
         let setting = |name: &str, value: String| (name.to_owned(), value);
         let mut settings = vec![
             setting("Steps", request.steps.to_string()),
@@ -276,6 +298,8 @@ impl Output<'_> {
                 })
             })
             .collect();
+        let mut settings = self.record.clone();
+        settings["dtype"] = json!(image.dtype);
         json!({
             "event": "image",
             "path": path,
@@ -285,7 +309,8 @@ impl Output<'_> {
             "gate_opened": opened,
             "steps": steps,
             "step_seconds": seconds,
-            "settings": self.record,
+            "cold_start": self.cold_start.json(),
+            "settings": settings,
         })
     }
 }

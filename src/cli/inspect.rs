@@ -3,11 +3,10 @@
 use serde_json::json;
 
 use super::args::{DTypeArg, InspectArgs, InspectModelArgs, InspectStepArgs, InspectWhat};
-use super::{launches, print_line, settings};
+use super::{kernels, launches, print_line, settings};
 use crate::error::Result;
-use crate::ir::{Cost, Graph};
+use crate::ir::{Cost, Graph, NodeId, Once};
 use crate::passes;
-use crate::pipeline::Model;
 use crate::pipeline::programs::Steering;
 use crate::plan::{Planner, Slot, StepProgram, Storage};
 use crate::safety;
@@ -19,7 +18,11 @@ pub fn run(args: &InspectArgs, demo: EmbeddedFiles) -> Result<()> {
         InspectWhat::Model(args) => model(args, demo),
         InspectWhat::Graph(args) => {
             let graph = step(args, demo)?;
-            if args.json { graph_lines(&graph) } else { print_line(graph) }
+            if args.json {
+                return graph_lines(&graph);
+            }
+            print_line(&graph)?;
+            totals(&graph)
         }
         InspectWhat::Plan(args) => {
             let graph = step(&args.step, demo)?;
@@ -28,14 +31,19 @@ pub fn run(args: &InspectArgs, demo: EmbeddedFiles) -> Result<()> {
                 DTypeArg::F16 => Planner::new(graph, Storage::of(DType::F16), passes::fuse)?.plan()?,
                 DTypeArg::Bf16 => Planner::new(graph, Storage::of(DType::BF16), passes::fuse)?.plan()?,
             };
-            if args.step.json { plan_lines(&program) } else { print_line(program) }
+            if args.step.json {
+                return plan_lines(&program);
+            }
+            print_line(&program)?;
+            totals(&program.graph)
         }
         InspectWhat::Launches(args) => launches::run(args, demo),
+        InspectWhat::Kernels(args) => kernels::run(args, demo),
     }
 }
 
 fn model(args: &InspectModelArgs, demo: EmbeddedFiles) -> Result<()> {
-    let model = Model::open(&settings::model_source(&args.model, demo))?;
+    let model = settings::open(&args.model, demo)?;
     let (width, height) = model.default_size();
     let files = model.files().describe();
     let clip = model.clip().ok();
@@ -105,16 +113,38 @@ pub(super) fn step(args: &InspectStepArgs, demo: EmbeddedFiles) -> Result<Graph>
     blueprint.step(&blueprint.step_spec(steering, size, batch))
 }
 
+/// Nodes that run and their work, of the step and of what runs once for all steps.
+fn totals(graph: &Graph) -> Result<()> {
+    for part in Once::PARTS {
+        let nodes = graph.order_of(part).into_iter().map(|id| graph.node(id));
+        let nodes: Vec<_> = nodes.filter(|node| !node.op.is_free()).collect();
+        let flops: u64 = nodes.iter().map(|node| Cost::of(graph, node, 1).flops).sum();
+        if !nodes.is_empty() {
+            let giga = flops as f64 / 1e9;
+            print_line(format!("{:<10} {} nodes, {giga:.1} GFLOP", Once::part(part), nodes.len()))?;
+        }
+    }
+    Ok(())
+}
+
 fn graph_lines(graph: &Graph) -> Result<()> {
-    for id in graph.order() {
+    for (part, id) in parts(graph) {
         let node = graph.node(id);
         let cost = Cost::of(graph, node, size_of::<f32>());
         let shapes: Vec<_> = node.outputs.iter().map(|&value| graph.shape(value).to_vec()).collect();
         print_line(json!({
             "node": node.name, "op": node.op.name(), "outputs": shapes, "flops": cost.flops, "bytes": cost.bytes,
+            "part": part,
         }))?;
     }
     Ok(())
+}
+
+/// All nodes in running order, each with the word for its part.
+fn parts(graph: &Graph) -> impl Iterator<Item = (&'static str, NodeId)> {
+    Once::PARTS
+        .into_iter()
+        .flat_map(|part| graph.order_of(part).into_iter().map(move |id| (Once::part(part), id)))
 }
 
 fn plan_lines(program: &StepProgram) -> Result<()> {
@@ -122,13 +152,13 @@ fn plan_lines(program: &StepProgram) -> Result<()> {
         "arena_bytes": program.arena_bytes, "live_bytes": program.live_bytes,
         "param_bytes": program.param_bytes(), "buffer_bytes": program.buffer_bytes(),
     }))?;
-    for id in program.graph.order() {
+    for (part, id) in parts(&program.graph) {
         let node = program.graph.node(id);
         for &value in &node.outputs {
             if let (Slot::Arena { offset, bytes }, false) = (program.slot(value), node.op.is_free()) {
                 print_line(json!({
                     "node": node.name, "op": node.op.name(), "shape": program.graph.shape(value).to_vec(),
-                    "offset": offset, "bytes": bytes,
+                    "offset": offset, "bytes": bytes, "part": part,
                 }))?;
             }
         }

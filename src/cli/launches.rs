@@ -6,31 +6,48 @@ use super::args::InspectLaunchesArgs;
 use super::inspect;
 use super::{print_line, settings};
 use crate::error::{Error, Result};
-use crate::ir::{Flag, Fusion};
+use crate::ir::{Flag, Once};
 use crate::launch::device::{GPUS, Gpu, target};
 use crate::launch::{LaunchProgram, LaunchStage, LaunchStep, lower};
+use crate::passes;
 use crate::plan::{StepProgram, Storage};
 use crate::weights::EmbeddedFiles;
 
 pub fn run(args: &InspectLaunchesArgs, demo: EmbeddedFiles) -> Result<()> {
-    let gpu = args.gpu.as_deref().map(named).transpose()?;
-    let target = match (&args.arch, gpu) {
-        (Some(word), _) => target(word)?,
-        (None, Some(gpu)) => gpu.target,
-        (None, None) => GPUS[0].target,
-    };
-    let gpu = gpu.or_else(|| Gpu::of_target(target));
-    let storage = settings::storage(args.dtype)?;
-    let graph = inspect::step(&args.step, demo)?;
-    let fusion = Fusion::none(&graph);
-    let step = StepProgram::fused(graph, fusion, Storage::of(storage.dtype()))?;
-    let program = lower(&step, storage, target)?;
-    let listing = Listing { program: &program, gpu, json: args.step.json };
+    let lowered = Lowered::of(args, demo)?;
+    let program = &lowered.program;
+    let listing = Listing { program, gpu: lowered.gpu, json: args.step.json };
     if !args.step.json {
         listing.head()?;
     }
-    listing.stages(&program.body, 1, 0)?;
+    listing.stages(&program.body, (1, None), 0)?;
     if args.step.json { Ok(()) } else { listing.totals() }
+}
+
+/// A step as the launches of a target.
+pub(super) struct Lowered {
+    pub step: StepProgram,
+    pub program: LaunchProgram,
+    /// None where nobody measured what the target's devices do.
+    pub gpu: Option<&'static Gpu>,
+}
+
+impl Lowered {
+    pub fn of(args: &InspectLaunchesArgs, demo: EmbeddedFiles) -> Result<Self> {
+        let gpu = args.gpu.as_deref().map(named).transpose()?;
+        let target = match (&args.arch, gpu) {
+            (Some(word), _) => target(word)?,
+            (None, Some(gpu)) => gpu.target,
+            (None, None) => GPUS[0].target,
+        };
+        let gpu = gpu.or_else(|| Gpu::of_target(target));
+        let storage = settings::storage(args.dtype)?;
+        let graph = inspect::step(&args.step, demo)?;
+        let fusion = passes::fuse(&graph);
+        let step = StepProgram::fused(graph, fusion, Storage::of(storage.dtype()))?;
+        let program = lower(&step, storage, target)?;
+        Ok(Self { step, program, gpu })
+    }
 }
 
 fn named(word: &str) -> Result<&'static Gpu> {
@@ -55,40 +72,42 @@ impl Listing<'_> {
         ))
     }
 
-    fn stages(&self, stages: &[LaunchStage], times: usize, depth: usize) -> Result<()> {
+    /// `times` a step (or prompt, or schedule) in a part of the program.
+    fn stages(
+        &self,
+        stages: &[LaunchStage],
+        (times, part): (usize, Option<Once>),
+        depth: usize,
+    ) -> Result<()> {
         let words = |words: String| match self.json {
             true => Ok(()),
             false => print_line(format!("{}{words}", "  ".repeat(depth))),
         };
         for stage in stages {
             match stage {
-                LaunchStage::Run(run) => run.iter().try_for_each(|step| self.line(step, times))?,
+                LaunchStage::Run(run) => run.iter().try_for_each(|step| self.line(step, times, part))?,
                 LaunchStage::ForEachSample { samples, body } => {
                     words(format!("for each of {samples} samples"))?;
-                    self.stages(body, times * samples, depth + 1)?;
+                    self.stages(body, (times * samples, part), depth + 1)?;
                 }
                 LaunchStage::If(flag, body) => {
-                    match flag {
-                        Flag::Window => words("if window".to_owned())?,
-                        Flag::Sample(buffer) => {
-                            words(format!("if {}[sample]", self.program.buffers[buffer.0 as usize].name))?;
-                        }
-                    }
-                    self.stages(body, times, depth + 1)?;
+                    words(flag.heading(|id| &self.program.buffers[id.0 as usize].name))?;
+                    let part = if let Flag::Once(once) = flag { Some(*once) } else { part };
+                    self.stages(body, (times, part), depth + 1)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn line(&self, step: &LaunchStep, times: usize) -> Result<()> {
+    fn line(&self, step: &LaunchStep, times: usize, part: Option<Once>) -> Result<()> {
         let (kernel, grid, cost) = (step.launch.kernel, step.launch.grid, step.cost);
         let floor = self.gpu.map(|gpu| cost.floor_us(gpu));
         if self.json {
             return print_line(json!({
                 "kernel": kernel.name, "node": step.node, "grid": grid, "block": [kernel.threads, 1, 1],
-                "smem_bytes": kernel.shared_bytes, "flops": cost.flops, "bytes": cost.bytes, "floor_us": floor,
-                "times": times, "steady": step.steady,
+                "smem_bytes": kernel.shared_bytes, "flops": cost.flops, "executed_flops": cost.executed_flops,
+                "bytes": cost.bytes, "floor_us": floor, "times": times, "part": Once::part(part),
             }));
         }
         print_line(format!(
@@ -104,24 +123,23 @@ impl Listing<'_> {
         ))
     }
 
-    /// Of a step in which everything runs.
+    /// Of a step in which everything runs, and of what runs once for all steps.
     fn totals(&self) -> Result<()> {
         let program = self.program;
-        let (all, steady) = (program.cost(), program.steady_cost());
-        let giga = |flops: u64| flops as f64 / 1e9;
         print_line("")?;
-        print_line(format!("launches   {}", program.steps().len()))?;
-        print_line(format!("flops      {:.1} GFLOP, as the mathematics has it", giga(all.flops)))?;
-        print_line(format!(
-            "  of these {:.1} GFLOP are the same at every step: projections of the text and of the time",
-            giga(steady.flops)
-        ))?;
-        print_line(format!("bytes      {:.1} MB moved", all.bytes as f64 / 1e6))?;
-        if let Some(gpu) = self.gpu {
-            let word = gpu.name;
+        for part in Once::PARTS.into_iter().filter(|&part| !program.part(part).is_empty()) {
+            let (cost, launches) = (program.cost_of(part), program.steps_of(part).len());
+            let floor = self.gpu.map(|gpu| {
+                let us = floor_us(program.part(part), gpu);
+                format!("; {us:.2} us on {}: no launch can be faster", gpu.name)
+            });
             print_line(format!(
-                "floor      {:.2} us on {word}: no launch can be faster",
-                self.floor_us(gpu)
+                "{:<10} {launches} launches, {:.1} GFLOP as the mathematics has it, {:.1} executed, {:.1} MB moved{}",
+                Once::part(part),
+                cost.flops as f64 / 1e9,
+                cost.executed_flops as f64 / 1e9,
+                cost.bytes as f64 / 1e6,
+                floor.unwrap_or_default()
             ))?;
         }
         print_line(format!(
@@ -132,16 +150,13 @@ impl Listing<'_> {
         print_line(format!("buffers    {} bytes", program.buffer_bytes()))?;
         print_line(format!("arena      {} bytes", program.arena_bytes))
     }
+}
 
-    fn floor_us(&self, gpu: &Gpu) -> f64 {
-        fn sum(stages: &[LaunchStage], gpu: &Gpu) -> f64 {
-            let stage = |stage: &LaunchStage| match stage {
-                LaunchStage::Run(run) => run.iter().map(|step| step.cost.floor_us(gpu)).sum::<f64>(),
-                LaunchStage::ForEachSample { samples, body } => *samples as f64 * sum(body, gpu),
-                LaunchStage::If(_, body) => sum(body, gpu),
-            };
-            stages.iter().map(stage).sum()
-        }
-        sum(&self.program.body, gpu)
-    }
+fn floor_us<'s>(stages: impl IntoIterator<Item = &'s LaunchStage>, gpu: &Gpu) -> f64 {
+    let of = |stage: &LaunchStage| match stage {
+        LaunchStage::Run(run) => run.iter().map(|step| step.cost.floor_us(gpu)).sum::<f64>(),
+        LaunchStage::ForEachSample { samples, body } => *samples as f64 * floor_us(body, gpu),
+        LaunchStage::If(_, body) => floor_us(body, gpu),
+    };
+    stages.into_iter().map(of).sum()
 }

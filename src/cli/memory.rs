@@ -7,10 +7,12 @@ use super::{print_line, settings};
 use crate::backend::Backend;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
+use crate::launch::device::GPUS;
+use crate::launch::lower;
 use crate::passes;
 use crate::pipeline::programs::Steering;
-use crate::pipeline::{Blueprint, Memory, Plans, Target};
-use crate::plan::{StepProgram, Storage};
+use crate::pipeline::{Blueprint, Memory, Model, Plans, Target};
+use crate::plan::{Param, StepProgram, Storage};
 use crate::tensor::DType;
 use crate::weights::EmbeddedFiles;
 
@@ -37,7 +39,7 @@ struct Row {
 }
 
 pub fn run(args: &MemoryArgs, demo: EmbeddedFiles) -> Result<()> {
-    let blueprint = blueprint(args, demo)?;
+    let (blueprint, model) = sizes(args, demo)?;
     let cases: Vec<_> =
         ALL.into_iter().filter(|&(method, gradient)| wanted(args, method, gradient)).collect();
     if cases.is_empty() {
@@ -52,7 +54,7 @@ pub fn run(args: &MemoryArgs, demo: EmbeddedFiles) -> Result<()> {
     for &dtype in &dtypes {
         for &batch in &batches {
             for &(method, gradient) in &cases {
-                match measure(args, &blueprint, dtype, batch, (method, gradient)) {
+                match measure(args, (&blueprint, model.as_ref()), dtype, batch, (method, gradient)) {
                     Ok(more) => rows.extend(more),
                     // The rows that fit are told before what does not fit is.
                     Err(error @ Error::OutOfMemory { .. }) => drop(refused.get_or_insert(error)),
@@ -70,11 +72,16 @@ pub fn run(args: &MemoryArgs, demo: EmbeddedFiles) -> Result<()> {
 }
 
 /// A published model by name, wherever a model may be named, or the files of one.
-fn blueprint(args: &MemoryArgs, demo: EmbeddedFiles) -> Result<Blueprint> {
+fn sizes(args: &MemoryArgs, demo: EmbeddedFiles) -> Result<(Blueprint, Option<Model>)> {
     let named = args.model.model.as_ref().and_then(|path| path.to_str());
     let named =
         named.filter(|name| Blueprint::PRESETS.contains(name) && !std::path::Path::new(name).exists());
-    settings::blueprint(&args.model, args.preset.as_deref().or(named), demo)
+    let preset = args.preset.as_deref().or(named);
+    if preset.is_some() {
+        return Ok((settings::blueprint(&args.model, preset, demo)?, None));
+    }
+    let model = settings::open(&args.model, demo)?;
+    Ok((Blueprint::of(&model), Some(model)))
 }
 
 fn wanted(args: &MemoryArgs, method: MemoryMethod, gradient: GradientArg) -> bool {
@@ -84,7 +91,7 @@ fn wanted(args: &MemoryArgs, method: MemoryMethod, gradient: GradientArg) -> boo
 
 fn measure(
     args: &MemoryArgs,
-    blueprint: &Blueprint,
+    (blueprint, model): (&Blueprint, Option<&Model>),
     dtype: DTypeArg,
     batch: usize,
     (method, gradient): (MemoryMethod, GradientArg),
@@ -107,15 +114,34 @@ fn measure(
 
     let cpu = Cpu::<f32>::new();
     let on_cpu = |program: &StepProgram| cpu.scratch_bytes(program);
-    let on_device = |_: &StepProgram| 0;
+    let maps = |param: &Param| model.is_some_and(|model| model.maps(&cpu, param));
+    let as_stored = StepProgram::weights;
+    let lowered = |program: &StepProgram| lower(program, settings::storage(Some(dtype))?, GPUS[0].target);
+    let on_device = |program: &StepProgram| {
+        lowered(program).map_or(0, |launches| launches.arena_bytes - program.arena_bytes)
+    };
+    let packed = |program: &StepProgram| {
+        lowered(program).map_or_else(|_| program.weights(), |launches| launches.weight_names())
+    };
     let keep_text = !args.release_text;
+    let device = |dtype: DType| {
+        let storage = Storage::of(dtype);
+        Target {
+            storage,
+            fuse: passes::fuse,
+            scratch: &on_device,
+            weights: &packed,
+            mapped: &|_| false,
+            keep_text,
+        }
+    };
     let (target, word) = match dtype {
         DTypeArg::F32 => {
             let (storage, fuse) = cpu.storage();
-            (Target { storage, fuse, scratch: &on_cpu, keep_text }, "f32")
+            (Target { storage, fuse, scratch: &on_cpu, weights: &as_stored, mapped: &maps, keep_text }, "f32")
         }
-        DTypeArg::F16 => (device(DType::F16, &on_device, keep_text), "f16"),
-        DTypeArg::Bf16 => (device(DType::BF16, &on_device, keep_text), "bf16"),
+        DTypeArg::F16 => (device(DType::F16), "f16"),
+        DTypeArg::Bf16 => (device(DType::BF16), "bf16"),
     };
     let row = |plans: &Plans, budget: Option<usize>| {
         let memory = plans.memory(&spec, &target);
@@ -129,10 +155,6 @@ fn measure(
     let points = Plans::frontier(&blueprint, &spec, &target)?;
     let point = |plans: &Plans| row(plans, Some(plans.memory(&spec, &target).total_bytes()));
     Ok(points.iter().map(point).collect())
-}
-
-fn device(dtype: DType, scratch: &dyn Fn(&StepProgram) -> usize, keep_text: bool) -> Target<'_> {
-    Target { storage: Storage::of(dtype), fuse: passes::fuse, scratch, keep_text }
 }
 
 impl Row {
@@ -150,6 +172,7 @@ impl Row {
             "extra_flops": self.memory.extra_flops,
             "budget_bytes": self.budget,
             "peak_step": self.memory.peak_step,
+            "mapped_bytes": self.memory.mapped_bytes,
         })
     }
 
@@ -159,7 +182,7 @@ impl Row {
         let work = 1.0 + memory.extra_flops as f64 / memory.step_flops.max(1) as f64;
         let method = format!("{} {}", self.method.word(), self.gradient.word());
         format!(
-            "{method:<16} {:>5} {:>5} {:>9} {:>9} {:>8} {:>9} {:>7} {:>7} {:>7} {work:>6.3}  {}",
+            "{method:<16} {:>5} {:>5} {:>9} {:>9} {:>8} {:>9} {:>7} {:>7} {:>7} {:>7} {work:>6.3}  {}",
             self.batch,
             self.dtype,
             mega(memory.total_bytes()),
@@ -169,6 +192,7 @@ impl Row {
             mega(memory.workspace_bytes),
             mega(memory.waste_bytes),
             mega(memory.buffer_bytes),
+            mega(memory.mapped_bytes),
             memory.peak_step
         )
     }
@@ -177,9 +201,12 @@ impl Row {
 /// The rows in megabytes (10^6 bytes), and the two comparisons.
 fn table(rows: &[Row]) -> String {
     let mut lines = vec![
-        format!("{}: bytes by plan, in MB (10^6); a driver's own memory is not in them", rows[0].model),
         format!(
-            "{:<16} {:>5} {:>5} {:>9} {:>9} {:>8} {:>9} {:>7} {:>7} {:>7} {:>6}  at",
+            "{}: bytes by plan, in MB (10^6); a driver's own memory and what is mapped are not in the total",
+            rows[0].model
+        ),
+        format!(
+            "{:<16} {:>5} {:>5} {:>9} {:>9} {:>8} {:>9} {:>7} {:>7} {:>7} {:>7} {:>6}  at",
             "method",
             "batch",
             "dtype",
@@ -190,6 +217,7 @@ fn table(rows: &[Row]) -> String {
             "work-sp",
             "waste",
             "buffers",
+            "mapped",
             "work"
         ),
     ];

@@ -2,9 +2,11 @@
 
 pub mod args;
 mod bench;
+mod cold_start;
 mod doctor;
 mod generate;
 mod inspect;
+mod kernels;
 mod launches;
 mod memory;
 mod progress;
@@ -12,6 +14,7 @@ mod settings;
 mod signals;
 
 use std::io::{self, IsTerminal, Write};
+use std::time::Instant;
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -22,6 +25,7 @@ use args::{Cli, Command};
 
 /// Runs the command of this process and returns its exit status. `demo` is the embedded model.
 pub fn main(demo: EmbeddedFiles) -> u8 {
+    let started = Instant::now();
     // Reports of panics are one line for the user, not a page.
     std::panic::set_hook(Box::new(|info| say(format!("error: internal error: {info}; please report this"))));
     let arguments: Vec<_> = std::env::args_os().collect();
@@ -42,7 +46,7 @@ pub fn main(demo: EmbeddedFiles) -> u8 {
     };
     start_logs(&cli);
     let run = || match &cli.command {
-        Command::Generate(args) => generate::run(args, cli.quiet, demo),
+        Command::Generate(args) => generate::run(args, cli.quiet, demo, started),
         Command::Inspect(args) => inspect::run(args, demo),
         Command::Memory(args) => memory::run(args, demo),
         Command::Bench(args) => bench::run(args, demo),

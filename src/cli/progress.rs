@@ -66,6 +66,12 @@ impl Progress {
         }
     }
 
+    /// There is an image more than was said.
+    pub fn one_more(&mut self) {
+        self.images += 1;
+        self.bar.set_length((self.images * self.steps) as u64);
+    }
+
     /// Says where an image went.
     pub fn image(&self, line: &str) {
         match self.style {

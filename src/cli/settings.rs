@@ -28,7 +28,7 @@ const MAX_PROMPT_FILE_BYTES: u64 = 16 << 20;
 const MAX_PROMPTS: usize = 100_000;
 const MAX_THREADS: usize = 1024;
 
-pub fn model_source(args: &ModelArgs, demo: EmbeddedFiles) -> ModelSource {
+fn model_source(args: &ModelArgs, demo: EmbeddedFiles) -> ModelSource {
     ModelSource {
         model: args.model.clone(),
         demo,
@@ -43,6 +43,15 @@ pub fn model_source(args: &ModelArgs, demo: EmbeddedFiles) -> ModelSource {
         }),
         mmap: args.mmap,
     }
+}
+
+/// The model that the flags name.
+pub fn open(args: &ModelArgs, demo: EmbeddedFiles) -> Result<Model> {
+    let model = Model::open(&model_source(args, demo))?;
+    if args.mmap {
+        model.files().explain_lost_pages()?;
+    }
+    Ok(model)
 }
 
 /// What can be judged before a model is opened: words, numbers, files of the user.
@@ -209,7 +218,7 @@ fn sides(args: &ImageArgs, (width, height): (usize, usize)) -> (usize, usize) {
 /// The sizes of a model: of a published one by its name, or of the files that the flags name.
 pub fn blueprint(args: &ModelArgs, preset: Option<&str>, demo: EmbeddedFiles) -> Result<Blueprint> {
     match preset {
-        None => Ok(Blueprint::of(&Model::open(&model_source(args, demo))?)),
+        None => Ok(Blueprint::of(&open(args, demo)?)),
         Some(name) => Blueprint::preset(name).ok_or_else(|| {
             let expected = Blueprint::PRESETS.join(", ");
             Error::usage("--preset", format!("expected one of {expected}; found `{name}`"))
@@ -274,12 +283,6 @@ fn device(args: &GenerateArgs) -> Result<Device> {
         },
         "simt" if word == "simt" => {
             let storage = storage(args.dtype)?;
-            if args.max_vram.is_some() {
-                return Err(Error::usage(
-                    "--max-vram",
-                    "the simulated device has as much memory as this machine",
-                ));
-            }
             if cfg!(feature = "simt") {
                 return Ok(Device::Simt(storage));
             }

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use super::gemm::{Mat, MatMut, gemm, packed};
 use super::loops::{blocks, sum2_f64, vectorised};
+use crate::ir::Attending;
 use crate::tensor::Real;
 
 /// Scores that one task of the forward pass holds, about; those of the backward pass hold four times as many,
@@ -20,7 +21,8 @@ const SCORES: usize = 1 << 18;
 /// root of the longer of the two chains.
 const SUMMED: usize = 64;
 
-/// Extents of the operands: q, o `[n, t, c]`; k, v `[n, u, c]`; c = heads d.
+/// Extents of the operands: q, o `[n, t, c]`; k, v `[n, u, c]`; c = heads d. Of q, k and v some may lie side by
+/// side in the channels of one tensor.
 #[derive(Clone, Copy)]
 pub struct Sizes {
     pub t: usize,
@@ -39,20 +41,27 @@ impl Sizes {
         T::from_f64(1.0 / (self.d() as f64).sqrt())
     }
 
-    /// Head `h` of rows `first .. first + count` of an image of `rows` rows.
+    /// Head `h` of tokens `first .. first + count` of an image of `tokens` tokens.
     fn head<'a, T>(
         &self,
-        x: &'a [T],
-        (image, rows): (usize, usize),
+        x: Tokens<'a, T>,
+        (image, tokens): (usize, usize),
         (first, count): (usize, usize),
         h: usize,
     ) -> Mat<'a, T> {
-        Mat::new(&x[(image * rows + first) * self.c + h * self.d()..], count, self.d(), self.c)
+        Mat::new(&x.data[(image * tokens + first) * x.row + h * self.d()..], count, self.d(), x.row)
     }
 }
 
-/// `o [n, t, c]` and `lse [n, heads, t]`.
-pub fn attention<T: Real>(sizes: Sizes, q: &[T], k: &[T], v: &[T], o: &mut [T], lse: &mut [T]) {
+/// Tokens that begin `row` elements apart.
+#[derive(Clone, Copy)]
+pub struct Tokens<'a, T> {
+    pub data: &'a [T],
+    pub row: usize,
+}
+
+/// `o [n, t, c]` and `lse [n, heads, t]` of q, k and v.
+pub fn attention<T: Real>(sizes: Sizes, [q, k, v]: [Tokens<'_, T>; 3], o: &mut [T], lse: &mut [T]) {
     let Sizes { t, u, c, heads, causal } = sizes;
     let block = block_rows(t, u);
     let tasks = row_blocks(o, t * c, block * c);
@@ -97,19 +106,25 @@ pub fn attention<T: Real>(sizes: Sizes, q: &[T], k: &[T], v: &[T], o: &mut [T], 
 
 /// What [`attention_bwd`] reads.
 pub struct Saved<'a, T> {
-    pub q: &'a [T],
-    pub k: &'a [T],
-    pub v: &'a [T],
+    pub q: Tokens<'a, T>,
+    pub k: Tokens<'a, T>,
+    pub v: Tokens<'a, T>,
     pub o: &'a [T],
     pub lse: &'a [T],
     pub d_o: &'a [T],
 }
 
-/// `dq [n, t, c]`, `dk` and `dv [n, u, c]`.
-pub fn attention_bwd<T: Real>(sizes: Sizes, saved: &Saved<T>, dq: &mut [T], dk: &mut [T], dv: &mut [T]) {
+/// dq, dk and dv: where [`Attending`] has q, k and v, in as many tensors.
+pub fn attention_bwd<T: Real>(
+    sizes: Sizes,
+    saved: &Saved<T>,
+    attending: &Attending,
+    gradients: &mut [&mut [T]],
+) {
     let Sizes { t, u, c, heads, causal } = sizes;
     let &Saved { q, k, v, o, lse, d_o } = saved;
     let scale = sizes.scale::<T>();
+    let [(of_queries, dq_at), (of_keys, dk_at), (of_values, dv_at)] = attending.at;
 
     // D, laid out like lse.
     let mut delta = vec![T::ZERO; lse.len()];
@@ -124,9 +139,11 @@ pub fn attention_bwd<T: Real>(sizes: Sizes, saved: &Saved<T>, dq: &mut [T], dk: 
         }
     });
 
-    let block = block_rows(t, u / 2);
-    row_blocks(dq, t * c, block * c).into_par_iter().for_each_init(Vec::new, |scratch, (image, i, dq)| {
-        let (first, count) = (i * block, dq.len() / c);
+    let d_out = Tokens { data: d_o, row: c };
+    let (block, row) = (block_rows(t, u / 2), attending.row(of_queries));
+    let tasks = row_blocks(gradients[of_queries], t * row, block * row);
+    tasks.into_par_iter().for_each_init(Vec::new, |scratch, (image, i, rows)| {
+        let (first, count) = (i * block, rows.len() / row);
         let keys = if causal { u.min(first + count) } else { u };
         scratch.resize(2 * count * keys, T::ZERO);
         let (p, dp) = scratch.split_at_mut(count * keys);
@@ -135,7 +152,7 @@ pub fn attention_bwd<T: Real>(sizes: Sizes, saved: &Saved<T>, dq: &mut [T], dk: 
             let key = sizes.head(k, (image, u), all, h);
             let value = sizes.head(v, (image, u), all, h);
             let query = sizes.head(q, (image, t), own, h);
-            let d_out = sizes.head(d_o, (image, t), own, h);
+            let d_out = sizes.head(d_out, (image, t), own, h);
             gemm(MatMut::new(p, count, keys, keys), false, scale, query, key.t());
             gemm(MatMut::new(dp, count, keys, keys), false, T::ONE, d_out, value.t());
             let at = (image * heads + h) * t + first;
@@ -152,24 +169,28 @@ pub fn attention_bwd<T: Real>(sizes: Sizes, saved: &Saved<T>, dq: &mut [T], dk: 
                     },
                 );
             }
-            let out = MatMut::new(&mut dq[h * sizes.d()..], count, sizes.d(), c);
-            gemm(out, false, T::ONE, Mat::new(p, count, keys, keys), key);
+            let dq = MatMut::new(&mut rows[dq_at + h * sizes.d()..], count, sizes.d(), row);
+            gemm(dq, false, T::ONE, Mat::new(p, count, keys, keys), key);
         }
     });
 
-    let block = block_rows(u, t / 2);
-    let tasks = row_blocks(dk, u * c, block * c)
-        .into_iter()
-        .zip(dv.chunks_mut(u * c).flat_map(|dv| dv.chunks_mut(block * c)));
+    let (block, row) = (block_rows(u, t / 2), attending.row(of_keys));
+    let mut tensors = gradients[of_keys..].iter_mut().map(|tensor| row_blocks(tensor, u * row, block * row));
+    let keys = tensors.next().unwrap_or_default().into_iter();
+    // None where dv lies beside dk.
+    let mut values = tensors.next().into_iter().flatten();
+    let tasks = keys.map(|(image, i, rows)| (image, i, rows, values.next().map(|(_, _, rows)| rows)));
     let tasks: Vec<_> = tasks.collect();
-    tasks.into_par_iter().for_each_init(Vec::new, |scratch, ((image, i, dk), dv)| {
-        let (first, count) = (i * block, dk.len() / c);
+    debug_assert!(of_values <= of_keys + 1, "dv is beside dk or in the tensor behind it");
+    tasks.into_par_iter().for_each_init(Vec::new, |scratch, (image, i, rows, mut others)| {
+        let (first, count) = (i * block, rows.len() / row);
         // Queries before the first key see none of this block.
         let skipped = if causal { first.min(t) } else { 0 };
         let queries = t - skipped;
         if queries == 0 {
-            dk.fill(T::ZERO);
-            dv.fill(T::ZERO);
+            for rows in [Some(&mut *rows), others].into_iter().flatten() {
+                rows.chunks_mut(row).for_each(|token| token[dk_at.min(dv_at)..].fill(T::ZERO));
+            }
             return;
         }
         scratch.resize(2 * count * queries, T::ZERO);
@@ -179,7 +200,7 @@ pub fn attention_bwd<T: Real>(sizes: Sizes, saved: &Saved<T>, dq: &mut [T], dk: 
             let key = sizes.head(k, (image, u), own, h);
             let value = sizes.head(v, (image, u), own, h);
             let query = sizes.head(q, (image, t), all, h);
-            let d_out = sizes.head(d_o, (image, t), all, h);
+            let d_out = sizes.head(d_out, (image, t), all, h);
             gemm(MatMut::new(p, count, queries, queries), false, scale, key, query.t());
             gemm(MatMut::new(dp, count, queries, queries), false, T::ONE, value, d_out.t());
             let at = (image * heads + h) * t + skipped;
@@ -201,8 +222,11 @@ pub fn attention_bwd<T: Real>(sizes: Sizes, saved: &Saved<T>, dq: &mut [T], dk: 
                 );
             }
             let (p, ds) = (Mat::new(p, count, queries, queries), Mat::new(dp, count, queries, queries));
-            gemm(MatMut::new(&mut dv[h * sizes.d()..], count, sizes.d(), c), false, T::ONE, p, d_out);
-            gemm(MatMut::new(&mut dk[h * sizes.d()..], count, sizes.d(), c), false, T::ONE, ds, query);
+            let dk = MatMut::new(&mut rows[dk_at + h * sizes.d()..], count, sizes.d(), row);
+            gemm(dk, false, T::ONE, ds, query);
+            let rows = others.as_deref_mut().unwrap_or(&mut *rows);
+            let dv = MatMut::new(&mut rows[dv_at + h * sizes.d()..], count, sizes.d(), row);
+            gemm(dv, false, T::ONE, p, d_out);
         }
     });
 }

@@ -26,14 +26,14 @@ pub fn embed_patches<T: Real>(x: &[T], t: usize, class: &[T], position: &[T], ou
 }
 
 /// Sines and cosines of t exp(-ln(10000) i / (half - shift)); cosines first if `flip`.
-pub fn timestep_embedding<T: Real>(timestep: f32, flip: bool, shift: f32, out: &mut [T]) {
+pub fn timestep_embedding<T: Real>(timestep: f64, flip: bool, shift: f32, out: &mut [T]) {
     let half = out.len() / 2;
     let (first, second) = out.split_at_mut(half);
     let (sines, cosines) = if flip { (second, first) } else { (first, second) };
     for (i, (sine, cosine)) in sines.iter_mut().zip(cosines).enumerate() {
         // The first frequency is 1 also where the quotient is 0 / 0.
         let exponent = if i == 0 { 0.0 } else { i as f64 / (half as f64 - f64::from(shift)) };
-        let angle = f64::from(timestep) * (-(10_000f64.ln()) * exponent).exp();
+        let angle = timestep * (-(10_000f64.ln()) * exponent).exp();
         (*sine, *cosine) = (T::from_f64(angle.sin()), T::from_f64(angle.cos()));
     }
 }

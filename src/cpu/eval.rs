@@ -1,7 +1,7 @@
 //! One operation on host data: from [`Op`] to the function that computes it.
 
 use super::{attention, conv, cosine, embed, layout, linear, norm, pointwise, resample, sampler_ops};
-use crate::ir::Op;
+use crate::ir::{Attending, Op};
 use crate::plan::StepState;
 use crate::tensor::{Real, Shape};
 
@@ -96,15 +96,23 @@ pub fn eval<T: Real>(op: &Op, inputs: &[Operand<T>], outputs: &mut [Target<T>], 
             let size = (*height, *width);
             conv::conv2d_bwd(inputs[0].real(), inputs[1].real(), (*stride, *padding), size, out);
         }
-        Op::Attention { heads, causal } => {
-            let sizes = attention_sizes(shape(0), shape(1), *heads, *causal);
-            attention::attention(sizes, x(0), x(1), x(2), out, rest[0].data);
-        }
-        Op::AttentionBwd { heads, causal } => {
-            let sizes = attention_sizes(shape(0), shape(1), *heads, *causal);
-            let saved = attention::Saved { q: x(0), k: x(1), v: x(2), o: x(3), lse: x(4), d_o: x(5) };
-            let [dk, dv] = rest else { unreachable!("shapes gave dq, dk and dv") };
-            attention::attention_bwd(sizes, &saved, out, dk.data, dv.data);
+        Op::Attention { heads, causal } | Op::AttentionBwd { heads, causal } => {
+            let shapes: Vec<&Shape> = (0..inputs.len()).map(shape).collect();
+            let attending = Attending::inferred(op, &shapes);
+            let sizes = attention_sizes(&attending, *heads, *causal);
+            let tokens = attending.at.map(|(operand, channel)| attention::Tokens {
+                data: &x(attending.first + operand)[channel..],
+                row: attending.row(operand),
+            });
+            if let Op::Attention { .. } = op {
+                attention::attention(sizes, tokens, out, rest[0].data);
+            } else {
+                let [q, k, v] = tokens;
+                let saved = attention::Saved { q, k, v, o: x(0), lse: x(1), d_o: x(2) };
+                let mut gradients = vec![out];
+                gradients.extend(rest.iter_mut().map(|gradient| &mut *gradient.data));
+                attention::attention_bwd(sizes, &saved, &attending, &mut gradients);
+            }
         }
 
         Op::GroupNorm { groups, eps, act } => {
@@ -132,7 +140,11 @@ pub fn eval<T: Real>(op: &Op, inputs: &[Operand<T>], outputs: &mut [Target<T>], 
         }
         Op::EmbedPatches => embed::embed_patches(x(0), shape(0)[1], x(1), x(2), out),
         Op::TimestepEmbedding { flip, shift, .. } => {
-            embed::timestep_embedding(state.timestep, *flip, *shift, out);
+            let given = inputs.first().map(|t| t.real().1);
+            for (i, out) in out.chunks_mut(to.last()).enumerate() {
+                let t = given.map_or(f64::from(state.timestep), |given| given[i].to_f64());
+                embed::timestep_embedding(t, *flip, *shift, out);
+            }
         }
         Op::Normalise => embed::normalise(x(0), last(0), out),
 
@@ -174,8 +186,9 @@ pub fn eval<T: Real>(op: &Op, inputs: &[Operand<T>], outputs: &mut [Target<T>], 
     }
 }
 
-pub(super) fn attention_sizes(q: &Shape, k: &Shape, heads: usize, causal: bool) -> attention::Sizes {
-    attention::Sizes { t: q[1], u: k[1], c: q[2], heads, causal }
+pub(super) fn attention_sizes(attending: &Attending, heads: usize, causal: bool) -> attention::Sizes {
+    let Attending { t, u, c, .. } = *attending;
+    attention::Sizes { t, u, c, heads, causal }
 }
 
 pub(super) fn group_sizes(

@@ -1,22 +1,26 @@
 //! Interprets a step program on the CPU.
 
+use std::any::TypeId;
 use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::eval::{Operand, Target, eval};
 use super::scratch;
-use crate::backend::{Backend, Program, Stop, WeightSource};
+use crate::backend::{Backend, InPlace, Program, Stop, WeightSource};
 use crate::error::{Error, Result};
 use crate::ir::{BufferId, Flag, Fusion, Layout, Node, NodeId, Op, Row, ValueId};
 use crate::plan::{Fuse, Param, Slot, Stage, StepProgram, StepState, Storage};
 use crate::tensor::{DType, Real, Shape};
 
+/// A weight of one source: see [`WeightSource::identity`].
+type Key = (u64, String);
+
 /// The CPU backend: `f32` to run, `f64` to check gradients. It computes in the rayon pool it is called in.
 #[derive(Default)]
 pub struct Cpu<T> {
     /// Weights that some program holds at present.
-    shared: Mutex<HashMap<String, Weak<Vec<T>>>>,
+    shared: Mutex<HashMap<Key, Weak<Values<T>>>>,
     /// The arena of all programs: they run one after the other, and nothing in it outlives a run.
     arena: Mutex<Weak<Mutex<Vec<T>>>>,
     limit: Option<usize>,
@@ -55,7 +59,7 @@ impl<T: Real> Cpu<T> {
             let problem = format!("a plan for elements of {} bytes", step.element_bytes);
             return Err(Error::Bug(problem));
         }
-        self.check_room(&step)?;
+        self.check_room(&step, weights)?;
         let params = self.params(&step, weights)?;
         let buffers = step.graph.buffers.iter().map(|buffer| Contents::new(buffer.dtype, &buffer.shape));
         let buffers = buffers.collect::<Result<_>>()?;
@@ -64,11 +68,17 @@ impl<T: Real> Cpu<T> {
     }
 
     /// Asks for the room of all weights that are to be loaded, before reading the first.
-    fn check_room(&self, step: &StepProgram) -> Result<()> {
+    fn check_room(&self, step: &StepProgram, weights: &dyn WeightSource) -> Result<()> {
         let shared = self.shared.lock().expect("no holder of the lock panics");
-        let held = |param: &&Param| shared.get(&param.name).is_some_and(|data| data.strong_count() > 0);
-        let missing = step.params.iter().filter(|param| !held(param));
-        let count: usize = missing.map(|param| param.shape.count()).sum();
+        let held = |param: &Param| {
+            let key = (weights.identity(), param.name.clone());
+            shared.get(&key).is_some_and(|data| data.strong_count() > 0)
+        };
+        let stays = |param: &Param| {
+            reads::<T>(param) && param.alone().is_some_and(|(name, shape)| weights.maps(name, &shape))
+        };
+        let copied = step.params.iter().filter(|param| !held(param) && !stays(param));
+        let count: usize = copied.map(|param| param.shape.count()).sum();
         reserve::<T>(count, "the weights").map(drop)
     }
 
@@ -89,25 +99,40 @@ impl<T: Real> Cpu<T> {
 
     /// All weights of a program, the largest first: the copy that reading one takes is then never on top of the
     /// whole.
-    fn params(&self, step: &StepProgram, weights: &dyn WeightSource) -> Result<Vec<Arc<Vec<T>>>> {
+    fn params(&self, step: &StepProgram, weights: &dyn WeightSource) -> Result<Params<T>> {
         let mut order: Vec<usize> = (0..step.params.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(step.params[i].shape.count()));
-        let mut params: Vec<Arc<Vec<T>>> = vec![Arc::default(); step.params.len()];
+        let nothing = Arc::new(Values::Owned(Vec::new()));
+        let mut params = vec![nothing; step.params.len()];
         for i in order {
             params[i] = self.param(&step.params[i], weights)?;
         }
         Ok(params)
     }
 
-    fn param(&self, param: &Param, weights: &dyn WeightSource) -> Result<Arc<Vec<T>>> {
-        let held = |shared: &HashMap<String, Weak<Vec<T>>>| shared.get(&param.name).and_then(Weak::upgrade);
-        if let Some(data) = held(&self.shared.lock().expect("no holder of the lock panics")) {
+    fn param(&self, param: &Param, weights: &dyn WeightSource) -> Result<Arc<Values<T>>> {
+        let key = (weights.identity(), param.name.clone());
+        let held =
+            self.shared.lock().expect("no holder of the lock panics").get(&key).and_then(Weak::upgrade);
+        if let Some(data) = held {
             return Ok(data);
         }
-        let stored = weights.load(&param.name, &param.stored_shape())?;
-        let data = Arc::new(pack(param, &stored));
+        let mapped = match param.alone() {
+            Some((name, shape)) if reads::<T>(param) => weights.map(name, &shape)?,
+            _ => None,
+        };
+        let data = Arc::new(match mapped {
+            Some(values) => Values::Mapped(values),
+            None => {
+                let mut packed = Vec::with_capacity(param.shape.count());
+                for part in param.apart() {
+                    pack(&part, &weights.load(&part.name, &part.stored_shape())?, &mut packed);
+                }
+                Values::Owned(packed)
+            }
+        });
         let mut shared = self.shared.lock().expect("no holder of the lock panics");
-        shared.insert(param.name.clone(), Arc::downgrade(&data));
+        shared.insert(key, Arc::downgrade(&data));
         Ok(data)
     }
 }
@@ -121,10 +146,18 @@ impl<T: Real> Backend for Cpu<T> {
         (Storage::Uniform(size_of::<T>()), Fusion::none)
     }
 
+    fn dtype(&self) -> &'static str {
+        if size_of::<T>() == size_of::<f32>() { "f32" } else { "f64" }
+    }
+
     fn scratch_bytes(&self, step: &StepProgram) -> usize {
         let threads = rayon::current_num_threads();
         let bytes = |node: &Node| scratch::bytes(&step.graph, node, size_of::<T>(), threads);
         step.graph.nodes.iter().map(bytes).max().unwrap_or(0) + threads * scratch::KEPT_BYTES
+    }
+
+    fn reads_in_place(&self, param: &Param) -> bool {
+        reads::<T>(param)
     }
 
     fn limit(&self) -> Option<usize> {
@@ -136,19 +169,48 @@ impl<T: Real> Backend for Cpu<T> {
     }
 }
 
-/// A weight as the graph sees it.
-fn pack<T: Real>(param: &Param, stored: &[f32]) -> Vec<T> {
+/// The elements of a weight as the graph sees it.
+enum Values<T> {
+    Owned(Vec<T>),
+    /// In the pages of the file, which hold what [`pack`] would make.
+    Mapped(InPlace),
+}
+
+type Params<T> = Vec<Arc<Values<T>>>;
+
+impl<T: Real> Deref for Values<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::Owned(values) => values,
+            // The same type: see `reads`.
+            Self::Mapped(values) => bytemuck::cast_slice(values.values()),
+        }
+    }
+}
+
+/// Whether [`pack`] leaves the elements of a weight as they are stored in f32.
+fn reads<T: Real>(param: &Param) -> bool {
+    TypeId::of::<T>() == TypeId::of::<f32>() && !has_taps(param)
+}
+
+/// Whether it is a filter of more than one tap, which is stored as `[o, c, r, s]` and seen as `[o, r, s, c]`.
+fn has_taps(param: &Param) -> bool {
+    matches!((param.layout, &param.shape[..]), (Layout::Filter, &[_, r, s, _]) if r * s > 1)
+}
+
+/// Appends a weight of one part as the graph sees it.
+fn pack<T: Real>(param: &Param, stored: &[f32], packed: &mut Vec<T>) {
     match (param.layout, &param.shape[..]) {
-        (Layout::Filter, &[o, r, s, c]) if r * s > 1 => {
-            let mut packed = Vec::with_capacity(stored.len());
-            for filter in stored.chunks_exact(c * r * s).take(o) {
+        (Layout::Filter, &[_, r, s, c]) if has_taps(param) => {
+            for filter in stored.chunks_exact(c * r * s) {
                 for tap in 0..r * s {
                     packed.extend((0..c).map(|channel| T::from_f32(filter[channel * r * s + tap])));
                 }
             }
-            packed
         }
-        _ => stored.iter().map(|&value| T::from_f32(value)).collect(),
+        _ => packed.extend(stored.iter().map(|&value| T::from_f32(value))),
     }
 }
 
@@ -186,7 +248,7 @@ fn reserve<E>(count: usize, what: &str) -> Result<Vec<E>> {
 /// A program with its weights, buffers and arena.
 pub struct CpuProgram<T> {
     step: StepProgram,
-    params: Vec<Arc<Vec<T>>>,
+    params: Params<T>,
     buffers: Vec<Contents<T>>,
     arena: Arc<Mutex<Vec<T>>>,
 }
@@ -239,13 +301,13 @@ impl<T: Real> CpuProgram<T> {
                         self.stages(body, arena, state, stop)?;
                     }
                 }
-                Stage::If(Flag::Window, body) => {
-                    if state.window {
-                        self.stages(body, arena, state, stop)?;
-                    }
-                }
-                Stage::If(Flag::Sample(buffer), body) => {
-                    if self.flag(*buffer, state.sample) {
+                Stage::If(flag, body) => {
+                    let runs = match flag {
+                        Flag::Once(_) => state.fresh,
+                        Flag::Window => state.window,
+                        Flag::Sample(buffer) => self.flag(*buffer, state.sample),
+                    };
+                    if runs {
                         self.stages(body, arena, state, stop)?;
                     }
                 }
@@ -290,7 +352,7 @@ impl<T: Real> CpuProgram<T> {
         let Self { step, params, buffers, .. } = self;
         let node = step.graph.node(id);
         if let Op::Store { buffer, row } = node.op {
-            store(step, params, buffers, arena, (node.inputs[0], buffer, row), state.sample);
+            store(step, params, buffers, arena, (node.inputs[0], buffer, row), state);
             return;
         }
         let outputs: Vec<Range<usize>> = node.outputs.iter().map(|&v| arena_range(step, v)).collect();
@@ -298,7 +360,7 @@ impl<T: Real> CpuProgram<T> {
         let inputs: Vec<Operand<'_, T>> = node
             .inputs
             .iter()
-            .map(|&input| operand(step, params, buffers, &readable, input, state.sample))
+            .map(|&input| operand(step, params, buffers, &readable, input, state))
             .collect();
         let mut targets: Vec<Target<'_, T>> = node
             .outputs
@@ -339,6 +401,7 @@ impl<T: Real> Program for CpuProgram<T> {
     }
 
     fn run(&mut self, state: &StepState, stop: &Stop) -> Result<()> {
+        self.step.check(state)?;
         let stages = std::mem::take(&mut self.step.body);
         let arena = Arc::clone(&self.arena);
         let mut arena = arena.lock().unwrap_or_else(PoisonError::into_inner);
@@ -377,27 +440,31 @@ fn split<'a, T>(arena: &'a mut [T], wanted: &[Range<usize>]) -> (Vec<&'a mut [T]
     (writable.into_iter().flatten().collect(), gaps)
 }
 
+/// The elements of a buffer that `count` elements of a row are.
+fn row_of(buffer: &Shape, row: Row, count: usize, state: &StepState) -> Range<usize> {
+    let start = match row {
+        Row::All => 0,
+        Row::Sample => state.sample as usize * count,
+        Row::Step { start, .. } => state.step as usize * (buffer.count() / buffer[0]) + start,
+    };
+    start..start + count
+}
+
 fn operand<'a, T: Real>(
     step: &'a StepProgram,
-    params: &'a [Arc<Vec<T>>],
+    params: &'a [Arc<Values<T>>],
     buffers: &'a [Contents<T>],
     gaps: &Gaps<'a, T>,
     value: ValueId,
-    sample: u32,
+    state: &StepState,
 ) -> Operand<'a, T> {
     let shape = step.graph.shape(value);
-    let row_of = |row: Row| match row {
-        Row::All => 0..shape.count(),
-        Row::Sample => {
-            let start = sample as usize * shape.count();
-            start..start + shape.count()
-        }
-    };
+    let rows = |buffer: BufferId, row| row_of(&step.graph.buffer(buffer).shape, row, shape.count(), state);
     match step.slot(value) {
         Slot::Param { index } => Operand::Real { shape, data: &params[index] },
         Slot::Buffer { buffer, row } => match &buffers[buffer.0 as usize] {
-            Contents::Real(data) => Operand::Real { shape, data: &data[row_of(row)] },
-            Contents::Index(data) => Operand::Index { shape, data: &data[row_of(row)] },
+            Contents::Real(data) => Operand::Real { shape, data: &data[rows(buffer, row)] },
+            Contents::Index(data) => Operand::Index { shape, data: &data[rows(buffer, row)] },
         },
         Slot::Arena { .. } => {
             let range = arena_range(step, value);
@@ -411,21 +478,21 @@ fn operand<'a, T: Real>(
 
 fn store<T: Real>(
     step: &StepProgram,
-    params: &[Arc<Vec<T>>],
+    params: &[Arc<Values<T>>],
     buffers: &mut [Contents<T>],
     arena: &[T],
     (value, buffer, row): (ValueId, BufferId, Row),
-    sample: u32,
+    state: &StepState,
 ) {
     let count = step.graph.shape(value).count();
-    let start = if row == Row::Sample { sample as usize * count } else { 0 };
+    let place = row_of(&step.graph.buffer(buffer).shape, row, count, state);
     let copied: Vec<T>;
     let source = match step.slot(value) {
         Slot::Arena { .. } => &arena[arena_range(step, value)],
         Slot::Param { index } => &params[index][..],
         Slot::Buffer { .. } => {
             // A loaded buffer that goes into another one unchanged.
-            match operand(step, params, buffers, &Vec::new(), value, sample) {
+            match operand(step, params, buffers, &Vec::new(), value, state) {
                 Operand::Real { data, .. } => copied = data.to_vec(),
                 Operand::Index { .. } => unreachable!("indices are only read"),
             }
@@ -434,7 +501,7 @@ fn store<T: Real>(
         Slot::Passing => unreachable!("this backend runs nodes one by one"),
     };
     match &mut buffers[buffer.0 as usize] {
-        Contents::Real(data) => data[start..start + count].copy_from_slice(source),
+        Contents::Real(data) => data[place].copy_from_slice(source),
         Contents::Index(_) => unreachable!("indices are only written by the host"),
     }
 }

@@ -6,7 +6,7 @@
 
 use super::eval::{attention_sizes, group_sizes};
 use super::{attention, conv, norm, product};
-use crate::ir::{Graph, Node, Op};
+use crate::ir::{Attending, Graph, Node, Op};
 
 /// What the matrix library keeps for a thread: as much as a second-level cache of a common machine.
 pub const KEPT_BYTES: usize = 1 << 20;
@@ -26,13 +26,12 @@ pub fn bytes(graph: &Graph, node: &Node, element: usize, threads: usize) -> usiz
         Op::Conv2dBwd { stride, padding, .. } => {
             conv::scratch_bwd(shape(0), shape(1), (*stride, *padding), out(), threads) * element
         }
-        Op::Attention { heads, causal } => {
-            let sizes = attention_sizes(shape(0), shape(1), *heads, *causal);
-            attention::scratch(shape(0)[0], sizes, threads) * element
-        }
-        Op::AttentionBwd { heads, causal } => {
-            let sizes = attention_sizes(shape(0), shape(1), *heads, *causal);
-            attention::scratch_bwd(shape(0)[0], sizes, threads) * element
+        Op::Attention { heads, causal } | Op::AttentionBwd { heads, causal } => {
+            let attending = Attending::inferred(&node.op, &graph.shapes(&node.inputs));
+            let sizes = attention_sizes(&attending, *heads, *causal);
+            let forward = matches!(node.op, Op::Attention { .. });
+            let scratch = if forward { attention::scratch } else { attention::scratch_bwd };
+            scratch(attending.n, sizes, threads) * element
         }
         Op::GroupNorm { groups, eps, act } | Op::GroupNormBwd { groups, eps, act } => {
             let groups = group_sizes(shape(0), *groups, *eps, *act);

@@ -18,6 +18,11 @@ pub struct Gpu {
     pub compute_capability: (i32, i32),
     /// Dynamic shared memory of a block, at most.
     pub shared_bytes: usize,
+    pub multiprocessors: u32,
+    /// Of the cache that all multiprocessors share.
+    pub l2_bytes: usize,
+    /// At most, in MHz: of the multiprocessors, and of the memory; zeros where the driver does not say.
+    pub clocks: [u32; 2],
 }
 
 /// The GPUs of this machine, or why there are none.
@@ -40,6 +45,14 @@ fn gpu(driver: &Driver, ordinal: c_int) -> Answer<Gpu> {
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
         shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+        l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
+        clocks: [
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)
+                .map_or(0, |kilohertz| kilohertz as u32 / 1000),
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)
+                .map_or(0, |kilohertz| kilohertz as u32 / 1000),
+        ],
     })
 }
 

@@ -22,7 +22,7 @@ pub type Address = u64;
 
 table! {
     /// What tells a driver from another library, whatever its age.
-    Identity of sys::culib {
+    Identity {
         driver_version: "cuDriverGetVersion"(*mut c_int),
         init: "cuInit"(c_uint),
         error_name: "cuGetErrorName"(c_int, *mut *const c_char),
@@ -37,7 +37,7 @@ table! {
 
 table! {
     /// What running takes.
-    Calls of sys::culib {
+    Calls {
         context_retain: "cuDevicePrimaryCtxRetain"(*mut sys::CUcontext, c_int),
         context_release: "cuDevicePrimaryCtxRelease_v2"(c_int),
         context_set: "cuCtxSetCurrent"(sys::CUcontext),
@@ -57,6 +57,7 @@ table! {
         event_destroy: "cuEventDestroy_v2"(sys::CUevent),
         event_record: "cuEventRecord"(sys::CUevent, sys::CUstream),
         event_wait: "cuEventSynchronize"(sys::CUevent),
+        event_elapsed: "cuEventElapsedTime"(*mut f32, sys::CUevent, sys::CUevent),
         module_load: "cuModuleLoadData"(*mut sys::CUmodule, *const c_void),
         module_unload: "cuModuleUnload"(sys::CUmodule),
         module_function: "cuModuleGetFunction"(*mut sys::CUfunction, sys::CUmodule, *const c_char),
@@ -74,7 +75,7 @@ table! {
 
 table! {
     /// What graphs that branch by themselves take; drivers before 12.4 lack some of it.
-    GraphCalls of sys::culib {
+    GraphCalls {
         create: "cuGraphCreate"(*mut sys::CUgraph, c_uint),
         destroy: "cuGraphDestroy"(sys::CUgraph),
         add_kernel: "cuGraphAddKernelNode_v2"(
@@ -157,7 +158,9 @@ impl Driver {
         };
         let unknown =
             |symbol| format!("libcuda has no {symbol}: it is no CUDA driver; reinstall NVIDIA's driver");
-        let identity = Identity::load().map_err(unknown)?;
+        // SAFETY: the library is there, as the line above has found; it stays open for the rest of the process.
+        let library = unsafe { sys::culib() };
+        let identity = Identity::load(library).map_err(unknown)?;
         let mut version = 0;
         // SAFETY: the result has a place; the function may be called before all others.
         let code = unsafe { (identity.driver_version)(&mut version) };
@@ -165,7 +168,7 @@ impl Driver {
         if version < OLDEST {
             return Err(old(&version_words(version)));
         }
-        let calls = Calls::load();
+        let calls = Calls::load(library);
         let calls = calls.map_err(|symbol| old(&format!("{} without {symbol}", version_words(version))))?;
         // SAFETY: takes no pointer, and may be called any number of times.
         let code = unsafe { (identity.init)(0) };
@@ -174,7 +177,7 @@ impl Driver {
             let started = identity.check("cuInit", code);
             started.map_err(|failure| format!("the CUDA driver does not start: {failure}"))?;
         }
-        Ok(Self { calls, identity, version, graphs: GraphCalls::load().ok(), has_devices })
+        Ok(Self { calls, identity, version, graphs: GraphCalls::load(library).ok(), has_devices })
     }
 
     /// The answer of a call.

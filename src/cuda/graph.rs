@@ -64,17 +64,18 @@ impl Graph {
         Ok(graph)
     }
 
+    /// Runs it once behind what is queued, without waiting.
+    pub(super) fn queue(&self, shared: &Shared) -> Answer<()> {
+        self.context.bind()?;
+        // SAFETY: an instantiated graph and a stream of one context. What its kernels use is held by the
+        // program whose graph it is.
+        let code = unsafe { (self.calls.launch)(self.exec, shared.stream.raw()) };
+        self.context.driver.check("cuGraphLaunch", code)
+    }
+
     /// Runs it once, and waits.
     pub(super) fn run(&self, shared: &Shared) -> Result<()> {
-        let run = || -> Answer<()> {
-            self.context.bind()?;
-            // SAFETY: an instantiated graph and a stream of one context. What its kernels use is held by the
-            // program whose graph it is.
-            let code = unsafe { (self.calls.launch)(self.exec, shared.stream.raw()) };
-            self.context.driver.check("cuGraphLaunch", code)?;
-            shared.stream.wait()
-        };
-        run().map_err(|failure: Failure| {
+        self.queue(shared).and_then(|()| shared.stream.wait()).map_err(|failure: Failure| {
             shared.error(format!(
                 "{failure}, in a step of {} launches; CUDA_LAUNCH_BLOCKING=1 runs them one by one and tells in which",
                 self.nodes
@@ -130,11 +131,13 @@ impl Builder<'_> {
                     self.condition(inner, &mut last, handle, Condition::Next { samples })?;
                 }
                 LaunchStage::If(flag, body) => {
-                    let handle = self.handle(graph)?;
                     let condition = match flag {
+                        // The host runs it, before the graph.
+                        Flag::Once(_) => continue,
                         Flag::Window => Condition::Window,
                         Flag::Sample(buffer) => Condition::Flag { flags: (self.flag)(*buffer) },
                     };
+                    let handle = self.handle(graph)?;
                     self.condition(graph, before, handle, condition)?;
                     let inner = self.conditional(graph, before, handle, CU_GRAPH_COND_TYPE_IF)?;
                     self.stages(inner, &mut None, body)?;

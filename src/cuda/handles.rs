@@ -227,9 +227,14 @@ impl Stream {
 
     /// Zeros, without waiting.
     pub fn clear(&self, memory: &Memory) -> Answer<()> {
+        self.fill(memory, 0)
+    }
+
+    /// The same byte everywhere, without waiting.
+    pub fn fill(&self, memory: &Memory, byte: u8) -> Answer<()> {
         self.context.bind()?;
         // SAFETY: all of a live piece of memory, whose free waits for this.
-        let code = unsafe { (self.driver().calls.fill_bytes)(memory.address, 0, memory.bytes, self.raw) };
+        let code = unsafe { (self.driver().calls.fill_bytes)(memory.address, byte, memory.bytes, self.raw) };
         self.driver().check("cuMemsetD8Async", code)
     }
 
@@ -264,6 +269,53 @@ impl Drop for Stream {
         let _ = self.context.bind();
         // SAFETY: created once, destroyed once; the driver finishes queued work first.
         unsafe { (self.driver().calls.stream_destroy)(self.raw) };
+    }
+}
+
+/// A moment in a stream.
+pub struct Event {
+    context: Arc<Context>,
+    raw: sys::CUevent,
+}
+
+impl Event {
+    /// One that knows its time.
+    pub fn new(context: &Arc<Context>) -> Answer<Self> {
+        context.bind()?;
+        let mut raw = ptr::null_mut();
+        // SAFETY: the result has a place. Without flags: with a time.
+        let code = unsafe { (context.driver.calls.event_create)(&mut raw, 0) };
+        context.driver.check("cuEventCreate", code)?;
+        Ok(Self { context: Arc::clone(context), raw })
+    }
+
+    /// Marks the moment at which everything that was queued before is done.
+    pub fn record(&self, stream: &Stream) -> Answer<()> {
+        self.context.bind()?;
+        // SAFETY: an event and a stream that live, of one context.
+        let code = unsafe { (self.context.driver.calls.event_record)(self.raw, stream.raw) };
+        self.context.driver.check("cuEventRecord", code)
+    }
+
+    /// Milliseconds from an earlier moment to this one, which is waited for.
+    pub fn since(&self, earlier: &Self) -> Answer<f32> {
+        self.context.bind()?;
+        let (calls, mut milliseconds) = (&self.context.driver.calls, 0.0);
+        // SAFETY: the event lives as long as `self`.
+        let code = unsafe { (calls.event_wait)(self.raw) };
+        self.context.driver.check("cuEventSynchronize", code)?;
+        // SAFETY: the result has a place; both events live and are of one context.
+        let code = unsafe { (calls.event_elapsed)(&mut milliseconds, earlier.raw, self.raw) };
+        self.context.driver.check("cuEventElapsedTime", code)?;
+        Ok(milliseconds)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        let _ = self.context.bind();
+        // SAFETY: created once, destroyed once.
+        unsafe { (self.context.driver.calls.event_destroy)(self.raw) };
     }
 }
 

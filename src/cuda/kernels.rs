@@ -1,7 +1,8 @@
 //! Kernels of one device, loaded when they are first asked for.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::cache::Cache;
 use super::driver::version_words;
@@ -16,12 +17,11 @@ const SWITCH: &str = "UNGUIDE_KERNELS";
 
 /// Whether this build or this machine has what devices of a target take; else why not.
 pub fn available() -> Result<(), String> {
-    if from_binaries() || nvrtc::is_present() {
+    if from_binaries() {
         return Ok(());
     }
-    Err("this build has no binaries of the kernels, and no NVRTC was found to compile them: install libnvrtc \
-         (pip install nvidia-cuda-nvrtc-cu12, or the CUDA toolkit) where the loader finds it, or build where NVRTC is"
-        .to_owned())
+    let wrong = |problem| format!("the kernels are to be compiled from their sources: {problem}");
+    nvrtc::library().map(drop).map_err(wrong)
 }
 
 fn from_binaries() -> bool {
@@ -44,6 +44,7 @@ struct Loaded {
     modules: HashMap<&'static str, Module>,
     /// By kernel.
     functions: HashMap<&'static str, Function>,
+    took: Duration,
 }
 
 impl Kernels {
@@ -52,9 +53,18 @@ impl Kernels {
         Self { context, device, target, shared_bytes, loaded: Mutex::default() }
     }
 
+    fn lock(&self) -> MutexGuard<'_, Loaded> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Time that loading took, compilations included.
+    pub fn took(&self) -> Duration {
+        self.lock().took
+    }
+
     /// Good for as long as `self`.
     pub fn function(&self, kernel: &'static Kernel) -> Result<Function> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = self.lock();
         if let Some(&function) = loaded.functions.get(kernel.name) {
             return Ok(function);
         }
@@ -65,10 +75,12 @@ impl Kernels {
             );
             return Err(self.error(problem));
         }
+        let start = Instant::now();
         let module = match loaded.modules.remove(kernel.file) {
             Some(module) => module,
             None => self.load(kernel)?,
         };
+        loaded.took += start.elapsed();
         let module = loaded.modules.entry(kernel.file).or_insert(module);
         let function = module.function(kernel.name, kernel.threads, kernel.shared_bytes);
         let function =

@@ -1,20 +1,24 @@
 //! The CUDA compiler as a library, for builds that had none: embedded sources become binaries at first use.
 
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::path::Path;
 use std::ptr;
+use std::sync::OnceLock;
 
 use cudarc::nvrtc::sys;
+use libloading::Library;
 
 use super::cache::Cache;
+use super::places::{builtins, candidates, explicit};
 use super::table::table;
 use crate::launch::binaries::{HEADERS, source};
 
-const ADVICE: &str = "install it (pip install nvidia-cuda-nvrtc-cu12, or the CUDA toolkit) where the loader finds \
-                      libnvrtc.so or libnvrtc.so.12, or build unguide where NVRTC is, which embeds the kernels";
+const ADVICE: &str = "install it (pip install nvidia-cuda-nvrtc-cu12, or the CUDA toolkit), or name it with \
+                      UNGUIDE_NVRTC=FILE|FOLDER, or build unguide where NVRTC is, which embeds the kernels";
 
 table! {
     /// What a compilation takes.
-    Calls of sys::culib {
+    Calls {
         version: "nvrtcVersion"(*mut c_int, *mut c_int),
         create: "nvrtcCreateProgram"(
             *mut sys::nvrtcProgram, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char,
@@ -35,10 +39,46 @@ type Size = unsafe extern "C" fn(sys::nvrtcProgram, *mut usize) -> c_int;
 // SAFETY: as above.
 type Get = unsafe extern "C" fn(sys::nvrtcProgram, *mut u8) -> c_int;
 
-/// Whether a compiler is there.
-pub fn is_present() -> bool {
-    // SAFETY: opens and closes a library of that name, whose initialisers are the compiler's own.
-    unsafe { sys::is_culib_present() }
+/// The compiler of this machine, looked for once; else what was tried. One that the user names is the only one.
+pub fn library() -> Result<&'static Library, String> {
+    static FOUND: OnceLock<Result<Library, String>> = OnceLock::new();
+    FOUND.get_or_init(find).as_ref().map_err(Clone::clone)
+}
+
+fn find() -> Result<Library, String> {
+    let (places, setting) = match explicit() {
+        Some((variable, path)) => (vec![path], Some(variable)),
+        None => (candidates(None), None),
+    };
+    let mut tried = Vec::new();
+    for place in places {
+        match open(&place) {
+            Ok(library) => {
+                tracing::debug!(place = %place.display(), "NVRTC");
+                return Ok(library);
+            }
+            Err(error) => tried.push((place.display().to_string(), error)),
+        }
+    }
+    Err(match (setting, &tried[..]) {
+        (Some(variable), [(place, error), ..]) => format!("{variable}={place} is no usable NVRTC: {error}"),
+        _ => {
+            let places: Vec<_> = tried.into_iter().map(|(place, _)| place).collect();
+            format!("no NVRTC was found (tried {}): {ADVICE}", places.join(", "))
+        }
+    })
+}
+
+/// A library by its path, or by its bare name through the loader. It stays loaded.
+fn open(place: &Path) -> Result<Library, libloading::Error> {
+    if let Some(second) = builtins(place) {
+        // SAFETY: a compiler's data library; its initialisers touch nothing of ours.
+        let loaded = unsafe { Library::new(second) };
+        // Without it some releases cannot compile, and say so themselves.
+        loaded.map(std::mem::forget).unwrap_or_default();
+    }
+    // SAFETY: the file was chosen for being NVRTC; its initialisers touch nothing of ours.
+    unsafe { Library::new(place) }
 }
 
 /// A file of kernels for one of [`crate::manifest::TARGETS`], from the cache or compiled now.
@@ -47,12 +87,9 @@ pub fn is_present() -> bool {
 /// No compiler, one that does not know the target, or its log.
 pub fn compile(file: &str, target: &str, cache: Option<&Cache>) -> Result<Vec<u8>, String> {
     let unit = source(file, target).ok_or_else(|| format!("no source of kernels/{file} is embedded"))?;
-    if !is_present() {
-        return Err(format!(
-            "this build has no kernels for {target}, and no NVRTC was found to compile them: {ADVICE}"
-        ));
-    }
-    let compiler = Compiler::open()?;
+    let wrong =
+        |problem| format!("this build has no kernels for {target}, and cannot compile them: {problem}");
+    let compiler = Compiler::open().map_err(wrong)?;
     let (major, minor) = compiler.version;
     let version = format!("NVRTC {major}.{minor}");
     let mut parts = vec![version.as_str(), target, file, unit.as_str()];
@@ -77,9 +114,9 @@ struct Compiler {
 }
 
 impl Compiler {
-    /// Only where [`is_present`].
     fn open() -> Result<Self, String> {
-        let calls = Calls::load().map_err(|symbol| format!("the NVRTC found has no {symbol}: {ADVICE}"))?;
+        let calls = Calls::load(library()?);
+        let calls = calls.map_err(|symbol| format!("the NVRTC found has no {symbol}: {ADVICE}"))?;
         let (mut major, mut minor) = (0, 0);
         // SAFETY: both results have a place.
         let code = unsafe { (calls.version)(&mut major, &mut minor) };

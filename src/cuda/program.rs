@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use bytemuck::bytes_of;
 
@@ -16,16 +17,21 @@ use super::driver::{Answer, Driver, Failure};
 use super::graph::Graph;
 use super::handles::{Context, Memory, Staging, Stream};
 use super::kernels::Kernels;
-use crate::backend::{Backend, Program, Stop, WeightSource};
+use crate::backend::{Backend, Preparation, Program, Stop, WeightSource};
 use crate::error::{Error, LaunchFailure, Result};
-use crate::ir::{BufferId, Fusion};
+use crate::ir::BufferId;
 use crate::launch::params::{self, DevicePtr};
-use crate::launch::{Addresses, Executor, LaunchProgram, LaunchStep, Storage, execute, lower};
-use crate::plan::{self, ALIGN, Fuse, StepProgram, StepState};
-use crate::tensor::DType;
+use crate::launch::{
+    Addresses, Executor, LaunchProgram, LaunchStage, LaunchStep, Storage, WeightKey, execute,
+    execute_hoisted, lower,
+};
+use crate::passes;
+use crate::plan::{self, ALIGN, Fuse, Param, StepProgram, StepState};
 
 /// Bytes that are left to the driver: binaries, graphs, and what it keeps for itself.
 const SPARE_BYTES: usize = 256 << 20;
+/// A batch is large enough when this share of its work fills the device.
+const FULL: f64 = 0.9;
 /// Set to `0`: no graphs.
 const SWITCH: &str = "UNGUIDE_CUDA_GRAPH";
 /// The driver's own: each launch ends before the next begins, and answers for itself.
@@ -33,9 +39,11 @@ const BLOCKING: &str = "CUDA_LAUNCH_BLOCKING";
 
 /// A GPU that step programs run on.
 pub struct CudaDevice {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     storage: Storage,
     limit: usize,
+    /// What was free when it was opened.
+    room: usize,
 }
 
 /// What all programs of a device use. Kernels go before the stream, and both before the context.
@@ -45,11 +53,17 @@ pub(super) struct Shared {
     pub context: Arc<Context>,
     device: String,
     target: &'static str,
-    graphs: bool,
+    pub graphs: bool,
     /// Weights that some program holds at present.
-    weights: Mutex<HashMap<(String, DType), Held>>,
+    weights: Mutex<HashMap<Key, Held>>,
     arena: Mutex<Weak<Mutex<Memory>>>,
+    multiprocessors: u32,
+    /// To be made.
+    graphs_took: Mutex<Duration>,
 }
+
+/// A weight's source, and what it is of that.
+type Key = (u64, WeightKey);
 
 /// Where a weight is.
 struct Held {
@@ -80,8 +94,11 @@ impl CudaDevice {
             graphs,
             weights: Mutex::default(),
             arena: Mutex::default(),
+            multiprocessors: gpu.multiprocessors,
+            graphs_took: Mutex::default(),
         };
-        Ok(Self { shared: Arc::new(shared), storage, limit: most_bytes.map_or(free, |most| most.min(free)) })
+        let limit = most_bytes.map_or(free, |most| most.min(free));
+        Ok(Self { shared: Arc::new(shared), storage, limit, room: free })
     }
 
     /// [`Backend::load`] with its own type.
@@ -94,7 +111,7 @@ impl CudaDevice {
             offsets.push(bytes);
             bytes += buffer.bytes().next_multiple_of(ALIGN);
         }
-        shared.check_room(&launches, bytes)?;
+        shared.check_room(&launches, bytes, source.identity())?;
         let (weights, blocks) = shared.weights(&launches, source)?;
         let memory = shared.alloc("the buffers", bytes)?;
         shared.answer(shared.stream.clear(&memory))?;
@@ -119,23 +136,66 @@ impl Backend for CudaDevice {
     }
 
     fn storage(&self) -> (plan::Storage, Fuse) {
-        (plan::Storage::of(self.storage.dtype()), Fusion::none)
+        (plan::Storage::of(self.storage.dtype()), passes::fuse)
     }
 
-    /// Copies of what kernels read in another type, and of samples' rows.
+    fn dtype(&self) -> &'static str {
+        self.storage.name()
+    }
+
+    fn wider(&self) -> Option<Box<dyn Backend>> {
+        let Self { limit, room, .. } = *self;
+        let wider = || Self { shared: Arc::clone(&self.shared), storage: Storage::Bf16, limit, room };
+        (self.storage == Storage::F16).then(|| Box::new(wider()) as Box<dyn Backend>)
+    }
+
+    /// Copies and workspaces that find no room in the plan's arena.
     fn scratch_bytes(&self, program: &StepProgram) -> usize {
         // A program that cannot be lowered is refused when it is loaded.
         let lowered = lower(program, self.storage, self.shared.target);
         lowered.map_or(0, |lowered| lowered.arena_bytes - program.arena_bytes)
     }
 
+    fn weights(&self, program: &StepProgram) -> Vec<(String, usize)> {
+        lower(program, self.storage, self.shared.target)
+            .map_or_else(|_| program.weights(), |lowered| lowered.weight_names())
+    }
+
     fn limit(&self) -> Option<usize> {
         Some(self.limit)
+    }
+
+    fn room(&self) -> Option<usize> {
+        Some(self.room)
+    }
+
+    fn is_filled_by(&self, program: &StepProgram) -> bool {
+        let lowered = lower(program, self.storage, self.shared.target);
+        lowered.map_or(true, |lowered| full_share(&lowered, self.shared.multiprocessors) >= FULL)
+    }
+
+    fn preparation(&self) -> Preparation {
+        Preparation { modules: self.shared.kernels.took(), graphs: *lock(&self.shared.graphs_took) }
     }
 
     fn load(&self, step: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>> {
         Ok(Box::new(self.load_program(step, weights)?))
     }
+}
+
+/// The share of a step's work whose launches have a block for every multiprocessor. What runs once a sample is the
+/// same for every batch and left out.
+fn full_share(program: &LaunchProgram, multiprocessors: u32) -> f64 {
+    let (mut full, mut all) = (0, 0);
+    for stage in &program.body {
+        let LaunchStage::Run(run) = stage else { continue };
+        for LaunchStep { launch, cost, .. } in run {
+            let blocks: u64 = launch.grid.iter().map(|&n| u64::from(n)).product();
+            all += cost.flops;
+            full += if blocks >= u64::from(multiprocessors) { cost.flops } else { 0 };
+        }
+    }
+    if all == 0 { 1.0 } else { full as f64 / all as f64 }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -152,7 +212,7 @@ impl Shared {
         answer.map_err(|failure| self.error(failure.to_string()))
     }
 
-    fn alloc(&self, what: &str, bytes: usize) -> Result<Memory> {
+    pub fn alloc(&self, what: &str, bytes: usize) -> Result<Memory> {
         Memory::new(&self.context, bytes).map_err(|failure| match failure.is_out_of_memory() {
             true => self.no_room(what, bytes, self.context.free_bytes().unwrap_or(0)),
             false => self.error(failure.to_string()),
@@ -171,11 +231,10 @@ impl Shared {
     }
 
     /// Asks for all room before the first weight is read.
-    fn check_room(&self, launches: &LaunchProgram, buffers: usize) -> Result<()> {
+    fn check_room(&self, launches: &LaunchProgram, buffers: usize, source: u64) -> Result<()> {
         let held = lock(&self.weights);
         let missing = launches.weights.iter().filter(|weight| {
-            let key = (weight.param.name.clone(), weight.dtype);
-            held.get(&key).is_none_or(|held| held.block.strong_count() == 0)
+            held.get(&(source, weight.key())).is_none_or(|held| held.block.strong_count() == 0)
         });
         let weights: usize = missing.map(|weight| weight.bytes.next_multiple_of(ALIGN)).sum();
         let arena = lock(&self.arena).upgrade().map_or(0, |arena| lock(&arena).bytes());
@@ -195,7 +254,8 @@ impl Shared {
         launches: &LaunchProgram,
         source: &dyn WeightSource,
     ) -> Result<(Vec<DevicePtr>, Vec<Arc<Memory>>)> {
-        let key = |i: usize| (launches.weights[i].param.name.clone(), launches.weights[i].dtype);
+        let from = source.identity();
+        let key = |i: usize| (from, launches.weights[i].key());
         let mut held = lock(&self.weights);
         held.retain(|_, held| held.block.strong_count() > 0);
         let mut places = vec![DevicePtr::NONE; launches.weights.len()];
@@ -220,8 +280,9 @@ impl Shared {
         let mut staging = self.answer(Staging::new(&self.stream))?;
         for i in launches.largest_weights_first() {
             let (weight, Some(offset)) = (&launches.weights[i], offsets[i]) else { continue };
-            let stored = source.load(&weight.param.name, &weight.param.stored_shape())?;
-            weight.pack(&stored, &mut |at, piece| self.answer(staging.send(&block, offset + at, piece)))?;
+            let read = |part: &Param| source.load(&part.name, &part.stored_shape());
+            let mut send = |at, piece: &[u8]| self.answer(staging.send(&block, offset + at, piece));
+            weight.pack_parts(&read, &mut send)?;
             places[i] = DevicePtr(block.address() + offset as u64);
         }
         self.answer(staging.finish())?;
@@ -311,7 +372,11 @@ impl CudaProgram {
         let flag = |id: BufferId| DevicePtr(self.memory.address() + offsets[id.0 as usize] as u64);
         let ready = self.ready.as_mut().expect("set above");
         if let (Replay::Ran, true) = (&ready.replay, self.shared.graphs) {
-            ready.replay = match Graph::new(&self.shared, &ready.launches, state, &flag) {
+            let (start, loaded) = (Instant::now(), self.shared.kernels.took());
+            let graph = Graph::new(&self.shared, &ready.launches, state, &flag);
+            let modules = self.shared.kernels.took() - loaded;
+            *lock(&self.shared.graphs_took) += start.elapsed().saturating_sub(modules);
+            ready.replay = match graph {
                 Ok(graph) => Replay::Graph(graph),
                 Err(error) => {
                     tracing::warn!("no graph, launches one by one: {error}");
@@ -325,14 +390,25 @@ impl CudaProgram {
     fn run_one_by_one(&self, launches: &LaunchProgram, state: &StepState, stop: &Stop) -> Result<()> {
         let Self { memory, offsets, shared, .. } = self;
         let mut eager = Eager { shared, memory, offsets, stop, last: None };
-        execute(&launches.body, state.window, &mut eager)?;
+        execute(&launches.body, state, &mut eager)?;
         eager.wait()
+    }
+
+    /// What is not in the graph: it would stand there for every step and run at the first one only.
+    fn run_hoisted(&self, launches: &LaunchProgram, state: &StepState, stop: &Stop) -> Result<()> {
+        let Self { memory, offsets, shared, .. } = self;
+        let mut eager = Eager { shared, memory, offsets, stop, last: None };
+        execute_hoisted(&launches.body, state, &mut eager)
     }
 }
 
 impl Program for CudaProgram {
     fn step(&self) -> &StepProgram {
         &self.step
+    }
+
+    fn is_near(&self) -> bool {
+        false
     }
 
     fn write(&mut self, buffer: &str, data: &[f32]) -> Result<()> {
@@ -356,6 +432,7 @@ impl Program for CudaProgram {
 
     fn run(&mut self, state: &StepState, stop: &Stop) -> Result<()> {
         stop.check()?;
+        self.step.check(state)?;
         let arena = Arc::clone(&self.arena);
         // Held while it is in use.
         let arena = lock(&arena);
@@ -365,7 +442,9 @@ impl Program for CudaProgram {
         shared.answer(shared.stream.write(&self.memory, 0, bytes_of(&bytes)))?;
         let mut ready = self.ready.take().expect("settled");
         let ran = match &ready.replay {
-            Replay::Graph(graph) => graph.run(&shared),
+            Replay::Graph(graph) => {
+                self.run_hoisted(&ready.launches, state, stop).and_then(|()| graph.run(&shared))
+            }
             _ => self.run_one_by_one(&ready.launches, state, stop),
         };
         if let Replay::Not = ready.replay {

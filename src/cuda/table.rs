@@ -5,7 +5,7 @@
 macro_rules! table {
     (
         $(#[$doc:meta])*
-        $name:ident of $library:path {
+        $name:ident {
             $($field:ident: $symbol:literal($($argument:ty),* $(,)?),)*
         }
     ) => {
@@ -14,10 +14,7 @@ macro_rules! table {
         pub struct $name { $(pub $field: unsafe extern "C" fn($($argument),*) -> std::ffi::c_int,)* }
 
         impl $name {
-            /// Only once the library is known to be there.
-            fn load() -> Result<Self, &'static str> {
-                // SAFETY: opens the library, which stays open for the rest of the process.
-                let library = unsafe { $library() };
+            fn load(library: &'static libloading::Library) -> Result<Self, &'static str> {
                 Ok(Self {
                     $($field: {
                         // SAFETY: the library's own name and signature of that function, by its public header.

@@ -72,13 +72,13 @@ impl Builder {
 
     pub fn load(&mut self, buffer: BufferId, row: Row) -> Result<ValueId> {
         let Buffer { name, shape, dtype } = self.graph.buffer(buffer).clone();
-        let shape = if row == Row::Sample { shape.with_first(1) } else { shape };
+        let shape = row.shape(&shape);
         Ok(self.node(name, Op::Load { buffer, row }, vec![], vec![(shape, dtype)])[0])
     }
 
     pub fn store(&mut self, value: ValueId, buffer: BufferId, row: Row) -> Result<()> {
         let Buffer { name, shape, .. } = self.graph.buffer(buffer).clone();
-        let shape = if row == Row::Sample { shape.with_first(1) } else { shape };
+        let shape = row.shape(&shape);
         if *self.shape(value) != shape {
             let problem = format!("expected {shape}, found {}", self.shape(value));
             return Err(Error::Shape { node: name, op: "store", problem });
@@ -89,8 +89,18 @@ impl Builder {
 
     /// The weight `name` below the current path; `shape` is the one that the graph sees.
     pub fn param(&mut self, name: &str, shape: impl Into<Shape>, layout: Layout) -> Result<ValueId> {
+        self.stacked_param(name, &[name], shape.into(), layout)
+    }
+
+    /// The weights `parts` below the current path as one, which goes by `name`: see [`Op::Param`].
+    pub fn stacked_param(
+        &mut self,
+        name: &str,
+        parts: &[&str],
+        shape: Shape,
+        layout: Layout,
+    ) -> Result<ValueId> {
         let name = self.full_name(name);
-        let shape = shape.into();
         if let Some(&value) = self.params.get(&name) {
             if *self.shape(value) == shape {
                 return Ok(value);
@@ -99,7 +109,8 @@ impl Builder {
             return Err(Error::Shape { node: name, op: "param", problem });
         }
         // Weights stand before every body, so that a value made inside a loop may serve outside it too.
-        let op = Op::Param { name: name.clone(), layout };
+        let parts = parts.iter().map(|part| self.full_name(part)).collect();
+        let op = Op::Param { name: name.clone(), parts, layout };
         let value = self.detached(name.clone(), op, vec![], vec![(shape, DType::F32)]).1[0];
         self.params.insert(name, value);
         Ok(value)
@@ -144,6 +155,28 @@ impl Builder {
         self.push(name, Op::Linear, &inputs)
     }
 
+    /// The linear layers `parts`, of `out` channels each, as one layer `name`: their results lie side by side.
+    pub fn linear_side_by_side(
+        &mut self,
+        name: &str,
+        parts: &[&str],
+        x: ValueId,
+        out: usize,
+        bias: bool,
+    ) -> Result<ValueId> {
+        let (rows, features) = (parts.len() * out, self.shape(x).last());
+        let mut stacked = |kind: &str, shape: Shape| {
+            let parts: Vec<String> = parts.iter().map(|part| format!("{part}.{kind}")).collect();
+            let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+            self.stacked_param(&format!("{name}.{kind}"), &parts, shape, Layout::Plain)
+        };
+        let mut inputs = vec![x, stacked("weight", [rows, features].into())?];
+        if bias {
+            inputs.push(stacked("bias", [rows].into())?);
+        }
+        self.push(name, Op::Linear, &inputs)
+    }
+
     /// A convolution with the weights `name.weight` (stored `[out, in, size, size]`) and `name.bias`.
     pub fn conv2d(
         &mut self,
@@ -179,15 +212,15 @@ impl Builder {
         self.push(name, Op::LayerNorm { eps }, &[x, gamma, beta])
     }
 
-    /// softmax(q k^T / sqrt(d)) v, a head at a time.
+    /// softmax(q k^T / sqrt(d)) v, a head at a time, of `[q, k, v]`, `[q, kv]` or `[qkv]`.
     pub fn attention(
         &mut self,
         name: &str,
-        [q, k, v]: [ValueId; 3],
+        operands: &[ValueId],
         heads: usize,
         causal: bool,
     ) -> Result<ValueId> {
-        self.push(name, Op::Attention { heads, causal }, &[q, k, v])
+        self.push(name, Op::Attention { heads, causal }, operands)
     }
 
     pub fn add(&mut self, name: &str, a: ValueId, b: ValueId) -> Result<ValueId> {

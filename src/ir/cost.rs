@@ -1,5 +1,6 @@
 //! Work counts of a graph: floating-point operations and bytes, per node.
 
+use super::attending::Attending;
 use super::graph::{Graph, Node};
 use super::op::Op;
 
@@ -25,10 +26,16 @@ impl Cost {
             Op::Linear | Op::LinearBwd => 2 * input(0).rows() as u64 * input(1).count() as u64,
             Op::Conv2d { .. } => 2 * graph.shape(node.outputs[0]).rows() as u64 * input(1).count() as u64,
             Op::Conv2dBwd { .. } => 2 * input(0).rows() as u64 * input(1).count() as u64,
-            Op::Attention { .. } => 4 * input(0).count() as u64 * input(1)[1] as u64,
-            Op::AttentionBwd { .. } => 10 * input(0).count() as u64 * input(1)[1] as u64,
+            Op::Attention { .. } => 4 * scores_by_channels(graph, node),
+            Op::AttentionBwd { .. } => 10 * scores_by_channels(graph, node),
             _ => 0,
         };
         Self { flops, bytes: (count(&node.inputs) + count(&node.outputs)) * element_bytes as u64 }
     }
+}
+
+/// Multiply-adds of one of the products of an attention, over all heads.
+fn scores_by_channels(graph: &Graph, node: &Node) -> u64 {
+    let Attending { n, t, u, c, .. } = Attending::inferred(&node.op, &graph.shapes(&node.inputs));
+    (n * t * c) as u64 * u as u64
 }

@@ -41,10 +41,50 @@ pub struct Buffer {
 /// What an [`Item::If`] asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Flag {
+    /// `StepState::fresh`: a body that was hoisted out of the step. It stands in the outermost body.
+    Once(Once),
     /// `StepState::window`: the step lies inside the guided window.
     Window,
     /// Entry `StepState::sample` of the buffer is not zero.
     Sample(BufferId),
+}
+
+/// What has to change before the results of a hoisted body do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Once {
+    Prompt,
+    Schedule,
+}
+
+impl Once {
+    /// The parts of a graph in running order, the step last.
+    pub const PARTS: [Option<Self>; 3] = [Some(Self::Schedule), Some(Self::Prompt), None];
+
+    /// The word for a part in listings.
+    pub const fn part(part: Option<Self>) -> &'static str {
+        match part {
+            Some(once) => once.name(),
+            None => "step",
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Prompt => "prompt",
+            Self::Schedule => "schedule",
+        }
+    }
+}
+
+impl Flag {
+    /// The heading of a body in listings; `buffer` knows the names of buffers.
+    pub fn heading<'a>(self, buffer: impl Fn(BufferId) -> &'a str) -> String {
+        match self {
+            Self::Once(once) => format!("once a {}", once.name()),
+            Self::Window => "if window".to_owned(),
+            Self::Sample(id) => format!("if {}[sample]", buffer(id)),
+        }
+    }
 }
 
 /// A piece of the body, in running order.
@@ -54,6 +94,15 @@ pub enum Item {
     /// Runs once for every sample of the batch; values inside belong to one sample.
     ForEachSample(Vec<Item>),
     If(Flag, Vec<Item>),
+}
+
+fn walk(items: &[Item], order: &mut Vec<NodeId>) {
+    for item in items {
+        match item {
+            Item::Node(id) => order.push(*id),
+            Item::ForEachSample(body) | Item::If(_, body) => walk(body, order),
+        }
+    }
 }
 
 /// A computation: see the module's documentation.
@@ -104,16 +153,20 @@ impl Graph {
 
     /// Nodes of the body in running order, as if every loop ran once and every flag were set.
     pub fn order(&self) -> Vec<NodeId> {
-        fn walk(items: &[Item], order: &mut Vec<NodeId>) {
-            for item in items {
-                match item {
-                    Item::Node(id) => order.push(*id),
-                    Item::ForEachSample(body) | Item::If(_, body) => walk(body, order),
-                }
-            }
-        }
         let mut order = Vec::with_capacity(self.nodes.len());
         walk(&self.body, &mut order);
+        order
+    }
+
+    /// The same of a part of the body: of the step itself, or of what was hoisted out of it.
+    pub fn order_of(&self, hoisted: Option<Once>) -> Vec<NodeId> {
+        let mut order = Vec::new();
+        for item in &self.body {
+            let part = if let Item::If(Flag::Once(once), _) = item { Some(*once) } else { None };
+            if part == hoisted {
+                walk(std::slice::from_ref(item), &mut order);
+            }
+        }
         order
     }
 }

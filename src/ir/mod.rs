@@ -5,6 +5,7 @@
 //! graphs through [`Builder`]; differentiation and passes turn graphs into graphs; the planner gives
 //! every value a place. The set of operations is closed: see [`Op`].
 
+mod attending;
 mod builder;
 mod cost;
 mod fusion;
@@ -14,9 +15,11 @@ mod print;
 mod shapes;
 mod verify;
 
+pub use attending::Attending;
 pub use builder::Builder;
 pub use cost::Cost;
 pub use fusion::{Fusion, Group};
-pub use graph::{Buffer, BufferId, Flag, Graph, Item, Node, NodeId, Value, ValueId};
+pub use graph::{Buffer, BufferId, Flag, Graph, Item, Node, NodeId, Once, Value, ValueId};
 pub use op::{Activation, Layout, Op, Padding, Reduce, Row};
+pub use shapes::infer;
 pub use verify::verify;

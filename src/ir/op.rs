@@ -4,6 +4,8 @@
 //! layers `[out, in]`. Every operation treats the images of a batch separately, so that image `i` has
 //! the same bits whatever the batch. Weights are frozen: the `*Bwd` operations are data gradients.
 
+use crate::tensor::Shape;
+
 /// Point-wise functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
@@ -49,6 +51,23 @@ pub enum Row {
     All,
     /// Row `StepState::sample`, inside a for-each-sample body.
     Sample,
+    /// Elements `start .. start + len` of row `StepState::step`, seen as `[1, len]`. Only loaded: rows of
+    /// steps are written all at once.
+    Step {
+        start: usize,
+        len: usize,
+    },
+}
+
+impl Row {
+    /// The shape of what is touched of a buffer.
+    pub fn shape(self, buffer: &Shape) -> Shape {
+        match self {
+            Self::All => buffer.clone(),
+            Self::Sample => buffer.with_first(1),
+            Self::Step { len, .. } => [1, len].into(),
+        }
+    }
 }
 
 /// How the scores of the selected concepts become one density p_h.
@@ -66,8 +85,10 @@ pub enum Reduce {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
     // -- sources and sinks ---------------------------------------------------------------------
-    /// A frozen weight, by its checkpoint path.
-    Param { name: String, layout: Layout },
+    /// A frozen weight. `parts` are the tensors of the checkpoint that it is made of, by their paths: the rows of
+    /// one (its outermost extent) below those of the one before, equally many of each. Of a single part, `name` is
+    /// that part's.
+    Param { name: String, parts: Vec<String>, layout: Layout },
     /// A named buffer that outlives the step. Costs nothing: the value *is* the buffer (or its row).
     Load { buffer: super::BufferId, row: Row },
     /// Writes a named buffer. `(x)`, no output.
@@ -122,9 +143,10 @@ pub enum Op {
     /// Its data gradient. `(dy [n, h', w', o], w [o, r, s, c]) -> [n, h, w, c]`
     Conv2dBwd { stride: usize, padding: Padding, height: usize, width: usize },
     /// softmax(q k^T / sqrt(d)) v for each head of width d = channels / heads, and the log-sum-exp of
-    /// every row. Causal: query i sees keys 0 ..= i. `(q [n, t, c], k [n, u, c], v [n, u, c]) -> [n, t, c], [n, heads, t]`
+    /// every row. Causal: query i sees keys 0 ..= i. Operands may lie side by side, see [`super::Attending`].
+    /// `(q [n, t, c], k [n, u, c], v [n, u, c])` or `(q, kv [n, u, 2 c])` or `(qkv [n, t, 3 c]) -> [n, t, c], [n, heads, t]`
     Attention { heads: usize, causal: bool },
-    /// `(q, k, v, o, lse, do) -> dq, dk, dv`
+    /// `(o, lse, do, q, k, v) -> dq, dk, dv`, or `(.., q, kv) -> dq, dkv`, or `(.., qkv) -> dqkv`
     AttentionBwd { heads: usize, causal: bool },
 
     // -- normalisation -------------------------------------------------------------------------
@@ -154,8 +176,9 @@ pub enum Op {
     EmbedText,
     /// Class token first, then the patches, plus positions. `(x [n, t, d], class [d], position [t + 1, d]) -> [n, t + 1, d]`
     EmbedPatches,
-    /// Sinusoidal embedding of `StepState::timestep`: angles t exp(-ln(10000) i / (half - shift)),
-    /// [sin, cos] halves, or [cos, sin] if `flip`. `() -> [1, channels]`
+    /// Sinusoidal embedding of timesteps, of `StepState::timestep` where none are given: angles
+    /// t exp(-ln(10000) i / (half - shift)), [sin, cos] halves, or [cos, sin] if `flip`.
+    /// `(t? [n]) -> [n or 1, channels]`
     TimestepEmbedding { channels: usize, flip: bool, shift: f32 },
     /// x / |x| of every row. `(x [n, d])`
     Normalise,
@@ -242,6 +265,21 @@ impl Op {
             Self::GuideEps { .. } => "guide_eps",
             Self::FrozenPullback => "frozen_pullback",
         }
+    }
+
+    /// Whether the result depends on the state of the step beside the operands.
+    pub const fn reads_state(&self) -> bool {
+        matches!(
+            self,
+            Self::TimestepEmbedding { .. }
+                | Self::CfgX0
+                | Self::CfgX0Bwd { .. }
+                | Self::SldX0
+                | Self::ClipCosine { .. }
+                | Self::DdimUnguide { .. }
+                | Self::GuideEps { .. }
+                | Self::FrozenPullback
+        )
     }
 
     /// Sources and views take no time and own no bytes of the arena.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::graph::{Flag, Graph, Item, Node};
+use super::graph::{Graph, Item, Node};
 use super::op::Op;
 
 impl fmt::Display for Graph {
@@ -26,12 +26,8 @@ fn body(graph: &Graph, items: &[Item], depth: usize, f: &mut fmt::Formatter<'_>)
                 writeln!(f, "{indent}for each sample")?;
                 body(graph, inner, depth + 1, f)?;
             }
-            Item::If(Flag::Window, inner) => {
-                writeln!(f, "{indent}if window")?;
-                body(graph, inner, depth + 1, f)?;
-            }
-            Item::If(Flag::Sample(buffer), inner) => {
-                writeln!(f, "{indent}if {}[sample]", graph.buffer(*buffer).name)?;
+            Item::If(flag, inner) => {
+                writeln!(f, "{indent}{}", flag.heading(|id| &graph.buffer(id).name))?;
                 body(graph, inner, depth + 1, f)?;
             }
         }

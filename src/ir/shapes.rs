@@ -1,5 +1,6 @@
 //! Shape inference: what every operation returns for given operands, or why it cannot.
 
+use super::attending::Attending;
 use super::op::{Op, Padding};
 use crate::tensor::Shape;
 
@@ -109,21 +110,15 @@ pub fn infer(op: &Op, inputs: &[&Shape]) -> Shapes {
             one([n, *height, *width, c].into())
         }
         Op::Attention { heads, .. } => {
-            let [n, t, c] = extents(inputs[0])?;
-            let [_, u, _] = extents(inputs[1])?;
-            divides(*heads, c, "heads", "channels")?;
-            expect(inputs[1], &[n, u, c].into())?;
-            expect(inputs[2], &[n, u, c].into())?;
-            Ok(vec![inputs[0].clone(), [n, *heads, t].into()])
+            let Attending { n, t, c, .. } = Attending::of(op, inputs)?;
+            Ok(vec![[n, t, c].into(), [n, *heads, t].into()])
         }
         Op::AttentionBwd { heads, .. } => {
-            let [n, t, c] = extents(inputs[0])?;
-            divides(*heads, c, "heads", "channels")?;
-            expect(inputs[2], inputs[1])?;
-            expect(inputs[3], inputs[0])?;
-            expect(inputs[4], &[n, *heads, t].into())?;
-            expect(inputs[5], inputs[0])?;
-            Ok(inputs[..3].iter().map(|&s| s.clone()).collect())
+            let Attending { n, t, c, first, .. } = Attending::of(op, inputs)?;
+            expect(inputs[0], &[n, t, c].into())?;
+            expect(inputs[1], &[n, *heads, t].into())?;
+            expect(inputs[2], inputs[0])?;
+            Ok(inputs[first..].iter().map(|&s| s.clone()).collect())
         }
         Op::GroupNorm { groups, .. } | Op::GroupNormBwd { groups, .. } => {
             let c = inputs[0].last();
@@ -178,7 +173,8 @@ pub fn infer(op: &Op, inputs: &[&Shape]) -> Shapes {
         }
         Op::TimestepEmbedding { channels, .. } => {
             divides(2, *channels, "halves", "channels")?;
-            one([1, *channels].into())
+            let [rows] = x.map_or(Ok([1]), extents)?;
+            one([rows, *channels].into())
         }
         Op::CfgX0 => {
             let rows = inputs[1].with_first(first(inputs[0])?);
@@ -243,7 +239,8 @@ pub fn conv_out(
 /// Fewest and most operands.
 fn arity(op: &Op) -> (usize, usize) {
     match op {
-        Op::Param { .. } | Op::Load { .. } | Op::TimestepEmbedding { .. } => (0, 0),
+        Op::Param { .. } | Op::Load { .. } => (0, 0),
+        Op::TimestepEmbedding { .. } => (0, 1),
         Op::Store { .. }
         | Op::Reshape
         | Op::SliceChannels { .. }
@@ -274,8 +271,8 @@ fn arity(op: &Op) -> (usize, usize) {
         | Op::CfgX0
         | Op::ClipCosine { .. } => (2, 2),
         Op::Linear | Op::Conv2d { .. } => (2, 3),
-        Op::Attention { .. }
-        | Op::GroupNorm { .. }
+        Op::Attention { .. } => (1, 3),
+        Op::GroupNorm { .. }
         | Op::LayerNorm { .. }
         | Op::LayerNormBwd { .. }
         | Op::EmbedText
@@ -284,7 +281,7 @@ fn arity(op: &Op) -> (usize, usize) {
         Op::GroupNormBwd { .. } => (4, 4),
         Op::DdimUnguide { .. } => (3, 5),
         Op::GuideEps { .. } => (5, 5),
-        Op::AttentionBwd { .. } => (6, 6),
+        Op::AttentionBwd { .. } => (4, 6),
     }
 }
 

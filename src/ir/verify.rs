@@ -11,7 +11,9 @@ use crate::error::{Error, Result};
 /// - every operand is made before it is read, and inside a body only if that body always runs first,
 /// - shapes agree with what the operation returns for its operands,
 /// - a loaded value is not read after its buffer was stored (it would see the new contents),
-/// - rows of single samples are touched inside a for-each-sample body only.
+/// - rows of single samples are touched inside a for-each-sample body only,
+/// - rows of single steps are loaded only, and no more of them than there is,
+/// - what was hoisted stands in the outermost body.
 pub fn verify(graph: &Graph) -> Result<()> {
     let params = graph.nodes.iter().filter(|node| matches!(node.op, Op::Param { .. }));
     let mut checker = Checker {
@@ -19,6 +21,7 @@ pub fn verify(graph: &Graph) -> Result<()> {
         made: params.flat_map(|node| node.outputs.iter().copied()).collect(),
         stale: HashSet::new(),
         in_loop: false,
+        depth: 0,
     };
     checker.body(&graph.body)
 }
@@ -30,6 +33,8 @@ struct Checker<'g> {
     /// Buffers that were stored since the beginning.
     stale: HashSet<BufferId>,
     in_loop: bool,
+    /// Bodies around the one that is looked at.
+    depth: usize,
 }
 
 impl Checker<'_> {
@@ -46,6 +51,9 @@ impl Checker<'_> {
                     self.in_loop = false;
                 }
                 Item::If(flag, body) => {
+                    if matches!(flag, Flag::Once(_)) && self.depth > 0 {
+                        return Err(Error::Bug("a hoisted body inside of another one".into()));
+                    }
                     if matches!(flag, Flag::Sample(_)) && !self.in_loop {
                         return Err(Error::Bug("a sample's flag outside of a for-each-sample body".into()));
                     }
@@ -59,7 +67,9 @@ impl Checker<'_> {
     /// What is made inside cannot be read outside: the body may not have run.
     fn inner(&mut self, body: &[Item]) -> Result<()> {
         let outer = self.made.clone();
+        self.depth += 1;
         self.body(body)?;
+        self.depth -= 1;
         self.made = outer;
         Ok(())
     }
@@ -81,6 +91,12 @@ impl Checker<'_> {
             Op::Load { buffer, row } | Op::Store { buffer, row } => {
                 if row == Row::Sample && !self.in_loop {
                     return Err(wrong("touches a sample's row outside of a for-each-sample body".into()));
+                }
+                let shape = &self.graph.buffer(buffer).shape;
+                if let Row::Step { start, len } = row
+                    && (matches!(node.op, Op::Store { .. }) || start + len > shape[1..].iter().product())
+                {
+                    return Err(wrong(format!("touches {start}..+{len} of a step's row of {shape}")));
                 }
                 if matches!(node.op, Op::Store { .. }) {
                     self.stale.insert(buffer);

@@ -542,7 +542,7 @@ impl Make {
     }
 }
 
-fn elements(at: DevicePtr, count: usize, bytes: usize) -> DevicePtr {
+pub(super) fn elements(at: DevicePtr, count: usize, bytes: usize) -> DevicePtr {
     DevicePtr(at.0 + (count * bytes) as u64)
 }
 

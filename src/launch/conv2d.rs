@@ -5,7 +5,7 @@
 
 use super::gemm::join_launch;
 use super::params::{self as p, DevicePtr, Epilogue};
-use super::tune::conv2d::{Form, Problem, Tile};
+use super::tune::conv2d::{FEW, Form, GATHERED, NARROW, Problem, Tile};
 use super::tune::gemm::JOIN;
 use super::tune::hopper::SLAB;
 use super::{Launch, Storage, hopper};
@@ -112,7 +112,16 @@ impl Conv2d {
     pub fn form(&self, target: &str) -> Form {
         let Geometry { out, channels, taps, kinds, .. } = self.geometry();
         if channels.iter().any(|c| !c.is_multiple_of(8)) {
-            return Form::General { why: "the channels are no whole vectors of 8" };
+            return if self.filter[0] < FEW {
+                Form::General { why: "a few channels are made of few" }
+            } else if self.enlarged.is_some() || channels[1] > 0 {
+                Form::General { why: "channels in no whole vectors of 8 come from one image, as it is" }
+            } else {
+                Form::Gathered
+            };
+        }
+        if self.filter[0] <= FEW && self.is_narrow() && !self.stats {
+            return Form::Narrow;
         }
         if let Some(form) = hopper::form(self, target) {
             return form;
@@ -131,8 +140,17 @@ impl Conv2d {
     pub fn bwd_form(&self, source: usize, target: &str) -> Form {
         let Geometry { taps, stride, kinds, up, channels, .. } = self.geometry();
         let o = self.filter[0];
-        if !o.is_multiple_of(8) || channels.iter().any(|c| !c.is_multiple_of(8)) {
-            return Form::General { why: "the channels are no whole vectors of 8" };
+        if o.is_multiple_of(8) && channels[0] <= FEW && self.is_narrow() {
+            return Form::Narrow;
+        }
+        let whole = [o.is_multiple_of(8), channels.iter().all(|c| c.is_multiple_of(8))];
+        if whole != [true, true] {
+            let patches = whole[0] && self.is_patches() && channels[0] >= FEW;
+            return if patches || (whole[1] && self.stride == 1 && !up) {
+                Form::Gathered
+            } else {
+                Form::General { why: "the channels are no whole vectors of 8" }
+            };
         }
         if let Some(form) = hopper::bwd_form(self, source, target) {
             return form;
@@ -153,6 +171,71 @@ impl Conv2d {
         Form::Tiled(problem.tile(target))
     }
 
+    /// Elements of the filter as it is packed.
+    pub fn filter_elements(&self) -> usize {
+        let Geometry { channels, taps, kinds, .. } = self.geometry();
+        [kinds, taps].concat().iter().product::<usize>() * self.filter[0] * channels.iter().sum::<usize>()
+    }
+
+    /// What the tiles of the forward kernel multiply.
+    pub fn executed_flops(&self, form: Form) -> u64 {
+        let Geometry { out, channels, taps, kinds, .. } = self.geometry();
+        let side = |i: usize| {
+            let size = |kind: usize| match (kinds[i], kind) {
+                (1, _) => out[i],
+                (_, 2) => 1,
+                (all, _) => (out[i] + 1 - kind) / 2 - usize::from(kind == 0 && all == 3),
+            };
+            (0..kinds[i]).map(|kind| (size(kind), taps[i])).collect()
+        };
+        self.executed(form, [side(0), side(1)], self.filter[0], channels.iter().sum())
+    }
+
+    /// What the tiles of the data gradient multiply, for that source's share.
+    pub fn bwd_executed_flops(&self, source: usize, form: Form) -> u64 {
+        let Geometry { taps, stride, kinds, up, channels, seen, before, .. } = self.geometry();
+        let side = |i: usize| match (kinds[i] > 1, up) {
+            (true, _) => vec![(self.size[i], 2 * kinds[i])],
+            (false, true) => vec![(self.size[i], 2 * taps[i])],
+            (false, false) => {
+                let (stride, before) = (stride[i], before[i]);
+                let class = |kind: usize| {
+                    let first = (kind + stride - before % stride) % stride;
+                    (
+                        (seen[i].saturating_sub(first)).div_ceil(stride),
+                        taps[i].saturating_sub(kind).div_ceil(stride),
+                    )
+                };
+                (0..stride).map(class).collect()
+            }
+        };
+        self.executed(form, [side(0), side(1)], channels[source], self.filter[0])
+    }
+
+    /// Over classes of lines and of columns: how many there are, and their taps.
+    fn executed(&self, form: Form, sides: [Vec<(usize, usize)>; 2], columns: usize, depth: usize) -> u64 {
+        let [lines, across] = &sides;
+        let classes = lines.iter().flat_map(|y| across.iter().map(move |x| (y.0 * x.0, y.1 * x.1)));
+        let products = classes.map(|(pixels, taps)| match form {
+            Form::General { .. } => pixels * columns * taps * depth,
+            Form::Narrow => pixels * FEW * taps * depth,
+            Form::Hopper(on) => {
+                let [pixels, columns] = [pixels.next_multiple_of(on.tile.m()), columns.next_multiple_of(on.tile.n)];
+                pixels * columns * taps * depth.next_multiple_of(super::tune::hopper::STEP)
+            }
+            Form::Gathered => {
+                let [pixels, columns] =
+                    [pixels.next_multiple_of(GATHERED.m), columns.next_multiple_of(GATHERED.n)];
+                pixels * columns * (taps * depth).next_multiple_of(DEPTH)
+            }
+            Form::Tiled(Tile { m, n, .. }) => {
+                let [pixels, columns] = [pixels.next_multiple_of(m), columns.next_multiple_of(n)];
+                pixels * columns * taps * depth.next_multiple_of(DEPTH)
+            }
+        });
+        2 * (self.images * products.sum::<usize>()) as u64
+    }
+
     /// Bytes of [`Operands::workspace`].
     pub fn workspace_bytes(&self, form: Form) -> usize {
         form.splits() * self.out().iter().product::<usize>() * self.images * self.filter[0] * 4
@@ -167,8 +250,6 @@ impl Conv2d {
     pub fn statistics_tile(&self, form: Form) -> Option<usize> {
         let Geometry { out, kinds, .. } = self.geometry();
         let (m, splits) = match form {
-            Form::General { .. } => return None,
-            Form::Tiled(Tile { m, splits, .. }) => (m, splits),
             Form::Hopper(on) if on.splits == 1 => {
                 let [x, y] = on.bits;
                 let [lines, columns] = largest(out, kinds);
@@ -176,6 +257,7 @@ impl Conv2d {
                 return whole.then_some(SLAB);
             }
             Form::Hopper(on) => (SLAB, on.splits),
+            _ => form.tile().map(|tile| (tile.m, tile.splits))?,
         };
         let whole =
             kinds == [1, 1] || (kinds == [2, 2] && largest(out, kinds).iter().product::<usize>() % m == 0);
@@ -188,13 +270,17 @@ impl Conv2d {
         if let Form::Hopper(on) = form {
             return hopper::forward(self, on, storage, at);
         }
-        let Form::Tiled(tile) = form else {
+        let Some(tile) = form.tile() else {
             self.refuse_packed()?;
             let params = self.general(at);
             let grid = strided(self.images.saturating_mul(rows).saturating_mul(self.filter[0]));
-            return Ok(vec![Launch::new(&format!("conv2d_{}", storage.name()), grid, &params)?]);
+            let (kernel, grid) = self.untiled("conv2d", form, storage, self.out(), grid);
+            return Ok(vec![Launch::new(&kernel, grid, &params)?]);
         };
-        let geometry = self.geometry();
+        let (geometry, kernel) = match form {
+            Form::Gathered => (self.plain(), gathering("conv2d", storage, "gather")),
+            _ => (self.geometry(), tile.kernel("conv2d", storage)),
+        };
         let pixels = largest(geometry.out, geometry.kinds).iter().product();
         let grid = tile.grid(self.images, geometry.kinds[0] * geometry.kinds[1], pixels, self.filter[0]);
         let params = p::Conv2dParams { splits: int(tile.splits), ..self.params(&geometry, at) };
@@ -208,7 +294,7 @@ impl Conv2d {
         } else {
             p::Conv2dParams { epilogue: self.epilogue(at), ..params }
         };
-        let mut launches = vec![Launch::new(&tile.kernel("conv2d", storage), grid, &params)?];
+        let mut launches = vec![Launch::new(&kernel, grid, &params)?];
         if tile.splits > 1 {
             let (sums, d, epilogue) = (at.workspace, at.y, self.epilogue(at));
             let (m, n) = (int(self.images * rows), int(self.filter[0]));
@@ -233,13 +319,19 @@ impl Conv2d {
         if let Form::Hopper(on) = form {
             return hopper::backward(self, source, on, storage, at);
         }
-        let Form::Tiled(tile) = form else {
+        let Some(tile) = form.tile() else {
             self.refuse_packed()?;
             let params = self.bwd_general(source, at);
             let grid = strided(self.images.saturating_mul(rows).saturating_mul(self.channels[source]));
-            return Ok(vec![Launch::new(&format!("conv2d_bwd_{}", storage.name()), grid, &params)?]);
+            let (kernel, grid) = self.untiled("conv2d_bwd", form, storage, self.size, grid);
+            return Ok(vec![Launch::new(&kernel, grid, &params)?]);
         };
         let geometry = self.geometry();
+        let kernel = match form {
+            Form::Gathered if self.is_patches() => gathering("conv2d_bwd", storage, "patches"),
+            Form::Gathered => gathering("conv2d_bwd", storage, "gather"),
+            _ => tile.kernel("conv2d_bwd", storage),
+        };
         let pixels = self.written_pixels(geometry.stride).iter().product();
         let classes = geometry.stride[0] * geometry.stride[1];
         let grid = tile.grid(self.images, classes, pixels, geometry.channels[source]);
@@ -255,7 +347,7 @@ impl Conv2d {
         } else {
             p::Conv2dBwdParams { epilogue: at.epilogue, ..params }
         };
-        let mut launches = vec![Launch::new(&tile.kernel("conv2d_bwd", storage), grid, &params)?];
+        let mut launches = vec![Launch::new(&kernel, grid, &params)?];
         if tile.splits > 1 {
             let (sums, d, epilogue) = (at.workspace, at.dx, at.epilogue);
             let (m, n) = (int(self.images * rows), int(self.channels[source]));
@@ -266,6 +358,23 @@ impl Conv2d {
             )?);
         }
         Ok(launches)
+    }
+
+    /// The kernel and the grid of a form without tiles, which writes images of `size`; `grid` is for the general one.
+    fn untiled(
+        &self,
+        op: &str,
+        form: Form,
+        storage: Storage,
+        size: [usize; 2],
+        grid: [u32; 3],
+    ) -> (String, [u32; 3]) {
+        if form != Form::Narrow {
+            return (format!("{op}_{}", storage.name()), grid);
+        }
+        let tiles = [0, 1].map(|i| size[i].div_ceil(NARROW[i])).into_iter().product::<usize>();
+        let blocks = u32::try_from(self.images.saturating_mul(tiles)).unwrap_or(u32::MAX);
+        (format!("{op}_{}_n{FEW}", storage.name()), [blocks, 1, 1])
     }
 
     fn refuse_packed(&self) -> Result<()> {
@@ -293,6 +402,11 @@ pub(super) fn join(splits: usize, storage: Storage, params: p::JoinParams) -> Re
     let p::JoinParams { n, .. } = params;
     let params = p::JoinParams { d_row: i64::from(n), splits: int(splits), ..params };
     join_launch(storage, &params)
+}
+
+/// The row of the manifest of [`Form::Gathered`].
+fn gathering(op: &str, storage: Storage, what: &str) -> String {
+    format!("{op}_{}_{what}_m{}n{}", storage.name(), GATHERED.m, GATHERED.n)
 }
 
 /// Channels of a step of a sum.
@@ -337,8 +451,7 @@ impl Conv2d {
         }
         // Patches that meet: the pixels of a line of a patch lie together like channels of one.
         let [_, r, s] = self.filter;
-        let meet = s == self.stride && self.padding == Padding::NONE && self.size[1].is_multiple_of(s);
-        if s > 1 && meet && !plain.up && self.channels[1] == 0 {
+        if self.columns_meet() {
             return Geometry {
                 seen: [self.size[0], self.size[1] / s],
                 channels: [self.channels[0] * s, 0],
@@ -348,6 +461,25 @@ impl Conv2d {
             };
         }
         plain
+    }
+
+    /// Windows side by side share no column and leave none out.
+    fn columns_meet(&self) -> bool {
+        let [_, _, s] = self.filter;
+        let meet = s == self.stride && self.padding == Padding::NONE && self.size[1].is_multiple_of(s);
+        s > 1 && meet && self.enlarged.is_none() && self.channels[1] == 0
+    }
+
+    /// Nor do windows above each other.
+    fn is_patches(&self) -> bool {
+        let [_, r, _] = self.filter;
+        self.columns_meet() && r == self.stride && self.size[0].is_multiple_of(r)
+    }
+
+    /// 3 x 3 taps over each pixel of one image, as it is.
+    fn is_narrow(&self) -> bool {
+        let [_, r, s] = self.filter;
+        (r, s, self.stride) == (3, 3, 1) && self.enlarged.is_none() && self.channels[1] == 0
     }
 
     /// Lines and columns of the largest class of pixels of a gradient.

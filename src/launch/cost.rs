@@ -1,41 +1,41 @@
 //! What a launch costs at best.
 
+use super::Storage;
 use super::device::Gpu;
 use super::types::of_letter;
-use super::{Kinds, Storage};
-use crate::ir::{self, Graph, Node};
+use super::unit::Unit;
+use crate::ir::{self, Graph, ValueId};
 
 /// Work of one launch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
     /// As the mathematics has it, multiply-adds counting two: contractions only.
     pub flops: u64,
+    /// What is really multiplied: whole tiles, and of an enlarged image the taps that are summed beforehand once.
+    /// Attention is counted as the mathematics has it.
+    pub executed_flops: u64,
     /// Every operand read once and every result written once, as they are stored.
     pub bytes: u64,
 }
 
 impl Cost {
-    /// Of a node that one kernel computes.
-    pub(super) fn of(graph: &Graph, node: &Node, kinds: Kinds, storage: Storage) -> Self {
-        let bytes = |values: &[ir::ValueId], letters: &str| -> u64 {
-            let sizes = values.iter().zip(letters.bytes());
-            sizes
-                .map(|(&v, letter)| graph.shape(v).count() * of_letter(letter, storage).bytes())
-                .sum::<usize>() as u64
+    /// Of a unit that one kernel computes.
+    pub(super) fn of(graph: &Graph, unit: &Unit<'_>, storage: Storage) -> Self {
+        let bytes = |(value, letter): (ValueId, u8)| {
+            (graph.shape(value).count() * of_letter(letter, storage).bytes()) as u64
         };
-        Self {
-            flops: ir::Cost::of(graph, node, 0).flops,
-            bytes: bytes(&node.inputs, kinds.inputs) + bytes(&node.outputs, kinds.outputs),
-        }
+        let flops = ir::Cost::of(graph, unit.root, 0).flops;
+        Self { flops, executed_flops: flops, bytes: unit.reads().chain(unit.makes()).map(bytes).sum() }
     }
 
     pub fn times(self, count: u64) -> Self {
-        Self { flops: self.flops * count, bytes: self.bytes * count }
+        let Self { flops, executed_flops, bytes } = self;
+        Self { flops: flops * count, executed_flops: executed_flops * count, bytes: bytes * count }
     }
 
-    /// No device of that kind is faster, in microseconds.
+    /// No device of that kind is faster, in microseconds, however little of a tile is wasted.
     pub fn floor_us(&self, gpu: &Gpu) -> f64 {
-        let compute = self.flops as f64 / (gpu.tflops * 1e6);
+        let compute = self.flops.min(self.executed_flops) as f64 / (gpu.tflops * 1e6);
         let memory = self.bytes as f64 / (gpu.gb_per_second * 1e3);
         compute.max(memory)
     }
@@ -44,6 +44,7 @@ impl Cost {
 impl std::ops::AddAssign for Cost {
     fn add_assign(&mut self, other: Self) {
         self.flops += other.flops;
+        self.executed_flops += other.executed_flops;
         self.bytes += other.bytes;
     }
 }
@@ -54,9 +55,19 @@ mod tests {
 
     #[test]
     fn the_floor_is_the_slower_of_arithmetic_and_memory() {
-        let gpu =
-            Gpu { name: "x", target: "sm_80", tflops: 100.0, gb_per_second: 1000.0, multiprocessors: 1 };
-        assert_eq!(Cost { flops: 100_000_000, bytes: 1000 }.floor_us(&gpu), 1.0);
-        assert_eq!(Cost { flops: 100_000_000, bytes: 5_000_000 }.floor_us(&gpu), 5.0);
+        let gpu = Gpu {
+            name: "x",
+            target: "sm_80",
+            tflops: 100.0,
+            gb_per_second: 1000.0,
+            multiprocessors: 1,
+            mma_share: 1.0,
+            f32_tflops: 1.0,
+        };
+        let cost = |executed_flops, bytes| Cost { flops: 100_000_000, executed_flops, bytes };
+        assert_eq!(cost(150_000_000, 1000).floor_us(&gpu), 1.0);
+        assert_eq!(cost(100_000_000, 5_000_000).floor_us(&gpu), 5.0);
+        // Taps that are summed beforehand need not be multiplied.
+        assert_eq!(cost(50_000_000, 1000).floor_us(&gpu), 0.5);
     }
 }

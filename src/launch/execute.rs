@@ -4,6 +4,7 @@ use super::params::DevicePtr;
 use super::{LaunchProgram, LaunchStage, LaunchStep, Location, Space, relocate};
 use crate::error::Result;
 use crate::ir::{BufferId, Flag};
+use crate::plan::StepState;
 
 /// What a device must be able to do.
 pub trait Executor {
@@ -17,28 +18,35 @@ pub trait Executor {
     fn flag(&mut self, buffer: BufferId, index: usize) -> Result<bool>;
 }
 
-/// Runs stages in order. `window` says whether the step lies inside the guided window.
-pub fn execute(stages: &[LaunchStage], window: bool, on: &mut dyn Executor) -> Result<()> {
-    walk(stages, window, 0, on)
+/// Runs stages in order.
+pub fn execute(stages: &[LaunchStage], state: &StepState, on: &mut dyn Executor) -> Result<()> {
+    walk(stages, state, 0, on)
 }
 
-fn walk(stages: &[LaunchStage], window: bool, sample: usize, on: &mut dyn Executor) -> Result<()> {
+/// Runs what was hoisted, if it is to run at that step, and nothing else: the rest is done by other means.
+pub fn execute_hoisted(stages: &[LaunchStage], state: &StepState, on: &mut dyn Executor) -> Result<()> {
+    let mut hoisted = stages.iter().filter(|stage| matches!(stage, LaunchStage::If(Flag::Once(_), _)));
+    hoisted.try_for_each(|stage| walk(std::slice::from_ref(stage), state, 0, on))
+}
+
+fn walk(stages: &[LaunchStage], state: &StepState, sample: usize, on: &mut dyn Executor) -> Result<()> {
     for stage in stages {
         match stage {
             LaunchStage::Run(run) => run.iter().try_for_each(|step| on.launch(step))?,
             LaunchStage::ForEachSample { samples, body } => {
                 for sample in 0..*samples {
                     on.set_sample(sample)?;
-                    walk(body, window, sample, on)?;
+                    walk(body, state, sample, on)?;
                 }
             }
             LaunchStage::If(flag, body) => {
                 let runs = match flag {
-                    Flag::Window => window,
+                    Flag::Once(_) => state.fresh,
+                    Flag::Window => state.window,
                     Flag::Sample(buffer) => on.flag(*buffer, sample)?,
                 };
                 if runs {
-                    walk(body, window, sample, on)?;
+                    walk(body, state, sample, on)?;
                 }
             }
         }
@@ -58,7 +66,8 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    fn of(&self, location: Location) -> DevicePtr {
+    /// Where a location of a lowered program is.
+    pub fn of(&self, location: Location) -> DevicePtr {
         let base = match location.space {
             Space::Arena => self.arena,
             Space::State => self.state,
@@ -88,6 +97,7 @@ impl LaunchProgram {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ir::Once;
 
     /// Writes down what it is told.
     #[derive(Default)]
@@ -123,18 +133,25 @@ mod tests {
                 addresses: 0,
                 maps: Vec::new(),
             };
-            let step = LaunchStep { node: node.to_owned(), launch, cost: Default::default(), steady: false };
+            let step = LaunchStep { node: node.to_owned(), launch, cost: Default::default() };
             LaunchStage::Run(vec![step])
         };
         let gated = LaunchStage::If(Flag::Sample(BufferId(5)), vec![run("back")]);
         let body = vec![run("look"), gated];
         let guard = LaunchStage::If(Flag::Window, vec![LaunchStage::ForEachSample { samples: 2, body }]);
-        let stages = [run("step"), guard, run("end")];
+        let once = LaunchStage::If(Flag::Once(Once::Prompt), vec![run("texts")]);
+        let stages = [once, run("step"), guard, run("end")];
+        let state = |fresh, window| StepState { fresh, window, ..StepState::default() };
         let mut listener = Listener { open: vec![false, true], ..Default::default() };
-        execute(&stages, true, &mut listener).expect("nothing fails");
+        execute(&stages, &state(false, true), &mut listener).expect("nothing fails");
         assert_eq!(listener.said, ["step", "0", "look", "?5[0]", "1", "look", "?5[1]", "back", "end"]);
         let mut listener = Listener::default();
-        execute(&stages, false, &mut listener).expect("nothing fails");
-        assert_eq!(listener.said, ["step", "end"]);
+        execute(&stages, &state(true, false), &mut listener).expect("nothing fails");
+        assert_eq!(listener.said, ["texts", "step", "end"]);
+        for (fresh, said) in [(true, &["texts"][..]), (false, &[])] {
+            let mut listener = Listener::default();
+            execute_hoisted(&stages, &state(fresh, true), &mut listener).expect("nothing fails");
+            assert_eq!(listener.said, said);
+        }
     }
 }

@@ -1,71 +1,130 @@
-//! Which launches compute a node: the best form that its extents and alignment allow, else the general one.
+//! Which launches compute a unit: the best form that its extents and alignment allow, else the general one.
 //!
-//! Forms differ in their kernels, in how many launches they take and in what they need besides their operands.
+//! Forms differ in their kernels, in how many launches they take and in what they need besides their operands. What
+//! stands around a contraction goes into its epilogue, which all its forms have; so every form of a group computes
+//! all of it.
 
-use super::attention::{self, Backward, Forward, Sizes, Tokens};
+use super::attention::{self, Backward, Forward};
 use super::conv2d::{BwdOperands, Conv2d, Operands};
 use super::device::MOST_BLOCKS;
-use super::gemm::{After, Gemm, Order, Places};
-use super::norms::{self, GroupNorm, LayerNorm, Stats};
+use super::gemm::{After, Channels, Gemm, Order, Places};
+use super::norms::{self, GroupNorm, LayerNorm, Stats, TileStats};
 use super::params::{DevicePtr, Epilogue};
-use super::tune::conv2d::Form as Convolving;
-use super::{Launch, Operand, Storage, general};
+use super::pointwise;
+use super::tune::conv2d::{self as tune, Form as Convolving};
+use super::unit::{Reads, Unit};
+use super::{Launch, Operand, Packing, Storage, general};
 use crate::error::Result;
 use crate::ir::Op;
 use crate::tensor::Shape;
 
-/// How one node is computed.
+/// How one unit is computed.
 pub(super) enum Form {
     Gemm(Gemm, &'static str),
     Conv2d(Conv2d, Convolving),
     Conv2dBwd(Conv2d, Convolving),
-    GroupNorm(GroupNorm, norms::Form),
-    GroupNormBwd(GroupNorm, norms::Form),
+    GroupNorm(GroupNorm, norms::Form, Stats),
+    GroupNormBwd(GroupNorm, norms::Form, Stats),
     LayerNorm(LayerNorm),
     LayerNormBwd(LayerNorm),
     Attention(Forward, attention::Form),
     AttentionBwd(Backward, attention::Form),
+    /// The gradient of a gate whose operand has its two halves side by side.
+    GegluBwdOfPairs,
+    /// Eight elements a load.
+    Pointwise,
     General,
+}
+
+/// What launches touch besides operands and results.
+#[derive(Clone, Copy)]
+pub(super) struct Around {
+    /// A [`super::params::StepState`].
+    pub state: DevicePtr,
+    /// As many bytes as [`Form::workspace`] says.
+    pub workspace: DevicePtr,
+    /// As many bytes as [`Form::measuring`] says, for a form from there.
+    pub stats: DevicePtr,
 }
 
 impl Form {
     /// On a device of `target`, for operands that are stored so.
     pub fn of(
-        op: &Op,
+        unit: &Unit<'_>,
         (storage, target): (Storage, &'static str),
-        inputs: &[Operand],
+        reads: &Reads,
         outputs: &[Operand],
     ) -> Self {
-        match *op {
-            Op::Linear => Self::Gemm(product(Order::ByColumns, inputs, outputs), target),
-            Op::LinearBwd => Self::Gemm(product(Order::ByRows, inputs, outputs), target),
-            Op::Conv2d { stride, padding } => {
-                let conv = Conv2d::new(&inputs[0].shape, &inputs[1].shape, stride, padding);
+        let inputs = &reads.inputs;
+        match unit.root.op {
+            Op::Linear => Self::Gemm(product(Order::ByColumns, unit, reads), target),
+            Op::LinearBwd => Self::Gemm(product(Order::ByRows, unit, reads), target),
+            Op::Conv2d { .. } => {
+                let conv = convolution(unit, &inputs[0].shape, &inputs[1].shape);
+                let conv = Conv2d { channels: channels(reads), ..conv };
                 Self::Conv2d(conv, conv.form(target))
             }
-            Op::Conv2dBwd { stride, padding, .. } => {
-                let conv = Conv2d::new(&outputs[0].shape, &inputs[1].shape, stride, padding);
+            Op::Conv2dBwd { .. } => {
+                let conv = convolution(unit, &outputs[0].shape, &inputs[1].shape);
                 Self::Conv2dBwd(conv, conv.bwd_form(0, target))
             }
             Op::GroupNorm { groups, eps, act } => {
                 let norm = GroupNorm { act, ..group_norm(storage, &outputs[0].shape, groups, eps) };
-                Self::GroupNorm(norm, norms::choose(&norm, Stats::NONE))
+                let norm = GroupNorm { c: channels(reads), ..norm };
+                let stats = Stats::Each(reads.stats);
+                Self::GroupNorm(norm, norms::choose(&norm, stats), stats)
             }
             Op::GroupNormBwd { groups, eps, act } => {
                 let norm = GroupNorm { act, ..group_norm(storage, &outputs[0].shape, groups, eps) };
-                Self::GroupNormBwd(norm, norms::choose(&norm, Stats::NONE))
+                let stats = Stats::Each(reads.stats);
+                Self::GroupNormBwd(norm, norms::choose(&norm, stats), stats)
             }
+            Op::GegluBwd if reads.paired => Self::GegluBwdOfPairs,
             Op::LayerNorm { eps } => Self::LayerNorm(layer_norm(storage, &outputs[0].shape, eps)),
             Op::LayerNormBwd { eps } => Self::LayerNormBwd(layer_norm(storage, &outputs[0].shape, eps)),
             Op::Attention { heads, causal } => {
-                let attention = forward(heads, causal, inputs, outputs);
+                let attention = Forward::of(&unit.root.op, heads, causal, inputs, outputs);
                 Self::Attention(attention, attention.choose().form)
             }
             Op::AttentionBwd { heads, causal } => {
-                let gradient = backward(heads, causal, inputs, outputs);
+                let gradient = Backward::of(&unit.root.op, heads, causal, inputs, outputs);
                 Self::AttentionBwd(gradient, gradient.choose().form)
             }
-            _ => Self::General,
+            ref op => match pointwise::choose(op, inputs, outputs) {
+                pointwise::Form::Eights(_) => Self::Pointwise,
+                pointwise::Form::General(_) => Self::General,
+            },
+        }
+    }
+
+    /// The same with statistics of what it makes, if it can take them: with the rows of a tile, and their bytes.
+    pub fn measuring(&self, target: &'static str) -> Option<(Self, usize, usize)> {
+        let bytes =
+            |images: usize, pixels: usize, c: usize, rows: usize| 8 * images * pixels.div_ceil(rows) * c;
+        match self {
+            Self::Gemm(product, _) if product.after.activation != Epilogue::GEGLU => {
+                let after = After { stats: true, ..product.after };
+                let product = Gemm { after, ..*product };
+                let rows = product.stat_rows(target)?;
+                let bytes = bytes(product.images, product.m / product.images, product.n, rows);
+                Some((Self::Gemm(product, target), rows, bytes))
+            }
+            Self::Conv2d(conv, _) => {
+                let conv = Conv2d { stats: true, ..*conv };
+                let form = conv.form(target);
+                let rows = conv.statistics_tile(form)?;
+                let bytes = bytes(conv.images, conv.out().iter().product(), conv.filter[0], rows);
+                Some((Self::Conv2d(conv, form), rows, bytes))
+            }
+            _ => None,
+        }
+    }
+
+    /// Statistics that are left in the workspace, of the first operand and of what stands beside it.
+    pub fn left(&self, workspace: DevicePtr) -> [Option<TileStats>; 2] {
+        match self {
+            Self::GroupNorm(norm, form, stats) => norm.left(*form, *stats, workspace),
+            _ => [None; 2],
         }
     }
 
@@ -75,66 +134,119 @@ impl Form {
             Self::Gemm(product, target) => product.workspace(target),
             Self::Conv2d(conv, form) => conv.workspace_bytes(*form),
             Self::Conv2dBwd(conv, form) => conv.bwd_workspace_bytes(0, *form),
-            Self::GroupNorm(norm, form) => norm.workspace(*form, Stats::NONE),
-            Self::GroupNormBwd(norm, form) => norm.workspace_bwd(*form, Stats::NONE),
+            Self::GroupNorm(norm, form, stats) => norm.workspace(*form, *stats),
+            Self::GroupNormBwd(norm, form, stats) => norm.workspace_bwd(*form, *stats),
             Self::Attention(attention, form) => attention.workspace(*form),
             Self::AttentionBwd(gradient, form) => gradient.workspace(*form),
-            Self::LayerNorm(_) | Self::LayerNormBwd(_) | Self::General => 0,
+            Self::LayerNorm(_)
+            | Self::LayerNormBwd(_)
+            | Self::GegluBwdOfPairs
+            | Self::Pointwise
+            | Self::General => 0,
         }
     }
 
     /// In running order. `workspace` has as many bytes as [`Self::workspace`] says.
     pub fn launches(
         &self,
-        op: &Op,
+        unit: &Unit<'_>,
         storage: Storage,
-        [state, workspace]: [DevicePtr; 2],
-        inputs: &[Operand],
+        Around { state, workspace, stats }: Around,
+        reads: &Reads,
         outputs: &[Operand],
     ) -> Result<Vec<Launch>> {
-        let input = |i: usize| inputs.get(i).map_or(DevicePtr::NONE, |operand| operand.at);
-        let output = outputs[0].at;
+        let (op, inputs) = (&unit.root.op, &reads.inputs);
+        let at = |operand: Option<&Operand>| operand.map_or(DevicePtr::NONE, |operand| operand.at);
+        let input = |i: usize| at(inputs.get(i));
+        let (second, residual) = (at(reads.second.as_ref()), at(reads.residual.as_ref()));
+        let (channels, output) = (at(reads.channels.as_ref()), outputs[0].at);
         match self {
             Self::Gemm(product, target) => {
-                let (a, b, bias) = (input(0), input(1), input(2));
-                let at = Places { a, b, bias, d: output, workspace, ..Default::default() };
+                let (a, b, bias, d) = (input(0), input(1), input(2), output);
+                let at = Places { a, b, d, bias, channels, residual, stats, workspace };
                 product.launches(target, storage, &at)
             }
             Self::Conv2d(conv, form) => {
-                let epilogue = Epilogue { bias: input(2), ..Default::default() };
-                let (x, filter) = (input(0), input(1));
-                let at = Operands { x, filter, y: output, epilogue, workspace, ..Default::default() };
-                conv.forward(*form, storage, &at)
+                let (bias, activation) = (input(2), unit.activation);
+                let epilogue = Epilogue { bias, channels, residual, stats, activation, ..Default::default() };
+                let one_vector = reads.channels.as_ref().is_some_and(|channels| channels.shape[0] == 1);
+                let (x, x2, filter, y) = (input(0), second, input(1), output);
+                conv.forward(*form, storage, &Operands { x, x2, filter, y, epilogue, one_vector, workspace })
             }
             Self::Conv2dBwd(conv, form) => {
+                let epilogue = Epilogue { residual, ..Default::default() };
                 let (dy, filter) = (input(0), input(1));
-                let at = BwdOperands { dy, filter, dx: output, workspace, ..Default::default() };
+                let at = BwdOperands { dy, filter, dx: output, epilogue, workspace };
                 conv.backward(0, *form, storage, &at)
             }
-            Self::GroupNorm(norm, form) => {
-                let (x, gamma, beta) = ([input(0), DevicePtr::NONE], input(1), input(2));
-                norm.forward(*form, Stats::NONE, &norms::Forward { x, gamma, beta, out: output, workspace })
+            Self::GroupNorm(norm, form, stats) => {
+                let (x, gamma, beta) = ([input(0), second], input(1), input(2));
+                norm.forward(*form, *stats, &norms::Forward { x, gamma, beta, out: output, workspace })
             }
-            Self::GroupNormBwd(norm, form) => {
+            Self::GroupNormBwd(norm, form, stats) => {
                 let (x, dx) = ([input(0), DevicePtr::NONE], [output, DevicePtr::NONE]);
                 let (gamma, beta, dy) = (input(1), input(2), input(3));
                 let at = norms::Backward { x, gamma, beta, dy, dx, workspace };
-                norm.backward(*form, Stats::NONE, &at)
+                norm.backward(*form, *stats, &at)
             }
             Self::LayerNorm(norm) => Ok(vec![norm.forward([input(0), input(1), input(2), output])?]),
             Self::LayerNormBwd(norm) => Ok(vec![norm.backward([input(0), input(1), input(2), output])?]),
             Self::Attention(attention, form) => attention.launches(*form, storage, workspace),
             Self::AttentionBwd(gradient, form) => gradient.launches(*form, storage, workspace),
+            Self::GegluBwdOfPairs => {
+                Ok(vec![pointwise::geglu_bwd_of_pairs(storage, MOST_BLOCKS, inputs, output)?])
+            }
+            Self::Pointwise => Ok(vec![pointwise::launch(op, storage, MOST_BLOCKS, inputs, outputs)?]),
             Self::General => Ok(vec![general(op, storage, MOST_BLOCKS, state, inputs, outputs)?]),
         }
     }
 }
 
+/// How the filter of a unit is packed; `small` is the image that is stored.
+pub(super) fn packing(unit: &Unit<'_>, small: &Shape, filter: &Shape) -> Packing {
+    match unit.root.op {
+        Op::Conv2d { .. } | Op::Conv2dBwd { .. } => {
+            let conv = convolution(unit, small, filter);
+            if conv.sub_pixel { Packing::SubPixel(conv.cropped()) } else { Packing::Plain }
+        }
+        _ => Packing::Plain,
+    }
+}
+
 /// A linear layer or its data gradient; the outermost extent counts images.
-fn product(order: Order, inputs: &[Operand], outputs: &[Operand]) -> Gemm {
-    let (x, d) = (&inputs[0].shape, &outputs[0].shape);
-    let after = After { bias: inputs.len() > 2, ..Default::default() };
-    Gemm { images: d[0], after, ..Gemm::new(d.rows(), d.last(), x.last(), order) }
+fn product(order: Order, unit: &Unit<'_>, reads: &Reads) -> Gemm {
+    let (x, filter) = (&reads.inputs[0].shape, &reads.inputs[1].shape);
+    let n = if order == Order::ByColumns { filter[0] } else { filter[1] };
+    let channels = reads.channels.as_ref().map(|channels| match channels.shape[0] {
+        1 => Channels::OfAll,
+        _ => Channels::OfImages,
+    });
+    let after = After {
+        bias: reads.inputs.len() > 2,
+        channels,
+        activation: unit.activation,
+        residual: reads.residual.is_some(),
+        stats: false,
+    };
+    let mut product = Gemm { images: x[0], after, ..Gemm::new(x.rows(), n, x.last(), order) };
+    if unit.activation == Epilogue::GEGLU {
+        product.rows[2] = n / 2;
+    }
+    product
+}
+
+/// A convolution or its data gradient, of one source; `small` is the shape of its input as that is stored.
+fn convolution(unit: &Unit<'_>, small: &Shape, filter: &Shape) -> Conv2d {
+    let (Op::Conv2d { stride, padding } | Op::Conv2dBwd { stride, padding, .. }) = unit.root.op else {
+        unreachable!("`{}` is no convolution", unit.root.name)
+    };
+    let conv = Conv2d { enlarged: unit.enlarged, ..Conv2d::new(small, filter, stride, padding) };
+    Conv2d { sub_pixel: conv.has_sub_pixel_form() && tune::sub_pixel_pays(conv.out()), ..conv }
+}
+
+/// Those of the first operand, and of what stands beside it.
+fn channels(reads: &Reads) -> [usize; 2] {
+    [reads.inputs[0].shape.last(), reads.second.as_ref().map_or(0, |second| second.shape.last())]
 }
 
 fn group_norm(storage: Storage, x: &Shape, groups: usize, eps: f32) -> GroupNorm {
@@ -144,38 +256,4 @@ fn group_norm(storage: Storage, x: &Shape, groups: usize, eps: f32) -> GroupNorm
 
 fn layer_norm(storage: Storage, x: &Shape, eps: f32) -> LayerNorm {
     LayerNorm { storage, rows: x.rows(), c: x.last(), eps }
-}
-
-fn sizes(heads: usize, causal: bool, q: &Operand, k: &Operand) -> Sizes {
-    Sizes { n: q.shape[0], t: q.shape[1], u: k.shape[1], heads, d: q.shape.last() / heads, causal }
-}
-
-/// All of a tensor's channels, row after row.
-fn tokens(operand: &Operand) -> Tokens {
-    Tokens { at: operand.at, row: operand.shape.last() }
-}
-
-fn forward(heads: usize, causal: bool, inputs: &[Operand], outputs: &[Operand]) -> Forward {
-    Forward {
-        sizes: sizes(heads, causal, &inputs[0], &inputs[1]),
-        q: tokens(&inputs[0]),
-        k: tokens(&inputs[1]),
-        v: tokens(&inputs[2]),
-        o: tokens(&outputs[0]),
-        lse: outputs[1].at,
-    }
-}
-
-fn backward(heads: usize, causal: bool, inputs: &[Operand], outputs: &[Operand]) -> Backward {
-    Backward {
-        sizes: sizes(heads, causal, &inputs[0], &inputs[1]),
-        q: tokens(&inputs[0]),
-        k: tokens(&inputs[1]),
-        v: tokens(&inputs[2]),
-        o: tokens(&inputs[3]),
-        lse: inputs[4].at,
-        d_o: tokens(&inputs[5]),
-        dq: tokens(&outputs[0]),
-        of_keys: Some((tokens(&outputs[1]), tokens(&outputs[2]))),
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! They are the fallback where no tuned form fits, and what tuned forms are compared with.
 
-use super::attention::{Backward, Forward, Sizes, Tokens};
+use super::attention::{Backward, Forward};
 use super::conv2d::{BwdOperands, Conv2d, Operands};
 use super::layout::{Element, Place, strided};
 use super::params::{self as p, DevicePtr, Params};
@@ -19,7 +19,7 @@ pub struct Operand {
 }
 
 /// The kernel of an operation without its storage type, and for every operand and result a letter: `t` storage
-/// type, `f` f32, `i` i32.
+/// type, `f` f32, `i` i32. An operation may have fewer operands or results than there are letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kinds {
     pub kernel: &'static str,
@@ -37,7 +37,7 @@ pub fn kinds(op: &Op) -> Option<Kinds> {
         Op::Add => ("add", "tt", "t"),
         Op::AddChannels => ("add_channels", "tt", "t"),
         Op::Affine { .. } => ("affine", "t", "t"),
-        Op::TimestepEmbedding { .. } => ("timestep", "", "t"),
+        Op::TimestepEmbedding { .. } => ("timestep", "f", "t"),
         Op::CfgX0 => ("cfg_x0", "ft", "ff"),
         Op::CfgX0Bwd { .. } => ("cfg_x0_bwd", "f", "ft"),
         Op::SldX0 => ("sld_x0", "ftf", "fff"),
@@ -70,7 +70,7 @@ pub fn kinds(op: &Op) -> Option<Kinds> {
         Op::Conv2d { .. } => ("conv2d", "ttf", "t"),
         Op::Conv2dBwd { .. } => ("conv2d_bwd", "tt", "t"),
         Op::Attention { .. } => ("attention", "ttt", "tf"),
-        Op::AttentionBwd { .. } => ("attention_bwd", "ttttft", "ttt"),
+        Op::AttentionBwd { .. } => ("attention_bwd", "tftttt", "ttt"),
         _ => return None,
     };
     Some(Kinds { kernel, inputs, outputs })
@@ -128,8 +128,10 @@ pub fn general(
         }
         Op::TimestepEmbedding { channels, flip, shift } => {
             let (channels, flip, shift) = (int(*channels), i32::from(*flip), *shift);
-            let params = p::TimestepParams { state, out: output(0), channels, flip, shift, pad: 0 };
-            make.launch(&params, make.strided(count(0) / 2))
+            // The state begins with the step's own.
+            let times = if inputs.is_empty() { state } else { input(0) };
+            let params = p::TimestepParams { times, out: output(0), channels, flip, shift, pad: 0 };
+            make.launch(&params, [int(to[0]) as u32, 1, 1])
         }
         Op::CfgX0 => {
             let copies = int(shape(1).count() / count(0));
@@ -321,19 +323,9 @@ pub fn general(
             let at = BwdOperands { dy: input(0), filter: input(1), dx: output(0), ..Default::default() };
             make.launch(&conv.bwd_general(0, &at), make.strided(count(0)))
         }
-        Op::Attention { heads, causal } => {
-            let sizes = attention_sizes(to, shape(1), *heads, *causal);
-            let rows = |at| Tokens { at, row: to.last() };
-            let (q, k, v, o) = (rows(input(0)), rows(input(1)), rows(input(2)), rows(output(0)));
-            Forward { sizes, q, k, v, o, lse: output(1) }.general(storage)
-        }
+        Op::Attention { heads, causal } => Forward::of(op, *heads, *causal, inputs, outputs).general(storage),
         Op::AttentionBwd { heads, causal } => {
-            let sizes = attention_sizes(to, shape(1), *heads, *causal);
-            let rows = |at| Tokens { at, row: to.last() };
-            let (q, k, v) = (rows(input(0)), rows(input(1)), rows(input(2)));
-            let (o, lse, d_o) = (rows(input(3)), input(4), rows(input(5)));
-            let (dq, of_keys) = (rows(output(0)), Some((rows(output(1)), rows(output(2)))));
-            Backward { sizes, q, k, v, o, d_o, lse, dq, of_keys }.general(storage)
+            Backward::of(op, *heads, *causal, inputs, outputs).general(storage)
         }
         Op::GatherToken => {
             let (x, index, out) = (input(0), input(1), output(0));
@@ -390,10 +382,6 @@ impl Make {
 
 fn int(n: usize) -> i32 {
     i32::try_from(n).expect("extents were compared with MOST")
-}
-
-fn attention_sizes(q: &Shape, k: &Shape, heads: usize, causal: bool) -> Sizes {
-    Sizes { n: q[0], t: q[1], u: k[1], heads, d: q[2] / heads, causal }
 }
 
 fn resample(

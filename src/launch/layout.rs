@@ -38,7 +38,7 @@ pub struct Place {
     /// Where the first row of x starts, and how far it is to the next one.
     pub first: usize,
     pub stride: usize,
-    /// From one sample to the next, where [`p::StepState::sample`] chooses one.
+    /// From one sample (or step) to the next, where an index chooses one.
     pub x_sample: usize,
     pub out_sample: usize,
 }
@@ -91,12 +91,13 @@ impl Place {
         [width, start, len, first, stride, x_sample, out_sample].iter().all(|n| n.is_multiple_of(8))
     }
 
-    /// The copy over at most `most_blocks` blocks. `state` is looked at where samples are chosen.
+    /// The copy over at most `most_blocks` blocks. `index` leads to the number of the sample or step where one
+    /// is chosen.
     pub fn launch(
         &self,
         (from, to): (Element, Element),
         most_blocks: u32,
-        state: DevicePtr,
+        index: DevicePtr,
         [x, y, out]: [DevicePtr; 3],
     ) -> Result<Launch> {
         let aligned = [x, y, out].iter().all(|at| at.0.is_multiple_of(16));
@@ -110,7 +111,7 @@ impl Place {
         let long = |n: usize| (n / unit) as i64;
         let chosen = self.x_sample != 0 || self.out_sample != 0;
         let params = p::PlaceParams {
-            state: if chosen { state } else { DevicePtr::NONE },
+            state: if chosen { index } else { DevicePtr::NONE },
             x,
             y,
             out,

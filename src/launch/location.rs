@@ -18,7 +18,7 @@ pub enum Space {
     Weight(u32),
     /// By index in [`super::LaunchProgram::buffers`].
     Buffer(u32),
-    /// What lives between few launches, before its place in the arena is chosen; a finished program has none.
+    /// A piece of the arena before its place there is chosen; a finished program has none.
     Scratch(u32),
 }
 

@@ -2,25 +2,34 @@
 //!
 //! Nodes become launches in the order of the plan, which also says where their results lie. What a kernel reads in
 //! another type than it was made in is copied before its first reader. A sample's row of a buffer is copied in and
-//! out by kernels that read the sample's index from the state, so that every launch is the same for all samples.
-//! Copies and workspaces are placed behind the plan's arena, by the launches between which they live.
+//! out by kernels that read the sample's index from the state, so that every launch is the same for all samples;
+//! what a step needs of the rows of all steps comes the same way, in one copy.
+//! Copies, workspaces and statistics go into the gaps that the plan leaves in its arena. Where those are too small,
+//! everything gets another place.
 //!
 //! Pure: equal programs, storage types and targets give equal launches.
 
+mod operands;
+
 use std::collections::{HashMap, HashSet};
+use std::mem::offset_of;
 
 use super::device::MOST_BLOCKS;
-use super::forms::Form;
+use super::direct::Direct;
+use super::forms::{Around, Form};
 use super::layout::{Element, Place};
 use super::location::{Location, Space, relocate};
-use super::params::DevicePtr;
+use super::norms::TileStats;
+use super::params::{DevicePtr, StepState};
 use super::types::{Types, of_letter, root};
+use super::unit::{Unit, paired};
 use super::{
-    Cost, DeviceBuffer, Launch, LaunchProgram, LaunchStage, LaunchStep, Operand, Storage, kinds, weights,
+    Cost, DeviceBuffer, Launch, LaunchProgram, LaunchStage, LaunchStep, Operand, Packing, Storage,
+    statistics, weights, work,
 };
 use crate::error::{Error, Result};
-use crate::ir::{BufferId, Graph, Node, NodeId, Op, Row, ValueId};
-use crate::plan::{self, ALIGN, Demand, Slot, Stage, StepProgram};
+use crate::ir::{BufferId, Node, NodeId, Op, Row, ValueId};
+use crate::plan::{self, Arena, Demand, Slot, Stage, StepProgram};
 use crate::tensor::{DType, Shape};
 
 /// The launches of a step for one storage type and one of [`crate::manifest::TARGETS`].
@@ -34,33 +43,42 @@ pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Resu
         step,
         storage,
         target,
-        steady: steady(&step.graph),
+        direct: Direct::of(step, &types)?,
+        wanted: statistics::wanted(&step.graph, &step.fusion, storage),
         types,
-        launches: 0,
-        at_hand: HashMap::new(),
-        scratch: Vec::new(),
+        position: 0,
+        at_hand: AtHand::default(),
+        scratch: step.placed.iter().map(|placed| placed.demand.clone()).collect(),
+        piece_of: step.placed.iter().enumerate().map(|(i, placed)| (placed.value, i as u32)).collect(),
+        paired: paired(&step.graph, &step.fusion),
+        weights: Vec::new(),
     };
     let body = lowering.stages(&step.body)?;
-    let Lowering { types, scratch, .. } = lowering;
+    let Lowering { types, scratch, weights, .. } = lowering;
 
     let buffers = step.graph.buffers.iter().enumerate().map(|(index, buffer)| DeviceBuffer {
         name: buffer.name.clone(),
         shape: buffer.shape.clone(),
         dtype: types.buffer(BufferId(index as u32)),
     });
-    let (behind, placed) = (step.arena_bytes.next_multiple_of(ALIGN), plan::place(&scratch));
+    let dtypes = param_types(step, &types);
+    let weights = weights.iter().map(|&(i, packing)| (step.params[i].clone(), dtypes[i], packing));
+    let live_bytes = plan::lower_bound(&scratch);
+    let arena = place(step, &scratch, live_bytes);
     let program = LaunchProgram {
         storage,
         target,
         body,
-        arena_bytes: behind + placed.bytes,
-        weights: weights::place(&step.params, &param_types(step, &types)),
+        arena_bytes: arena.bytes.max(step.arena_bytes),
+        live_bytes,
+        weights: weights::place(weights),
         buffers: buffers.collect(),
     };
     let program = program.map(|launch| {
         relocate(launch, |location| match location.space {
             Space::Scratch(index) => {
-                arena(behind + placed.offsets[index as usize] + location.offset as usize).symbol()
+                let offset = arena.offsets[index as usize] as u64 + location.offset;
+                Location { space: Space::Arena, offset }.symbol()
             }
             _ => location.symbol(),
         })
@@ -69,8 +87,18 @@ pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Resu
     Ok(program)
 }
 
-fn arena(offset: usize) -> Location {
-    Location { space: Space::Arena, offset: offset as u64 }
+/// How much of an arena may hold nothing before its values leave their places, in parts of it.
+const WASTE: usize = 50;
+
+/// The plan's values where the plan has them and the rest in between, or everything anew if that takes less.
+fn place(step: &StepProgram, pieces: &[Demand], live_bytes: usize) -> Arena {
+    let fixed: Vec<usize> = step.placed.iter().map(|placed| placed.offset).collect();
+    let around = plan::place_around(&fixed, pieces);
+    if around.bytes <= (live_bytes + live_bytes / WASTE).max(step.arena_bytes) {
+        return around;
+    }
+    let anew = plan::place(pieces);
+    if anew.bytes < around.bytes { anew } else { around }
 }
 
 /// Types of the weights, in the order of the program's params.
@@ -84,48 +112,39 @@ fn param_types(step: &StepProgram, types: &Types) -> Vec<DType> {
     found
 }
 
-/// Nodes that depend on no buffer which the step writes.
-fn steady(graph: &Graph) -> HashSet<NodeId> {
-    let order = graph.order();
-    let written: HashSet<BufferId> = order
-        .iter()
-        .filter_map(|&id| match graph.node(id).op {
-            Op::Store { buffer, .. } => Some(buffer),
-            _ => None,
-        })
-        .collect();
-    let mut steady = HashSet::new();
-    for id in order {
-        let node = graph.node(id);
-        let still = match node.op {
-            Op::Load { buffer, .. } => !written.contains(&buffer),
-            _ => node.inputs.iter().all(|&input| {
-                matches!(graph.producer(input).op, Op::Param { .. })
-                    || steady.contains(&graph.value(input).node)
-            }),
-        };
-        if still {
-            steady.insert(id);
-        }
-    }
-    steady
-}
-
 struct Lowering<'a> {
     step: &'a StepProgram,
     storage: Storage,
     target: &'static str,
     types: Types,
-    /// Nodes whose results no step changes.
-    steady: HashSet<NodeId>,
-    /// How many there are so far: the time of lifetimes.
-    launches: usize,
-    /// Copies that later launches of the open stages may read, by value and type.
-    at_hand: HashMap<(ValueId, DType), DevicePtr>,
+    direct: Direct,
+    /// Values whose statistics a norm would use.
+    wanted: HashSet<ValueId>,
+    /// How many units have run: the time of the plan's lifetimes.
+    position: usize,
+    at_hand: AtHand,
+    /// What has no place yet, by [`Space::Scratch`]: the values of the arena, then the rest.
     scratch: Vec<Demand>,
+    /// Values of the arena, by their index there.
+    piece_of: HashMap<ValueId, u32>,
+    /// Names of params whose rows lie in pairs.
+    paired: HashSet<&'a str>,
+    /// What was read so far, by index of the program's params.
+    weights: Vec<(usize, Packing)>,
 }
 
-impl Lowering<'_> {
+/// What later launches of the open stages may read.
+#[derive(Clone, Default)]
+struct AtHand {
+    /// By value and type.
+    copies: HashMap<(ValueId, DType), DevicePtr>,
+    /// The step's rows of buffers.
+    rows: HashMap<(BufferId, DType), DevicePtr>,
+    /// By value, images and channels.
+    statistics: HashMap<(ValueId, usize, usize), TileStats>,
+}
+
+impl<'a> Lowering<'a> {
     fn stages(&mut self, stages: &[Stage]) -> Result<Vec<LaunchStage>> {
         stages.iter().map(|stage| self.stage(stage)).collect()
     }
@@ -136,17 +155,18 @@ impl Lowering<'_> {
                 let mut run = Vec::new();
                 for &id in nodes {
                     self.node(id, &mut run)?;
+                    self.position += 1;
                 }
                 Ok(LaunchStage::Run(run))
             }
             Stage::ForEachSample(body) => {
-                let (first, before) = (self.launches, self.scratch.len());
+                let (first, before) = (self.position, self.scratch.len());
                 let samples = self.samples(stage);
                 let body = self.inner(body)?;
-                // What was copied before the loop is read again by its next round.
-                for scratch in &mut self.scratch[..before] {
+                // What was copied before the loop is read again by its next round; the plan's values know.
+                for scratch in &mut self.scratch[self.step.placed.len()..before] {
                     if scratch.live.end > first {
-                        scratch.live.end = self.launches;
+                        scratch.live.end = self.position;
                     }
                 }
                 Ok(LaunchStage::ForEachSample { samples, body })
@@ -168,8 +188,8 @@ impl Lowering<'_> {
         let graph = &self.step.graph;
         match stage {
             Stage::Run(nodes) => {
-                let rows = nodes.iter().find_map(|&id| {
-                    let node = graph.node(id);
+                let members = nodes.iter().flat_map(|&id| self.step.fusion.members(id));
+                let rows = members.map(|id| graph.node(id)).find_map(|node| {
                     let loaded = node.inputs.iter().find_map(|&input| match self.step.slot(input) {
                         Slot::Buffer { buffer, row: Row::Sample } => Some(buffer),
                         _ => None,
@@ -188,110 +208,105 @@ impl Lowering<'_> {
     }
 
     fn node(&mut self, id: NodeId, run: &mut Vec<LaunchStep>) -> Result<()> {
-        let node = self.step.graph.node(id);
+        let step = self.step;
+        let node = step.graph.node(id);
         if let Op::Store { buffer, row } = node.op {
-            return self.store(node, buffer, row, run);
+            return if self.direct.done.contains(&id) { Ok(()) } else { self.store(node, buffer, row, run) };
         }
-        let Some(kinds) = kinds(&node.op) else {
-            return Err(Error::Bug(format!("`{}` ({}) has no kernel", node.name, node.op.name())));
-        };
-        let inputs = node.inputs.iter().zip(kinds.inputs.bytes());
-        let inputs: Vec<Operand> = inputs
-            .map(|(&value, letter)| self.input(node, value, of_letter(letter, self.storage), run))
+        let unit = Unit::of(&step.graph, &step.fusion, id)?;
+        if self.moved(&unit, run)? {
+            return Ok(());
+        }
+        let reads = self.reads(&unit, run)?;
+        let outputs: Vec<Operand> = unit
+            .makes()
+            .map(|(value, letter)| self.output(node, value, of_letter(letter, self.storage)))
             .collect::<Result<_>>()?;
-        let outputs = node.outputs.iter().zip(kinds.outputs.bytes());
-        let outputs: Vec<Operand> = outputs
-            .map(|(&value, letter)| self.output(node, value, of_letter(letter, self.storage)))
-            .collect::<Result<_>>()?;
-        let form = Form::of(&node.op, (self.storage, self.target), &inputs, &outputs);
+        let mut form = Form::of(&unit, (self.storage, self.target), &reads, &outputs);
+        let mut stats = DevicePtr::NONE;
+        let made = outputs.len() == 1 && self.wanted.contains(&unit.last.outputs[0]);
+        if let Some((measuring, rows, bytes)) = form.measuring(self.target).filter(|_| made) {
+            (form, stats) = (measuring, self.scratch(bytes));
+            let measured = self.measured(unit.last.outputs[0]);
+            self.at_hand.statistics.insert(measured, TileStats { at: stats, rows });
+        }
         let workspace = match form.workspace() {
             0 => DevicePtr::NONE,
             bytes => self.scratch(bytes),
         };
-        let at = [Location::start(Space::State).symbol(), workspace];
-        let launches = form.launches(&node.op, self.storage, at, &inputs, &outputs)?;
-        let mut cost = Cost::of(&self.step.graph, node, kinds, self.storage);
-        for launch in launches {
-            self.emit(node, launch, std::mem::take(&mut cost), self.steady.contains(&id), run);
+        let at = Around { state: Location::start(Space::State).symbol(), workspace, stats };
+        let launches = form.launches(&unit, self.storage, at, &reads, &outputs)?;
+        if let Some(&read) = unit.inputs.first() {
+            let (first, other) = self.sources(read);
+            for (source, stats) in [Some(first), other].into_iter().zip(form.left(workspace)) {
+                if let (Some(source), Some(stats)) = (source, stats) {
+                    self.at_hand.statistics.insert(self.measured(source), stats);
+                }
+            }
         }
-        for at in inputs.iter().map(|operand| operand.at).chain([workspace]) {
+        let costs = work::of(&form, Cost::of(&step.graph, &unit, self.storage), &launches);
+        for (launch, cost) in launches.into_iter().zip(costs) {
+            self.emit(node, launch, cost, run);
+        }
+        for at in reads.addresses() {
             if let Some(Location { space: Space::Scratch(index), .. }) = Location::of(at) {
-                self.scratch[index as usize].live.end = self.launches;
+                let live = &mut self.scratch[index as usize].live;
+                live.end = live.end.max(self.position + 1);
             }
         }
         Ok(())
     }
 
-    /// Bytes that live for the next launch, and longer if somebody says so.
+    /// Elements that only change their place and their type do both at once; whether the unit was of that kind.
+    fn moved(&mut self, unit: &Unit<'_>, run: &mut Vec<LaunchStep>) -> Result<bool> {
+        let graph = &self.step.graph;
+        let (&[x], &[out]) = (&unit.inputs[..], &unit.last.outputs[..]) else { return Ok(false) };
+        let Some(place) = Place::of(&unit.root.op, graph.shape(x), graph.shape(out)) else {
+            return Ok(false);
+        };
+        if let Slot::Buffer { row: Row::Step { .. }, .. } = self.step.slot(root(graph, x)) {
+            return Ok(false);
+        }
+        let (home, of_sample) = self.home(unit.last, root(graph, x), Packing::Plain)?;
+        let dtype = self.types.value(root(graph, x));
+        let known = self.at_hand.copies.contains_key(&(root(graph, x), self.storage.dtype()));
+        if of_sample || known || dtype == self.storage.dtype() {
+            return Ok(false);
+        }
+        let to = self.output(unit.last, out, self.storage.dtype())?;
+        let bytes = graph.shape(x).count() * dtype.bytes() + to.shape.count() * self.storage.dtype().bytes();
+        let side = |at, dtype| Side { at, dtype, row_of: None };
+        let ends = [side(home.symbol(), dtype), side(to.at, self.storage.dtype())];
+        self.place(unit.last, &place, ends, bytes, run)?;
+        Ok(true)
+    }
+
+    /// Bytes that live while the unit runs, and longer if somebody says so.
     fn scratch(&mut self, bytes: usize) -> DevicePtr {
         let index = self.scratch.len() as u32;
-        self.scratch.push(Demand { bytes, live: self.launches..self.launches + 1 });
+        self.scratch.push(Demand { bytes, live: self.position..self.position + 1 });
         Location::start(Space::Scratch(index)).symbol()
     }
 
-    fn emit(&mut self, node: &Node, launch: Launch, cost: Cost, steady: bool, run: &mut Vec<LaunchStep>) {
-        run.push(LaunchStep { node: node.name.clone(), launch, cost, steady });
-        self.launches += 1;
-    }
-
-    /// Where a kernel finds an operand in the type that it reads.
-    fn input(
-        &mut self,
-        reader: &Node,
-        value: ValueId,
-        wanted: DType,
-        run: &mut Vec<LaunchStep>,
-    ) -> Result<Operand> {
-        let shape = self.step.graph.shape(value).clone();
-        let value = root(&self.step.graph, value);
-        let (home, of_sample) = self.home(reader, value)?;
-        if !of_sample && self.types.value(value) == wanted {
-            return Ok(Operand { at: home.symbol(), shape });
-        }
-        let key = (value, wanted);
-        let at = match self.at_hand.get(&key) {
-            Some(&at) => at,
-            None => {
-                let at = self.scratch(shape.count() * wanted.bytes());
-                let from = Side { at: home.symbol(), dtype: self.types.value(value), of_sample };
-                self.copy(reader, from, Side { at, dtype: wanted, of_sample: false }, &shape, run)?;
-                self.at_hand.insert(key, at);
-                at
-            }
-        };
-        Ok(Operand { at, shape })
-    }
-
-    /// Where the plan has a value, and whether it is the row of the current sample.
-    fn home(&self, reader: &Node, value: ValueId) -> Result<(Location, bool)> {
-        Ok(match self.step.slot(value) {
-            Slot::Param { index } => (Location::start(Space::Weight(index as u32)), false),
-            Slot::Buffer { buffer, row } => (Location::start(Space::Buffer(buffer.0)), row == Row::Sample),
-            Slot::Arena { offset, .. } => (arena(offset), false),
-            Slot::Passing => {
-                let problem =
-                    format!("`{}` reads what never reaches memory: its group has no kernel", reader.name);
-                return Err(Error::Bug(problem));
-            }
-        })
-    }
-
-    fn output(&self, node: &Node, value: ValueId, dtype: DType) -> Result<Operand> {
-        let shape = self.step.graph.shape(value).clone();
-        match self.step.slot(value) {
-            Slot::Arena { offset, bytes } if bytes >= shape.count() * dtype.bytes() => {
-                Ok(Operand { at: arena(offset).symbol(), shape })
-            }
-            slot => Err(Error::Bug(format!("`{}` makes {shape} in {dtype} at {slot:?}", node.name))),
-        }
+    fn emit(&self, node: &Node, launch: Launch, cost: Cost, run: &mut Vec<LaunchStep>) {
+        run.push(LaunchStep { node: node.name.clone(), launch, cost });
     }
 
     fn store(&mut self, node: &Node, buffer: BufferId, row: Row, run: &mut Vec<LaunchStep>) -> Result<()> {
         let value = root(&self.step.graph, node.inputs[0]);
-        let (home, of_sample) = self.home(node, value)?;
-        let from = Side { at: home.symbol(), dtype: self.types.value(value), of_sample };
+        let dtype = self.types.value(value);
+        let from = match self.step.slot(value) {
+            Slot::Buffer { row: Row::Step { .. }, .. } => {
+                Side { at: self.input(node, value, (dtype, Packing::Plain), run)?.at, dtype, row_of: None }
+            }
+            _ => {
+                let (home, of_sample) = self.home(node, value, Packing::Plain)?;
+                Side { at: home.symbol(), dtype, row_of: of_sample.then_some(SAMPLE) }
+            }
+        };
         let at = Location::start(Space::Buffer(buffer.0)).symbol();
-        let to = Side { at, dtype: self.types.buffer(buffer), of_sample: row == Row::Sample };
+        let row_of = (row == Row::Sample).then_some(SAMPLE);
+        let to = Side { at, dtype: self.types.buffer(buffer), row_of };
         let shape = self.step.graph.shape(node.inputs[0]).clone();
         self.copy(node, from, to, &shape, run)
     }
@@ -305,15 +320,25 @@ impl Lowering<'_> {
         run: &mut Vec<LaunchStep>,
     ) -> Result<()> {
         let count = shape.count();
+        let row = |side: Side| if side.row_of.is_some() { count } else { 0 };
+        let place = Place { x_sample: row(from), out_sample: row(to), ..Place::whole(count) };
+        self.place(node, &place, [from, to], count * (from.dtype.bytes() + to.dtype.bytes()), run)
+    }
+
+    fn place(
+        &mut self,
+        node: &Node,
+        place: &Place,
+        [from, to]: [Side; 2],
+        bytes: usize,
+        run: &mut Vec<LaunchStep>,
+    ) -> Result<()> {
         let (Some(x), Some(out)) = (from.element(), to.element()) else {
             return Err(Error::Bug(format!("`{}` copies {} to {}", node.name, from.dtype, to.dtype)));
         };
-        let row = |side: Side| if side.of_sample { count } else { 0 };
-        let place = Place { x_sample: row(from), out_sample: row(to), ..Place::whole(count) };
-        let state = Location::start(Space::State).symbol();
-        let launch = place.launch((x, out), MOST_BLOCKS, state, [from.at, DevicePtr::NONE, to.at])?;
-        let bytes = (count * (from.dtype.bytes() + to.dtype.bytes())) as u64;
-        self.emit(node, launch, Cost { flops: 0, bytes }, false, run);
+        let index = from.row_of.or(to.row_of).map_or(DevicePtr::NONE, Location::symbol);
+        let launch = place.launch((x, out), MOST_BLOCKS, index, [from.at, DevicePtr::NONE, to.at])?;
+        self.emit(node, launch, Cost { bytes: bytes as u64, ..Cost::default() }, run);
         Ok(())
     }
 }
@@ -323,9 +348,12 @@ impl Lowering<'_> {
 struct Side {
     at: DevicePtr,
     dtype: DType,
-    /// The row of the current sample of what lies there.
-    of_sample: bool,
+    /// Of what lies there one row, whose index is at this place: the current sample's or the step's.
+    row_of: Option<Location>,
 }
+
+const SAMPLE: Location = Location { space: Space::State, offset: offset_of!(StepState, sample) as u64 };
+const STEP: Location = Location { space: Space::State, offset: offset_of!(StepState, step) as u64 };
 
 impl Side {
     fn element(&self) -> Option<Element> {

@@ -5,11 +5,13 @@
 //! operation into launches of the general forms, which take any size and alignment. [`lower()`] turns a whole step
 //! into a [`LaunchProgram`]: launches in order, with locations instead of addresses.
 
+mod attending;
 pub mod attention;
 pub mod binaries;
 pub mod conv2d;
 mod cost;
 pub mod device;
+mod direct;
 mod execute;
 mod forms;
 pub mod gemm;
@@ -22,22 +24,26 @@ pub mod maps;
 pub mod norms;
 pub mod params;
 pub mod pointwise;
+pub mod predict;
 mod program;
+mod statistics;
 pub mod tune;
 mod types;
+mod unit;
 mod weights;
+mod work;
 
 use bytemuck::bytes_of;
 
 pub use cost::Cost;
-pub use execute::{Addresses, Executor, execute};
+pub use execute::{Addresses, Executor, execute, execute_hoisted};
 pub use general::{Kinds, Operand, general, kinds};
 pub use location::{Location, Space, relocate};
 pub use lower::lower;
 use maps::Map;
 use params::{Params, Rules};
 pub use program::{DeviceBuffer, LaunchProgram, LaunchStage, LaunchStep};
-pub use weights::{PIECE_BYTES, Weight, from_bytes, to_bytes};
+pub use weights::{PIECE_BYTES, Packing, Weight, WeightKey, from_bytes, to_bytes};
 
 use crate::error::{Error, Result};
 use crate::manifest::{self, Kernel};
@@ -130,6 +136,37 @@ mod tests {
         let nowhere = PointwiseParams { x: some, count: 1, ..Default::default() };
         let error = Launch::new("affine_f16", [1, 1, 1], &nowhere).expect_err("no output");
         assert!(error.to_string().contains("`out` must be an address, found none"), "{error}");
+    }
+
+    #[test]
+    fn a_grid_that_covers_another_size_is_refused() {
+        let some = DevicePtr(4096);
+        let (q, k, v, o, lse) = (some, some, some, some, some);
+        let attention = params::AttentionParams { q, k, v, o, lse, ..Default::default() };
+        let rows = [120, 120, 120, 120];
+        let [q_row, k_row, v_row, o_row] = rows;
+        let attention = params::AttentionParams { q_row, k_row, v_row, o_row, ..attention };
+        let attention = params::AttentionParams { n: 2, t: 130, u: 77, heads: 3, d: 40, ..attention };
+        let product =
+            params::ProductParams { a: some, b: some, c: some, m: 200, n: 64, k: 32, ..Default::default() };
+        let product = params::ProductParams { a_row: 32, b_row: 64, c_row: 64, alpha: 1.0, ..product };
+        type Made<'a> = &'a dyn Fn([u32; 3]) -> Result<Launch>;
+        let cases: [(Made, [u32; 3]); 4] = [
+            (&|grid| Launch::new("attention_f16", grid, &attention), [17, 3, 2]),
+            (&|grid| Launch::new("attention_f16_d40", grid, &attention), [2, 3, 2]),
+            (&|grid| Launch::new("product_nn_f16", grid, &product), [7, 2, 1]),
+            (&|grid| Launch::new("product_nn_f16_mma", grid, &product), [2, 1, 1]),
+        ];
+        for (make, [x, y, z]) in cases {
+            make([x, y, z]).expect("the grid of that size");
+            for grid in [[x + 1, y, z], [x, y + 1, z], [x, y, z + 1], [x - 1, y, z]] {
+                let error = make(grid).expect_err("another grid").to_string();
+                assert!(
+                    error.contains("`grid` must be [") && error.contains(&format!("{grid:?}")),
+                    "{error}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -175,6 +175,13 @@ impl GroupNorm {
         }
     }
 
+    /// The statistics of both tensors that [`GroupNorm::forward`] leaves, in few tiles: for the gradient.
+    pub fn left(&self, form: Form, stats: Stats, workspace: DevicePtr) -> [Option<TileStats>; 2] {
+        let (Form::Tiled { rows, .. }, Stats::Each(_)) = (form, stats) else { return [None; 2] };
+        let plan = self.plan(rows, stats, &mut Workspace { base: workspace, bytes: 0 });
+        plan.merged().map(|stats| (stats.at != DevicePtr::NONE).then_some(stats))
+    }
+
     fn sum_bytes(&self, rows: usize) -> usize {
         8 * self.n * self.pixels.div_ceil(rows) * self.groups
     }

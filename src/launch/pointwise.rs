@@ -29,7 +29,7 @@ impl fmt::Display for Form {
 
 pub fn choose(op: &Op, inputs: &[Operand], outputs: &[Operand]) -> Form {
     let ending = match op {
-        Op::Add | Op::Geglu | Op::GegluBwd => "_v8",
+        Op::Add | Op::AddChannels | Op::Affine { .. } | Op::Geglu | Op::GegluBwd => "_v8",
         Op::Activate(act) | Op::ActivateBwd(act) => match act {
             Activation::Silu => "_v8_silu",
             Activation::Gelu => "_v8_gelu",
@@ -43,7 +43,7 @@ pub fn choose(op: &Op, inputs: &[Operand], outputs: &[Operand]) -> Form {
     if operands().any(|operand| !operand.at.0.is_multiple_of(16)) {
         return Form::General("an address is no multiple of 16");
     }
-    let rows = matches!(op, Op::Geglu | Op::GegluBwd);
+    let rows = matches!(op, Op::Geglu | Op::GegluBwd | Op::AddChannels);
     if rows && !operands().all(|operand| operand.shape.last().is_multiple_of(8)) {
         return Form::General("the channels are no multiple of 8");
     }
@@ -63,14 +63,39 @@ pub fn launch(
     };
     // geglu_bwd goes over dy, the others over their result.
     let over = if matches!(op, Op::GegluBwd) { &inputs[1].shape } else { &outputs[0].shape };
+    // One vector for each image, unless it is one for all.
+    let each = matches!(op, Op::AddChannels) && inputs[1].shape[0] > 1;
+    let image = if each { over.count() / over[0] } else { 0 };
+    let (mul, add) = if let Op::Affine { mul, add } = *op { (mul, add) } else { (0.0, 0.0) };
     let params = p::PointwiseParams {
         x: inputs[0].at,
         y: inputs.get(1).map_or(DevicePtr::NONE, |y| y.at),
         out: outputs[0].at,
         count: over.count() as i64,
+        image: image as i64,
         c: i32::try_from(over.last()).unwrap_or(i32::MAX),
+        mul,
+        add,
         ..Default::default()
     };
     let kernel = format!("{}_{}{ending}", kinds.kernel, storage.name());
     Launch::new(&kernel, strided(over.count().div_ceil(8), most_blocks), &params)
+}
+
+/// `geglu_bwd` where x and its gradient have the two halves of their channels side by side: `[rows, c, 2]`.
+pub fn geglu_bwd_of_pairs(
+    storage: Storage,
+    most_blocks: u32,
+    inputs: &[Operand],
+    out: DevicePtr,
+) -> Result<Launch> {
+    let count = inputs[1].shape.count();
+    let params = p::PointwiseParams {
+        x: inputs[0].at,
+        y: inputs[1].at,
+        out,
+        count: count as i64,
+        ..Default::default()
+    };
+    Launch::new(&format!("geglu_bwd_{}_pairs", storage.name()), strided(count, most_blocks), &params)
 }

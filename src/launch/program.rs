@@ -1,8 +1,9 @@
 //! A step as launches: a plain value, the same for every device that runs it.
 
-use super::{Cost, Launch, Storage, Weight, from_bytes, to_bytes};
+use super::{Cost, Launch, Packing, Storage, Weight, from_bytes, to_bytes};
 use crate::error::{Error, Result};
-use crate::ir::{BufferId, Flag};
+use crate::ir::{BufferId, Flag, Once};
+use crate::plan::ALIGN;
 use crate::tensor::{DType, Shape};
 
 /// One step (or the encoding of a text, or the decoding of latents) as launches. It needs the memory that
@@ -14,6 +15,8 @@ pub struct LaunchProgram {
     pub target: &'static str,
     pub body: Vec<LaunchStage>,
     pub arena_bytes: usize,
+    /// Bytes of the arena that are alive at the busiest moment: no arena can be smaller.
+    pub live_bytes: usize,
     pub weights: Vec<Weight>,
     /// By [`BufferId`].
     pub buffers: Vec<DeviceBuffer>,
@@ -59,16 +62,37 @@ pub struct LaunchStep {
     /// The path of the graph's node.
     pub node: String,
     pub launch: Launch,
-    /// Of a node that takes several launches the first one has all of it.
+    /// Its share of the work of the node, where that takes several launches.
     pub cost: Cost,
-    /// Whether it reads nothing that steps change, the time aside: the projections of text and time. They
-    /// could run once a prompt and once a schedule.
-    pub steady: bool,
 }
 
 impl LaunchProgram {
-    /// All launches in running order, as if every loop ran once and every flag were set.
+    /// A part of the body: the step's own, or what was hoisted out of it.
+    pub fn part(&self, hoisted: Option<Once>) -> Vec<&LaunchStage> {
+        let mut stages = Vec::new();
+        for stage in &self.body {
+            match (stage, hoisted) {
+                (LaunchStage::If(Flag::Once(found), body), Some(once)) if *found == once => {
+                    stages.extend(body);
+                }
+                (LaunchStage::If(Flag::Once(_), _), _) | (_, Some(_)) => {}
+                (stage, None) => stages.push(stage),
+            }
+        }
+        stages
+    }
+
+    /// All launches of a part in running order, as if every loop ran once and every flag were set.
+    pub fn steps_of(&self, hoisted: Option<Once>) -> Vec<&LaunchStep> {
+        Self::flat(self.part(hoisted))
+    }
+
+    /// All launches of all parts.
     pub fn steps(&self) -> Vec<&LaunchStep> {
+        Self::flat(&self.body)
+    }
+
+    fn flat<'p>(stages: impl IntoIterator<Item = &'p LaunchStage>) -> Vec<&'p LaunchStep> {
         fn walk<'p>(stages: &'p [LaunchStage], steps: &mut Vec<&'p LaunchStep>) {
             for stage in stages {
                 match stage {
@@ -78,7 +102,7 @@ impl LaunchProgram {
             }
         }
         let mut steps = Vec::new();
-        walk(&self.body, &mut steps);
+        stages.into_iter().for_each(|stage| walk(std::slice::from_ref(stage), &mut steps));
         steps
     }
 
@@ -137,38 +161,38 @@ impl LaunchProgram {
         self.weights.last().map_or(0, |last| last.offset + last.bytes)
     }
 
+    /// What tells the weights apart, and their bytes.
+    pub fn weight_names(&self) -> Vec<(String, usize)> {
+        let name = |weight: &Weight| match weight.packing {
+            Packing::Plain => weight.param.name.clone(),
+            packing => format!("{} {packing:?}", weight.param.name),
+        };
+        self.weights.iter().map(|weight| (name(weight), weight.bytes.next_multiple_of(ALIGN))).collect()
+    }
+
     pub fn buffer_bytes(&self) -> usize {
         self.buffers.iter().map(DeviceBuffer::bytes).sum()
     }
 
-    /// Work of one step in which every flag is set; what a loop holds counts once a sample.
+    /// Work of one step in which every flag is set, without what was hoisted out of it; what a loop holds
+    /// counts once a sample.
     pub fn cost(&self) -> Cost {
-        self.sum(|_| true)
+        self.cost_of(None)
     }
 
-    /// The share of it that steps do not change; see [`LaunchStep::steady`].
-    pub fn steady_cost(&self) -> Cost {
-        self.sum(|step| step.steady)
-    }
-
-    fn sum(&self, counts: impl Fn(&LaunchStep) -> bool) -> Cost {
-        fn walk(stages: &[LaunchStage], times: u64, counts: &dyn Fn(&LaunchStep) -> bool, sum: &mut Cost) {
-            for stage in stages {
-                match stage {
-                    LaunchStage::Run(run) => {
-                        for step in run.iter().filter(|step| counts(step)) {
-                            *sum += step.cost.times(times);
-                        }
-                    }
-                    LaunchStage::ForEachSample { samples, body } => {
-                        walk(body, times * *samples as u64, counts, sum);
-                    }
-                    LaunchStage::If(_, body) => walk(body, times, counts, sum),
+    /// The same of any part.
+    pub fn cost_of(&self, hoisted: Option<Once>) -> Cost {
+        fn walk(stage: &LaunchStage, times: u64, sum: &mut Cost) {
+            match stage {
+                LaunchStage::Run(run) => run.iter().for_each(|step| *sum += step.cost.times(times)),
+                LaunchStage::ForEachSample { samples, body } => {
+                    body.iter().for_each(|stage| walk(stage, times * *samples as u64, sum));
                 }
+                LaunchStage::If(_, body) => body.iter().for_each(|stage| walk(stage, times, sum)),
             }
         }
         let mut sum = Cost::default();
-        walk(&self.body, 1, &counts, &mut sum);
+        self.part(hoisted).into_iter().for_each(|stage| walk(stage, 1, &mut sum));
         sum
     }
 }

@@ -49,15 +49,19 @@ pub fn resnet(
     b.add("add", x, h)
 }
 
-/// Attention with its four projections; `bias` is that of the first three, the last one always has one.
+/// Attention with its four projections; `bias` is that of the first three, the last one always has one. What
+/// projects the same tokens is one layer.
 ///
 /// `x [n, t, c]`, `context [n, u, d] -> [n, t, c]`
 pub fn attention(b: &mut Builder, x: ValueId, context: ValueId, heads: usize, bias: bool) -> Result<ValueId> {
     let channels = b.shape(x).last();
-    let q = b.linear("to_q", x, channels, bias)?;
-    let k = b.linear("to_k", context, channels, bias)?;
-    let v = b.linear("to_v", context, channels, bias)?;
-    let mixed = b.attention("attention", [q, k, v], heads, false)?;
+    let operands = if x == context {
+        vec![b.linear_side_by_side("to_qkv", &["to_q", "to_k", "to_v"], x, channels, bias)?]
+    } else {
+        let q = b.linear("to_q", x, channels, bias)?;
+        vec![q, b.linear_side_by_side("to_kv", &["to_k", "to_v"], context, channels, bias)?]
+    };
+    let mixed = b.attention("attention", &operands, heads, false)?;
     b.linear("to_out.0", mixed, channels, true)
 }
 

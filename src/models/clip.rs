@@ -84,10 +84,9 @@ pub(super) fn encoder(
 fn layer(b: &mut Builder, config: &EncoderConfig, x: ValueId, causal: bool) -> Result<ValueId> {
     let h = b.layer_norm("layer_norm1", x, config.norm_eps)?;
     let h = b.scope("self_attn", |b| {
-        let q = b.linear("q_proj", h, config.width, true)?;
-        let k = b.linear("k_proj", h, config.width, true)?;
-        let v = b.linear("v_proj", h, config.width, true)?;
-        let mixed = b.attention("attention", [q, k, v], config.heads, causal)?;
+        let parts = ["q_proj", "k_proj", "v_proj"];
+        let qkv = b.linear_side_by_side("qkv_proj", &parts, h, config.width, true)?;
+        let mixed = b.attention("attention", &[qkv], config.heads, causal)?;
         b.linear("out_proj", mixed, config.width, true)
     })?;
     let x = b.add("add1", x, h)?;

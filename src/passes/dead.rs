@@ -63,9 +63,10 @@ fn compact(graph: &mut Graph, keep: impl Fn(NodeId, &Node) -> bool) {
     renumber(&mut graph.body, &new_node, &new_buffer);
 }
 
-/// Removes buffers that no node loads or stores; returns their new numbers.
+/// Removes buffers that no node loads or stores and no body asks; returns their new numbers.
 fn compact_buffers(graph: &mut Graph) -> Vec<BufferId> {
-    let touched: HashSet<BufferId> = graph.nodes.iter().filter_map(|node| buffer_of(&node.op)).collect();
+    let mut touched: HashSet<BufferId> = graph.nodes.iter().filter_map(|node| buffer_of(&node.op)).collect();
+    flags(&graph.body, &mut touched);
     let mut new_buffer = vec![BufferId(u32::MAX); graph.buffers.len()];
     for (i, buffer) in std::mem::take(&mut graph.buffers).into_iter().enumerate() {
         if touched.contains(&BufferId(i as u32)) {
@@ -79,6 +80,17 @@ fn compact_buffers(graph: &mut Graph) -> Vec<BufferId> {
         }
     }
     new_buffer
+}
+
+fn flags(items: &[Item], found: &mut HashSet<BufferId>) {
+    for item in items {
+        if let Item::If(Flag::Sample(buffer), _) = item {
+            found.insert(*buffer);
+        }
+        if let Item::ForEachSample(body) | Item::If(_, body) = item {
+            flags(body, found);
+        }
+    }
 }
 
 fn buffer_of(op: &Op) -> Option<BufferId> {
@@ -106,6 +118,25 @@ mod tests {
     use super::*;
     use crate::ir::{Builder, Row, verify};
     use crate::tensor::DType;
+
+    #[test]
+    fn a_flag_that_only_the_host_writes_stays() {
+        let mut b = Builder::new();
+        b.buffer("untouched", [1], DType::F32);
+        let [flags, x] = ["flags", "x"].map(|name| b.buffer(name, [1, 8], DType::F32));
+        b.for_each_sample(|b| {
+            b.when(Flag::Sample(flags), |b| {
+                let value = b.load(x, Row::Sample)?;
+                let value = b.affine("twice", value, 2.0, 0.0)?;
+                b.store(value, x, Row::Sample)
+            })
+        })
+        .unwrap();
+        let mut graph = b.finish();
+        remove_dead(&mut graph);
+        assert!(graph.to_string().contains("if flags[sample]"), "{graph}");
+        assert_eq!(graph.buffers.len(), 2);
+    }
 
     #[test]
     fn what_no_store_needs_is_gone_and_the_rest_still_holds() {

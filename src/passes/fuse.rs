@@ -3,7 +3,7 @@
 //! | group | members, in order |
 //! |---|---|
 //! | contraction | `upsample`? conv2d, or linear; then `add_channels`? `activate`? `add`? |
-//! | gated linear layer | linear, `geglu` |
+//! | gated linear layer | linear, `geglu`: where all readers of the weights can have their rows in pairs |
 //! | data gradient | conv2d_bwd `upsample_bwd`?, or linear_bwd; then `add`? |
 //! | pair | a `concat` all of whose readers are conv2d or group_norm: they read both sources |
 //!
@@ -15,7 +15,7 @@
 
 use std::collections::HashMap;
 
-use crate::ir::{Cost, Fusion, Graph, Group, Item, NodeId, Op, Padding, ValueId};
+use crate::ir::{BufferId, Cost, Fusion, Graph, Group, Item, Node, NodeId, Op, Padding, ValueId};
 
 /// Groups of `graph`; a pure function of it.
 pub fn fuse(graph: &Graph) -> Fusion {
@@ -24,7 +24,8 @@ pub fn fuse(graph: &Graph) -> Fusion {
         fuser.visit(id);
     }
     let groups = fuser.groups.into_iter().filter(|group| group.members.len() > 1).collect();
-    let pairs = fuser.order.iter().copied().filter(|&id| is_pair(graph, &fuser.readers, id)).collect();
+    let pairs =
+        fuser.order.iter().copied().filter(|&id| is_pair(graph, &fuser.readers, &fuser.roots, id)).collect();
     Fusion::new(graph, groups, pairs)
 }
 
@@ -85,7 +86,9 @@ impl<'g> Fuser<'g> {
             }
             Op::AddChannels => self.extend(id, &[node.inputs[0]], Open::All, Open::Activation),
             Op::Activate(_) => self.extend(id, &[node.inputs[0]], Open::Activation, Open::Residual),
-            Op::Geglu => self.extend(id, &[node.inputs[0]], Open::All, Open::Closed),
+            Op::Geglu if self.halves_may_lie_in_pairs(node.inputs[0]) => {
+                self.extend(id, &[node.inputs[0]], Open::All, Open::Closed);
+            }
             Op::UpsampleBwd { .. } => self.extend(id, &[node.inputs[0]], Open::All, Open::Activation),
             Op::Add => self.extend(id, &[node.inputs[0], node.inputs[1]], Open::Residual, Open::Closed),
             _ => {}
@@ -119,12 +122,64 @@ impl<'g> Fuser<'g> {
     /// Whether the kernel of the group's root has a place for the operation.
     fn suits(&self, group: &Group, id: NodeId) -> bool {
         let (root, node) = (&self.graph.node(group.root).op, self.graph.node(id));
+        // Images, pixels and channels are those of the group, not of a view of its result.
+        let as_made = node.inputs.contains(&self.graph.node(group.last()).outputs[0]);
         match node.op {
-            Op::Geglu => matches!(root, Op::Linear),
-            Op::UpsampleBwd { .. } => self.halves(group.root, id),
+            Op::Geglu => as_made && matches!(root, Op::Linear),
+            Op::UpsampleBwd { .. } => as_made && self.halves(group.root, id),
             Op::Add => true,
-            _ => matches!(root, Op::Linear | Op::Conv2d { .. }),
+            Op::AddChannels => as_made && matches!(root, Op::Linear | Op::Conv2d { .. }),
+            _ => matches!(root, Op::Linear | Op::Conv2d { .. }) && !self.is_differentiated(group.root),
         }
+    }
+
+    /// Whether the gradient of an activation reads what a contraction makes, or what a second run of it does: whether
+    /// the product is rounded before it is activated may not depend on what is kept.
+    fn is_differentiated(&self, root: NodeId) -> bool {
+        let weight = self.roots[self.graph.node(root).inputs[1].0 as usize];
+        let made = self.readers[&weight].iter().flat_map(|&id| &self.graph.node(id).outputs);
+        let gradient = |id: &NodeId| matches!(self.graph.node(*id).op, Op::ActivateBwd(_));
+        made.filter_map(|value| self.readers.get(value)).flatten().any(gradient)
+    }
+
+    /// Whether a linear layer's weights may have the rows of a gate's two halves in turn, which the gate in the
+    /// epilogue takes: everybody else who reads them must see the same. That is a linear layer for one gate or its
+    /// gradient, and the gradient of such a layer behind that of the gate.
+    fn halves_may_lie_in_pairs(&self, product: ValueId) -> bool {
+        let graph = self.graph;
+        let linear = graph.producer(product);
+        let Op::Linear = linear.op else { return false };
+        let only_reader = |value: ValueId| match self.readers.get(&value).map(Vec::as_slice) {
+            Some(&[reader]) => Some(graph.node(reader)),
+            _ => None,
+        };
+        let gate = |value: ValueId| {
+            let reader = only_reader(value).filter(|reader| reader.inputs[0] == value);
+            reader.is_some_and(|reader| match reader.op {
+                Op::Geglu => true,
+                Op::GegluBwd => only_reader(reader.outputs[0])
+                    .is_some_and(|behind| behind.op == Op::LinearBwd && behind.inputs[1] == linear.inputs[1]),
+                _ => false,
+            })
+        };
+        let sees_pairs = |reader: &NodeId| {
+            let node = graph.node(*reader);
+            match node.op {
+                Op::Linear => node.inputs[1..] == linear.inputs[1..] && gate(node.outputs[0]),
+                Op::LinearBwd => {
+                    let before = graph.producer(node.inputs[0]);
+                    before.op == Op::GegluBwd
+                        && only_reader(before.outputs[0]).is_some()
+                        && matches!(graph.producer(before.inputs[0]).op, Op::Linear)
+                        && graph.producer(before.inputs[0]).inputs[1] == linear.inputs[1]
+                }
+                _ => false,
+            }
+        };
+        linear.inputs[1..].iter().all(|param| {
+            matches!(graph.producer(*param).op, Op::Param { .. })
+                && self.readers[param].iter().all(sees_pairs)
+        })
     }
 
     /// Whether `value`, made by the last of `members`, is for `reader` alone, and `members` may run later,
@@ -161,6 +216,9 @@ impl<'g> Fuser<'g> {
         let (Op::Upsample { height, width }, Op::Conv2d { stride, padding }) = (&from.op, &to.op) else {
             return false;
         };
+        if to.inputs[0] != from.outputs[0] {
+            return false;
+        }
         let small = self.graph.shape(from.inputs[0]);
         self.is_same(conv, *stride, *padding) && is_double((small[1], small[2]), (*height, *width))
     }
@@ -189,16 +247,26 @@ fn is_double(small: (usize, usize), large: (usize, usize)) -> bool {
     side(small.0, large.0) && side(small.1, large.1)
 }
 
-fn is_pair(graph: &Graph, readers: &HashMap<ValueId, Vec<NodeId>>, id: NodeId) -> bool {
+fn is_pair(graph: &Graph, readers: &HashMap<ValueId, Vec<NodeId>>, roots: &[ValueId], id: NodeId) -> bool {
     let node = graph.node(id);
     let two_sources = |&reader: &NodeId| {
         let reader = graph.node(reader);
-        let operand = reader.inputs.iter().skip(1).all(|input| *input != node.outputs[0]);
-        operand && matches!(reader.op, Op::Conv2d { .. } | Op::GroupNorm { .. })
+        let first = reader.inputs.first() == Some(&node.outputs[0]);
+        let alone = reader.inputs.iter().skip(1).all(|input| roots[input.0 as usize] != node.outputs[0]);
+        first && alone && matches!(reader.op, Op::Conv2d { .. } | Op::GroupNorm { .. })
     };
-    let sources = |op: &Op| !matches!(op, Op::Concat);
+    // What a concatenation held must still be there when it is read.
+    let stays = |buffer: BufferId| {
+        let stores = |node: &Node| matches!(node.op, Op::Store { buffer: stored, .. } if stored == buffer);
+        !graph.nodes.iter().any(stores)
+    };
+    let source = |&input: &ValueId| match graph.producer(roots[input.0 as usize]).op {
+        Op::Concat => false,
+        Op::Load { buffer, .. } => stays(buffer),
+        _ => true,
+    };
     matches!(node.op, Op::Concat)
-        && node.inputs.iter().all(|&input| sources(&graph.producer(input).op))
+        && node.inputs.iter().all(source)
         && readers.get(&node.outputs[0]).is_some_and(|readers| readers.iter().all(two_sources))
 }
 
@@ -257,6 +325,40 @@ mod tests {
         let dx = b.push("act.grad", Op::ActivateBwd(Activation::Gelu), &[h, y]).unwrap();
         b.store(dx, io, Row::All).unwrap();
         assert!(words(&b.finish()).is_empty());
+    }
+
+    #[test]
+    fn a_product_is_rounded_where_its_gradient_wants_it_whether_it_is_kept_or_made_again() {
+        for again in [false, true] {
+            let mut b = Builder::new();
+            let io = b.buffer("x", [4, 8], DType::F32);
+            let x = b.load(io, Row::All).unwrap();
+            let h = b.linear("fc", x, 8, true).unwrap();
+            let y = b.activate("act", h, Activation::Gelu).unwrap();
+            let h = if again { b.linear("fc", x, 8, true).unwrap() } else { h };
+            let dx = b.push("act.grad", Op::ActivateBwd(Activation::Gelu), &[h, y]).unwrap();
+            b.store(dx, io, Row::All).unwrap();
+            assert!(words(&b.finish()).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_gate_is_taken_in_where_all_readers_of_the_weights_see_the_same_rows() {
+        for (read_by_another, groups) in [(false, &["fc <- linear + geglu"][..]), (true, &[])] {
+            let mut b = Builder::new();
+            let io = b.buffer("x", [4, 8], DType::F32);
+            let out = b.buffer("y", [4, 8], DType::F32);
+            let x = b.load(io, Row::All).unwrap();
+            let h = b.linear("fc", x, 16, true).unwrap();
+            let y = b.push("gate", Op::Geglu, &[h]).unwrap();
+            let h = b.linear("fc", x, 16, true).unwrap();
+            let dh = b.push("gate.grad", Op::GegluBwd, &[h, y]).unwrap();
+            let weight = b.param("fc.weight", [16, 8], crate::ir::Layout::Plain).unwrap();
+            let other = if read_by_another { b.affine("other", dh, 2.0, 0.0).unwrap() } else { dh };
+            let dx = b.push("fc.grad", Op::LinearBwd, &[other, weight]).unwrap();
+            b.store(dx, out, Row::All).unwrap();
+            assert_eq!(words(&b.finish()), groups);
+        }
     }
 
     #[test]

@@ -1,11 +1,14 @@
-//! Graph to graph, one small rewriting a file, in the order of [`run_all`]; and [`fuse`], which rewrites
-//! nothing but says what a device may run as one.
+//! Graph to graph, one small rewriting a file, in the order of [`run_all`]; [`hoist`], which comes before them
+//! and has to be told which buffers are texts; and [`fuse`], which rewrites nothing but says what a device may
+//! run as one.
 
 mod dead;
 mod fuse;
+mod hoist;
 
 pub use dead::remove_dead;
 pub use fuse::fuse;
+pub use hoist::{Hoisting, hoist};
 
 use crate::error::Result;
 use crate::ir::{Graph, verify};

@@ -26,6 +26,8 @@ pub struct Blueprint {
 impl Blueprint {
     /// Names that [`Blueprint::preset`] takes.
     pub const PRESETS: [&str; 3] = ["sd15", "sd21-base", "sd21"];
+    /// Steps of an image where nobody says how many.
+    pub const STEPS: usize = 50;
 
     pub fn of(model: &Model) -> Self {
         let clip = model.clip().ok();
@@ -84,7 +86,7 @@ impl Blueprint {
         })
     }
 
-    /// A step of `batch` images of `size` pixels with classifier-free guidance.
+    /// One of [`Self::STEPS`] steps of `batch` images of `size` pixels with classifier-free guidance.
     pub fn step_spec(&self, steering: Steering, (width, height): (usize, usize), batch: usize) -> StepSpec {
         let factor = self.decoder.factor();
         StepSpec {
@@ -94,12 +96,13 @@ impl Blueprint {
             tokens: self.text.positions,
             context_width: self.text.encoder.width,
             rows: if matches!(steering, Steering::Sld) { 3 } else { 2 },
+            steps: Self::STEPS,
             steering,
         }
     }
 
     /// The graph of one step, after all passes.
     pub fn step(&self, spec: &StepSpec) -> Result<Graph> {
-        passes::run_all(programs::step(&self.unet, spec)?)
+        passes::run_all(programs::hoisted(programs::step(&self.unet, spec)?, spec)?)
     }
 }

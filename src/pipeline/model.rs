@@ -1,6 +1,8 @@
 //! A model as it lies on disk (or in the binary), opened, checked and ready to build graphs from.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
@@ -16,6 +18,7 @@ use crate::passes;
 use crate::plan::{Param, StepProgram};
 use crate::safety::ClipIdentity;
 use crate::sampler::{Prediction, SchedulerConfig};
+use crate::tensor::Shape;
 use crate::text::Tokenizer;
 use crate::weights::{CONFIG_CAP, Component, EmbeddedFiles, Layout, ModelFiles, Weights, read_json};
 
@@ -32,7 +35,7 @@ pub struct ModelSource {
     pub tokenizer: Option<PathBuf>,
     /// What a single file of Stable Diffusion 2 predicts: nothing in it says so.
     pub prediction: Option<Prediction>,
-    /// Map files instead of reading them.
+    /// Use weights where they lie in the files, through memory maps, as far as nothing has to be converted.
     pub mmap: bool,
 }
 
@@ -50,6 +53,16 @@ pub struct Model {
     tiny: Option<Decoder>,
     clip: Option<Clip>,
     weights: Weights,
+    loading: Mutex<Loading>,
+}
+
+/// Time that loading programs took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loading {
+    /// Weights out of their files.
+    pub read: Duration,
+    /// Everything else: packing and sending them, and the memory for them.
+    pub upload: Duration,
 }
 
 /// The guard's CLIP.
@@ -108,6 +121,7 @@ impl Model {
             tiny,
             clip,
             weights,
+            loading: Mutex::default(),
         };
         if let Some(clip) = &model.clip {
             let tokenizer = clip.tokenizer.as_ref().unwrap_or(&model.tokenizer);
@@ -142,7 +156,24 @@ impl Model {
 
     /// Hands a program of this model to a backend, with the weights that it reads.
     pub fn load(&self, backend: &dyn Backend, program: StepProgram) -> Result<Box<dyn Program>> {
-        backend.load(program, &self.weights)
+        let (start, before) = (Instant::now(), self.weights.reading());
+        let loaded = backend.load(program, &self.weights);
+        let read = self.weights.reading() - before;
+        let mut loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        loading.read += read;
+        loading.upload += start.elapsed().saturating_sub(read);
+        loaded
+    }
+
+    /// Time that all of [`Model::load`] took so far.
+    pub fn loading(&self) -> Loading {
+        *self.loading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a backend uses a weight where it lies, in the pages of a mapped file.
+    pub fn maps(&self, backend: &dyn Backend, param: &Param) -> bool {
+        let mapped = |(name, shape): (&str, Shape)| self.weights.maps(name, &shape);
+        backend.reads_in_place(param) && param.alone().is_some_and(mapped)
     }
 
     pub fn weights(&self) -> &dyn WeightSource {
@@ -178,6 +209,7 @@ impl Model {
             tokens: self.text.positions,
             context_width: self.text.encoder.width,
             rows: 1,
+            steps: 1,
             steering: Steering::None,
         };
         let mut graphs = vec![
@@ -390,12 +422,14 @@ fn tokenize(tokenizer: &Tokenizer, text: &str, limit: usize) -> Result<Vec<i32>>
 /// Names and checkpoint shapes of the weights that a graph reads.
 fn stored_params(graph: Graph) -> Vec<(String, Vec<usize>)> {
     let params = graph.nodes.iter().filter_map(|node| match &node.op {
-        Op::Param { name, layout } => {
+        Op::Param { name, parts, layout } => {
             let shape = graph.shape(node.outputs[0]).clone();
-            let param = Param { name: name.clone(), shape, layout: *layout };
-            Some((param.name.clone(), param.stored_shape().to_vec()))
+            Some(Param { name: name.clone(), parts: parts.clone(), shape, layout: *layout })
         }
         _ => None,
     });
-    params.collect()
+    let stored = |param: Param| -> Vec<_> {
+        param.apart().map(|part| (part.name.clone(), part.stored_shape().to_vec())).collect()
+    };
+    params.flat_map(stored).collect()
 }

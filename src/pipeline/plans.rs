@@ -9,14 +9,15 @@
 //! | concepts | the guard's text tower | its own | its own |
 //! | images | UNet, decoder, vision tower | the larger of step and decode | those of step and decode |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Add;
 
 use super::blueprint::Blueprint;
 use super::programs::{self, Steering, StepSpec};
 use crate::error::{Error, Result};
-use crate::ir::{Cost, Graph, Item};
+use crate::ir::{Cost, Flag, Graph, Item};
 use crate::passes;
-use crate::plan::{Fit, Fuse, Planner, StepProgram, Storage};
+use crate::plan::{Fit, Fuse, Param, Planner, StepProgram, Storage};
 
 /// Whom the plans are for.
 pub struct Target<'a> {
@@ -24,6 +25,10 @@ pub struct Target<'a> {
     pub fuse: Fuse,
     /// Bytes that running a program takes at most besides its weights, buffers and arena.
     pub scratch: &'a dyn Fn(&StepProgram) -> usize,
+    /// Names and bytes of the weights that a program holds. Programs share those of one name.
+    pub weights: &'a dyn Fn(&StepProgram) -> Vec<(String, usize)>,
+    /// Weights that stay in the pages of a mapped file.
+    pub mapped: &'a dyn Fn(&Param) -> bool,
     /// The prompt's text encoder stays in memory while images are made, as a server would have it. One copy
     /// of every weight: a guard's text tower of the same sizes is the same tower.
     pub keep_text: bool,
@@ -42,7 +47,11 @@ pub struct Plans {
 /// What is in memory at the busiest moment of a generation, and what of it the rest could do without.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
+    /// Weights in memory of ours.
     pub weights_bytes: usize,
+    /// Weights in the pages of mapped files: page cache, which the system takes back when it is short, and not in
+    /// the total.
+    pub mapped_bytes: usize,
     /// Results of the forward pass that wait for the backward pass.
     pub kept_bytes: usize,
     /// All other activations.
@@ -61,6 +70,7 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// All that is allocated.
     pub fn total_bytes(&self) -> usize {
         self.weights_bytes + self.kept_bytes + self.transient_bytes()
     }
@@ -70,16 +80,18 @@ impl Memory {
         self.live_bytes + self.workspace_bytes + self.waste_bytes + self.buffer_bytes
     }
 
-    fn of_phase(weights: usize, programs: &[&StepProgram], target: &Target<'_>) -> Self {
-        let need = |program: &&&StepProgram| program.arena_bytes + (target.scratch)(program);
-        let Some(busiest) = programs.iter().max_by_key(need) else { return Self::default() };
+    fn of_phase(weights: Held, programs: &[&StepProgram], target: &Target<'_>) -> Self {
+        let needs = programs.iter().map(|program| ((target.scratch)(program), program));
+        let busiest = needs.max_by_key(|(scratch, program)| program.arena_bytes + scratch);
+        let Some((scratch, busiest)) = busiest else { return Self::default() };
         let arena = programs.iter().map(|program| program.arena_bytes).max().unwrap_or(0);
         let peak = &busiest.peak;
         Self {
-            weights_bytes: weights,
+            weights_bytes: weights.allocated,
+            mapped_bytes: weights.mapped,
             kept_bytes: peak.kept_bytes,
             live_bytes: peak.transient_bytes,
-            workspace_bytes: peak.workspace_bytes + (target.scratch)(busiest),
+            workspace_bytes: peak.workspace_bytes + scratch,
             waste_bytes: arena - peak.kept_bytes - peak.transient_bytes - peak.workspace_bytes,
             buffer_bytes: programs.iter().map(|program| program.buffer_bytes()).sum(),
             peak_step: peak.step.clone(),
@@ -116,7 +128,7 @@ impl Plans {
     pub fn memory(&self, spec: &StepSpec, target: &Target<'_>) -> Memory {
         let text = weights(&[&self.text], target);
         let towers: Vec<&StepProgram> = [&self.text].into_iter().chain(&self.concepts).collect();
-        let kept = if target.keep_text { text } else { 0 };
+        let kept = if target.keep_text { text } else { Held::default() };
         let images = kept + weights(&[&self.step, &self.decode], target);
         let mut phases = vec![
             Memory::of_phase(text, &[&self.text], target),
@@ -131,6 +143,11 @@ impl Plans {
         Memory { extra_flops: second * spec.batch as u64, step_flops: all, ..most }
     }
 }
+
+/// How often a plan that meets its budget, but not with what its operations need for themselves, is made smaller.
+const TRIES: usize = 4;
+/// And by how much more than what is too much, in parts of its room.
+const MARGIN: usize = 200;
 
 /// Graphs that are not planned yet, and plans that no limit changes.
 struct Drafts {
@@ -148,7 +165,7 @@ impl Drafts {
             }
             _ => None,
         };
-        let step = planner(programs::step(&blueprint.unet, spec)?)?;
+        let step = Planner::new(blueprint.step(spec)?, target.storage, target.fuse)?;
         let rest = Plans {
             text: planner(programs::encode_text(&blueprint.text, spec.tokens)?)?.plan()?,
             concepts,
@@ -170,13 +187,25 @@ impl Drafts {
         // All but the step's arena and what its operations need for themselves.
         let step = &self.rest.step;
         let phase = [step, &self.rest.decode].map(|program| program.buffer_bytes()).iter().sum::<usize>();
-        let text = if target.keep_text { weights(&[&self.rest.text], target) } else { 0 };
-        let fixed = phase + text + weights(&[step, &self.rest.decode], target) + (target.scratch)(step);
-        let fit = self.step.within(limit.saturating_sub(fixed))?;
-        let (Fit::Fits(step) | Fit::Smallest(step)) = fit;
-        let plans = Plans { step: *step, ..self.rest };
-        if total(&plans) <= limit {
-            return Ok(plans);
+        let text = if target.keep_text { weights(&[&self.rest.text], target) } else { Held::default() };
+        let held = text + weights(&[step, &self.rest.decode], target);
+        let fixed = phase + held.allocated + (target.scratch)(step);
+        let mut room = limit.saturating_sub(fixed);
+        let mut plans = self.rest;
+        for _ in 0..TRIES {
+            let fit = self.step.within(room)?;
+            let smallest = matches!(fit, Fit::Smallest(_));
+            let (Fit::Fits(step) | Fit::Smallest(step)) = fit;
+            plans.step = *step;
+            let over = total(&plans).saturating_sub(limit);
+            if over == 0 {
+                return Ok(plans);
+            }
+            if smallest {
+                break;
+            }
+            // A smaller arena may leave smaller gaps for workspaces.
+            room = room.saturating_sub(over + room / MARGIN);
         }
         let memory = plans.memory(spec, target);
         let activations = memory.kept_bytes + memory.live_bytes + memory.waste_bytes;
@@ -195,15 +224,38 @@ impl Drafts {
     }
 }
 
-/// Bytes of the weights of several programs, each once.
-fn weights(programs: &[&StepProgram], target: &Target<'_>) -> usize {
-    let mut bytes = BTreeMap::new();
-    for param in programs.iter().flat_map(|program| &program.params) {
-        // The towers of texts go by different names but are one where both are in memory.
-        let name = if target.keep_text { tower(&param.name) } else { &param.name };
-        bytes.insert((name.to_owned(), param.shape.to_vec()), target.storage.param_bytes(&param.shape));
+/// Bytes of weights.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    allocated: usize,
+    mapped: usize,
+}
+
+impl Add for Held {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { allocated: self.allocated + other.allocated, mapped: self.mapped + other.mapped }
     }
-    bytes.values().sum()
+}
+
+/// Bytes of the weights of several programs, each once.
+fn weights(programs: &[&StepProgram], target: &Target<'_>) -> Held {
+    let mut held = BTreeMap::new();
+    for program in programs {
+        let mapped = program.params.iter().filter(|param| (target.mapped)(param));
+        let mapped: HashSet<&str> = mapped.map(|param| param.name.as_str()).collect();
+        for (name, bytes) in (target.weights)(program) {
+            let one = match mapped.contains(name.as_str()) {
+                true => Held { mapped: bytes, allocated: 0 },
+                false => Held { allocated: bytes, mapped: 0 },
+            };
+            // The towers of texts go by different names but are one where both are in memory.
+            let name = if target.keep_text { tower(&name).to_owned() } else { name };
+            held.insert((name, bytes), one);
+        }
+    }
+    held.into_values().fold(Held::default(), Add::add)
 }
 
 /// The name of a weight inside its text tower.
@@ -212,12 +264,14 @@ fn tower(name: &str) -> &str {
     inside.filter(|name| name.starts_with("text_model.")).unwrap_or(name)
 }
 
-/// Contractions of one step; a for-each-sample body counts `batch` times, a gate as open.
+/// Contractions of one step; a for-each-sample body counts `batch` times, a gate as open. What was hoisted out
+/// of the step does not count.
 fn flops(graph: &Graph, batch: usize) -> u64 {
     fn of(graph: &Graph, items: &[Item], batch: u64) -> u64 {
         let item = |item: &Item| match item {
             Item::Node(id) => Cost::of(graph, graph.node(*id), 1).flops,
             Item::ForEachSample(body) => batch * of(graph, body, batch),
+            Item::If(Flag::Once(_), _) => 0,
             Item::If(_, body) => of(graph, body, batch),
         };
         items.iter().map(item).sum()

@@ -6,6 +6,7 @@ use crate::autodiff;
 use crate::error::Result;
 use crate::ir::{Builder, Flag, Graph, Op, Reduce, Row, ValueId};
 use crate::models::{self, ClipTextConfig, ClipVisionConfig, TinyVaeConfig, UnetConfig, VaeConfig};
+use crate::passes::{self, Hoisting};
 use crate::tensor::DType;
 
 /// Names of the buffers, in the words of the method.
@@ -22,6 +23,10 @@ pub mod names {
     pub const Z: &str = "z";
     /// Text states of the UNet's rows; see [`super::StepSpec`].
     pub const CONTEXT: &str = "context";
+    /// `[steps]`: the timestep of every step.
+    pub const TIMESTEPS: &str = "timesteps";
+    /// `[steps, 1, c]`: all that the UNet computes of a timestep alone.
+    pub const TIME: &str = "time";
     /// Normal noise for `--ddim-eta` > 0.
     pub const NOISE: &str = "noise";
     pub const EPS: &str = "eps";
@@ -117,6 +122,8 @@ pub struct StepSpec {
     pub tokens: usize,
     pub context_width: usize,
     pub rows: usize,
+    /// How many steps a program makes of an image at most.
+    pub steps: usize,
     pub steering: Steering,
 }
 
@@ -171,6 +178,17 @@ pub fn decode(decoder: &Decoder, height: usize, width: usize) -> Result<Graph> {
     let result = decoder.decode(&mut b, z)?;
     b.store(result, image, Row::All)?;
     Ok(b.finish())
+}
+
+/// A step without what its text and its schedule settle: that stands in bodies of its own, see [`passes::hoist`].
+pub fn hoisted(step: Graph, spec: &StepSpec) -> Result<Graph> {
+    let hoisting = Hoisting {
+        prompt: &[names::CONTEXT],
+        steps: spec.steps,
+        timesteps: names::TIMESTEPS,
+        rows: names::TIME,
+    };
+    passes::hoist(step, &hoisting)
 }
 
 /// One denoising step.

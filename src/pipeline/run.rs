@@ -6,17 +6,18 @@ use std::time::Instant;
 use super::blueprint::Blueprint;
 use super::contexts::{Contexts, embed};
 use super::model::Model;
-use super::observe::{GeneratedImage, GuardReport, Observer, StepReport};
+use super::observe::{GeneratedImage, GuardReport, Observer, Startup, StepReport, StepTensors};
 use super::plans::{Memory, Plans, Target};
 use super::programs::{Guard, Steering, StepSpec, names};
 use super::request::{Guidance, Method, Request};
 use crate::backend::{Backend, Program, Stop};
 use crate::error::{Error, Result};
-use crate::plan::{SldState, StepProgram, StepState};
+use crate::plan::{Param, SldState, StepProgram, StepState};
 use crate::sampler::{NoiseStream, Schedule, StepCoefficients};
 use crate::tensor::Tensor;
 
-/// Generates all images of a request, batch by batch, telling `observer` of every step and image.
+/// Generates all images of a request, batch by batch, telling `observer` of every step and image. An image in which a
+/// number does not stay finite is made again, alone, where the device has a type of a wider range.
 ///
 /// # Errors
 /// [`Error::NonFinite`] names the first image that could not be made; the others are made all the same.
@@ -29,26 +30,67 @@ pub fn generate(
     stop: &Stop,
 ) -> Result<()> {
     request.check(model.factor())?;
+    let all = (0..request.images()).step_by(request.batch_size);
+    let batches =
+        all.map(|first| first..(first + request.batch_size).min(request.images())).collect::<Vec<_>>();
+    let mut failed = attempt(model, backend, request, &batches, observer, stop)?;
+    if let (false, Some(wider)) = (failed.is_empty(), backend.wider()) {
+        for Fault { what, step, image } in &failed {
+            let (narrow, wide) = (backend.dtype(), wider.dtype());
+            tracing::warn!(
+                "image {image}: {what} at step {step} is not finite in {narrow}; once more in {wide}"
+            );
+        }
+        let alone = failed.iter().map(|fault| fault.image..fault.image + 1).collect::<Vec<_>>();
+        let request = Request { batch_size: 1, ..request.clone() };
+        failed = attempt(model, wider.as_ref(), &request, &alone, observer, stop)?;
+    }
+    for Fault { what, step, image } in &failed {
+        tracing::error!(image, step, "non-finite value in {what}: no image");
+    }
+    failed.first().map_or(Ok(()), |&Fault { what, step, image }| Err(Error::NonFinite { what, step, image }))
+}
+
+/// All images of some batches, none larger than the request's. Returns those that could not be made.
+fn attempt(
+    model: &Model,
+    backend: &dyn Backend,
+    request: &Request,
+    batches: &[Range<usize>],
+    observer: &mut dyn Observer,
+    stop: &Stop,
+) -> Result<Vec<Fault>> {
     let schedule = Schedule::new(&model.scheduler, request.steps, request.eta)?;
     let gammas = gammas(request)?;
 
     // All plans first: what does not fit is known before a weight is read.
+    let start = Instant::now();
     let spec = step_spec(model, request)?;
     let plans = Planned::new(model, backend, request, &spec)?;
+    let plan = start.elapsed();
+    let startup = || {
+        let (loading, ready) = (model.loading(), backend.preparation());
+        let (read, upload) = (loading.read, loading.upload);
+        Startup { plan, read, upload, modules: ready.modules, graphs: ready.graphs }
+    };
 
     // Prompt -> tokens -> context; concepts -> tokens -> unit embeddings.
     let contexts = Contexts::encode(model, backend, &plans.all.text, request, stop)?;
     let concepts = match (request.method.guidance(), &plans.all.concepts) {
-        (Some(guidance), Some(plan)) => Some(embed(model, backend, plan, guidance, stop)?),
+        (Some(guidance), Some(plan)) => match embed(model, backend, plan, guidance, stop) {
+            Err(Error::NonFinite { what, step, .. }) => {
+                let images = batches.iter().cloned().flatten();
+                return Ok(images.map(|image| Fault { what, step, image }).collect());
+            }
+            embedded => Some(embedded?),
+        },
         _ => None,
     };
 
     let mut decoder = Decoder::load(model, backend, &plans.all.decode, request)?;
-    let mut failed = None;
+    let mut failed = Vec::new();
     let mut step: Option<(usize, Box<dyn Program>)> = None;
-    for first in (0..request.images()).step_by(request.batch_size) {
-        let images = first..(first + request.batch_size).min(request.images());
-
+    for images in batches.iter().cloned() {
         // The last batch may be smaller than the others and then has a program of its own.
         let (_, program) = match step.take().filter(|(batch, _)| *batch == images.len()) {
             Some(loaded) => step.insert(loaded),
@@ -58,32 +100,36 @@ pub fn generate(
             program.write(names::CONCEPTS, concepts)?;
         }
         program.write(names::CONTEXT, &contexts.rows(request, &spec, images.clone()))?;
+        let timesteps: Vec<f32> = schedule.steps.iter().map(|step| step.timestep as f32).collect();
+        program.write(names::TIMESTEPS, &timesteps)?;
 
         // Noise -> latents, one step after the other.
-        let run = Run { request, schedule: &schedule, gammas: &gammas, stop };
+        let run = Run { request, schedule: &schedule, gammas: &gammas, startup: &startup, stop };
         let faults = run.denoise(program.as_mut(), images.clone(), observer)?;
 
         // Latents -> pixels.
         let z = latents(program.as_ref(), names::Z)?;
         for (sample, index) in images.enumerate() {
-            let fault = match faults[sample] {
-                Some(fault) => Some(fault),
-                None => {
-                    let image = decoder.decode(&z, sample, index, request, stop)?;
-                    let finite = image.pixels.data().iter().all(|v| v.is_finite());
-                    if finite {
-                        observer.image(&clamped(image))?;
-                    }
-                    (!finite).then_some(Fault { what: "the decoded image", step: request.steps })
-                }
-            };
-            if let Some(Fault { what, step }) = fault {
-                tracing::error!(image = index, step, "non-finite value in {what}: no image");
-                failed.get_or_insert(Error::NonFinite { what, step, image: index });
+            let fault = |what, step| Fault { what, step, image: index };
+            // What is not finite stays so: the latents remember every earlier fault but that of a score.
+            let last = (!is_finite(&z, sample)).then(|| fault("the latents", request.steps - 1));
+            if let Some(found) = faults[sample].or(last) {
+                failed.push(found);
+                continue;
+            }
+            let image = decoder.decode(&z, sample, index, request, stop)?;
+            if is_finite(&image.pixels, 0) {
+                observer.image(&clamped(image))?;
+            } else {
+                failed.push(fault("the decoded image", request.steps));
             }
         }
     }
-    failed.map_or(Ok(()), Err)
+    Ok(failed)
+}
+
+fn is_finite(tensor: &Tensor<f32>, sample: usize) -> bool {
+    tensor.row(sample).iter().all(|value| value.is_finite())
 }
 
 /// What [`generate`] takes for a request at the busiest moment.
@@ -105,21 +151,26 @@ impl Planned {
     fn new(model: &Model, backend: &dyn Backend, request: &Request, spec: &StepSpec) -> Result<Self> {
         let (storage, fuse) = backend.storage();
         let scratch = |program: &StepProgram| backend.scratch_bytes(program);
-        let target = Target { storage, fuse, scratch: &scratch, keep_text: false };
+        let weights = |program: &StepProgram| backend.weights(program);
+        let mapped = |param: &Param| model.maps(backend, param);
+        let target =
+            Target { storage, fuse, scratch: &scratch, weights: &weights, mapped: &mapped, keep_text: false };
         let blueprint = Blueprint::of(model);
         let within = |spec: &StepSpec| Plans::new(&blueprint, spec, &target, backend.limit());
         let plan = |batch: usize| -> Result<(Plans, Memory)> {
             let spec = StepSpec { batch, ..spec.clone() };
             let fits = |spec: &StepSpec| within(spec).is_ok();
-            let plans = within(&spec).map_err(|error| with_what_fits(error, &spec, model.factor(), &fits))?;
+            let plans = within(&spec).map_err(|error| {
+                with_a_budget(with_what_fits(error, &spec, model.factor(), &fits), backend)
+            })?;
             let memory = plans.memory(&spec, &target);
             tracing::info!(batch, bytes = memory.total_bytes(), at = memory.peak_step, "planned");
             Ok((plans, memory))
         };
         let batch = request.batch_size.min(request.images());
         let rest = request.images() % batch;
-        let last = if rest == 0 { None } else { Some(plan(rest)?.0.step) };
         let (all, memory) = plan(batch)?;
+        let last = if rest == 0 { None } else { Some(plan(rest)?.0.step) };
         Ok(Self { all, last, batch, memory })
     }
 
@@ -151,11 +202,21 @@ fn with_what_fits(error: Error, spec: &StepSpec, factor: usize, fits: &dyn Fn(&S
     Error::OutOfMemory { what, needed_bytes, hint }
 }
 
-/// Where a sample's numbers stopped being numbers.
+/// The same with a budget: the smallest that works, where the user's own is what is too small.
+fn with_a_budget(error: Error, backend: &dyn Backend) -> Error {
+    let Error::OutOfMemory { what, needed_bytes, mut hint } = error else { return error };
+    if backend.room().is_none_or(|room| needed_bytes <= room as u64) {
+        hint += &format!("; --max-vram {needed_bytes} is enough");
+    }
+    Error::OutOfMemory { what, needed_bytes, hint }
+}
+
+/// Where an image's numbers stopped being numbers.
 #[derive(Clone, Copy)]
 struct Fault {
     what: &'static str,
     step: usize,
+    image: usize,
 }
 
 /// What all batches of a run have in common.
@@ -163,6 +224,7 @@ struct Run<'a> {
     request: &'a Request,
     schedule: &'a Schedule,
     gammas: &'a [f64],
+    startup: &'a dyn Fn() -> Startup,
     stop: &'a Stop,
 }
 
@@ -181,7 +243,8 @@ impl Run<'_> {
             program.write(names::NU, &vec![0.0; start.data().len()])?;
         }
         let mut faults: Vec<Option<Fault>> = vec![None; images.len()];
-        let mut z = start;
+        // Tensors come to the host only where they are there already, or somebody asks for them.
+        let mut before = (program.is_near() || observer.wants_tensors()).then_some(start);
         for (index, coefficients) in self.schedule.steps.iter().enumerate() {
             if self.request.eta > 0.0 {
                 program.write(names::NOISE, noise.draw().data())?;
@@ -190,13 +253,14 @@ impl Run<'_> {
             let start = Instant::now();
             program.run(&state, self.stop)?;
             let seconds = start.elapsed().as_secs_f64();
-            let report = self.report(program, images.clone(), coefficients, z, (&state, seconds))?;
-            for (sample, fault) in faults.iter_mut().enumerate() {
+            let report =
+                self.report(program, images.clone(), coefficients, before.take(), (&state, seconds))?;
+            for (sample, (fault, image)) in faults.iter_mut().zip(images.clone()).enumerate() {
                 let what = first_non_finite(&report, sample);
-                *fault = fault.or(what.map(|what| Fault { what, step: index }));
+                *fault = fault.or(what.map(|what| Fault { what, step: index, image }));
             }
             observer.step(&report)?;
-            z = report.prev;
+            before = report.tensors.map(|tensors| tensors.prev);
         }
         Ok(faults)
     }
@@ -207,6 +271,8 @@ impl Run<'_> {
         let mut state = StepState {
             step: index as u32,
             sample: 0,
+            // The first step of a batch finds its texts and timesteps just written.
+            fresh: index == 0,
             window: false,
             timestep: c.timestep as f32,
             guidance: self.request.guidance_scale as f32,
@@ -250,23 +316,32 @@ impl Run<'_> {
         program: &dyn Program,
         images: Range<usize>,
         coefficients: &StepCoefficients,
-        z: Tensor<f32>,
+        before: Option<Tensor<f32>>,
         (state, seconds): (&StepState, f64),
     ) -> Result<StepReport> {
-        let guard = self.request.method.guidance().filter(|_| state.window);
-        let guard = guard.map(|guidance| guard_report(program, guidance)).transpose()?;
+        let guidance = self.request.method.guidance().filter(|_| state.window);
+        let guard = guidance.map(|guidance| guard_report(program, guidance)).transpose()?;
+        let gradient = || guidance.zip(guard.as_ref()).map(|(g, guard)| gradient(program, g, &guard.gate));
+        let tensors = |z: Tensor<f32>| -> Result<StepTensors> {
+            Ok(StepTensors {
+                latents: z,
+                eps: latents(program, names::EPS)?,
+                x0: latents(program, names::X0)?,
+                x0_guided: latents(program, names::X0_GUIDED)?,
+                prev: latents(program, names::Z)?,
+                gradient: gradient().transpose()?,
+            })
+        };
+        let tensors = before.map(tensors).transpose()?;
         Ok(StepReport {
             images,
             step: state.step as usize,
             steps: self.schedule.steps.len(),
             timestep: coefficients.timestep,
             seconds,
-            latents: z,
-            eps: latents(program, names::EPS)?,
-            x0: latents(program, names::X0)?,
-            x0_guided: latents(program, names::X0_GUIDED)?,
-            prev: latents(program, names::Z)?,
+            tensors,
             guard,
+            startup: (self.startup)(),
         })
     }
 }
@@ -285,6 +360,15 @@ fn gammas(request: &Request) -> Result<Vec<f64>> {
 fn guard_report(program: &dyn Program, guidance: &Guidance) -> Result<GuardReport> {
     let status = program.read(names::STATUS)?;
     let gate: Vec<bool> = program.read(names::GATE)?.iter().map(|&open| open != 0.0).collect();
+    Ok(GuardReport {
+        scores: Tensor::new([gate.len(), guidance.concepts.len()], program.read(names::SCORES)?),
+        density: program.read(names::DENSITY)?,
+        fallback: status.iter().map(|&status| status == 1.0).collect(),
+        gate,
+    })
+}
+
+fn gradient(program: &dyn Program, guidance: &Guidance, gate: &[bool]) -> Result<Tensor<f32>> {
     // Stored gradients carry a power of two; those of shut gates are left from earlier steps.
     let scale = (-guidance.gradient_scale_log2 as f32).exp2();
     let stored = latents(program, names::GRADIENT)?;
@@ -297,32 +381,28 @@ fn guard_report(program: &dyn Program, guidance: &Guidance) -> Result<GuardRepor
             gradient.data_mut()[range].iter_mut().zip(from).for_each(|(to, from)| *to = from * scale);
         }
     }
-    Ok(GuardReport {
-        scores: Tensor::new([gate.len(), guidance.concepts.len()], program.read(names::SCORES)?),
-        density: program.read(names::DENSITY)?,
-        fallback: status.iter().map(|&status| status == 1.0).collect(),
-        gate,
-        gradient,
-    })
+    Ok(gradient)
 }
 
 /// The first thing of a sample that is not finite, in the order in which it is computed.
 fn first_non_finite(report: &StepReport, sample: usize) -> Option<&'static str> {
-    let finite = |tensor: &Tensor<f32>| tensor.row(sample).iter().all(|value| value.is_finite());
+    let tensors = |pick: fn(&StepTensors) -> Option<&Tensor<f32>>| {
+        report.tensors.as_ref().and_then(pick).is_none_or(|tensor| is_finite(tensor, sample))
+    };
     let guard = report.guard.as_ref();
     let checks = [
-        (finite(&report.eps), "the UNet's output"),
-        (finite(&report.x0), "the predicted latents"),
-        (guard.is_none_or(|guard| finite(&guard.scores)), "the concept scores"),
+        (tensors(|t| Some(&t.eps)), "the UNet's output"),
+        (tensors(|t| Some(&t.x0)), "the predicted latents"),
+        (guard.is_none_or(|guard| is_finite(&guard.scores, sample)), "the concept scores"),
         (guard.is_none_or(|guard| guard.density[sample].is_finite()), "the density of the concepts"),
-        (guard.is_none_or(|guard| finite(&guard.gradient)), "the guard's gradient"),
-        (finite(&report.prev), "the latents"),
+        (tensors(|t| t.gradient.as_ref()), "the guard's gradient"),
+        (tensors(|t| Some(&t.prev)), "the latents"),
     ];
     checks.iter().find(|(finite, _)| !finite).map(|&(_, what)| what)
 }
 
 /// One step of this request, for a batch of one.
-fn step_spec(model: &Model, request: &Request) -> Result<StepSpec> {
+pub(super) fn step_spec(model: &Model, request: &Request) -> Result<StepSpec> {
     let guard = |guidance: &Guidance| -> Result<Guard> {
         Ok(Guard {
             decoder: model.guard_decoder().clone(),
@@ -354,6 +434,7 @@ fn step_spec(model: &Model, request: &Request) -> Result<StepSpec> {
             _ if request.guidance_scale > 1.0 => 2,
             _ => 1,
         },
+        steps: request.steps,
         steering,
     })
 }
@@ -411,12 +492,13 @@ struct Decoder {
     program: Box<dyn Program>,
     /// `[1, H, W, 3]`
     shape: [usize; 4],
+    dtype: &'static str,
 }
 
 impl Decoder {
     fn load(model: &Model, backend: &dyn Backend, plan: &StepProgram, request: &Request) -> Result<Self> {
         let program = model.load(backend, plan.clone())?;
-        Ok(Self { program, shape: [1, request.height, request.width, 3] })
+        Ok(Self { program, shape: [1, request.height, request.width, 3], dtype: backend.dtype() })
     }
 
     fn decode(
@@ -431,7 +513,7 @@ impl Decoder {
         self.program.write(names::Z, latents.data())?;
         self.program.run(&StepState::default(), stop)?;
         let pixels = Tensor::new(self.shape, self.program.read(names::IMAGE)?);
-        Ok(GeneratedImage { index, seed: request.image_seed(index), latents, pixels })
+        Ok(GeneratedImage { index, seed: request.image_seed(index), dtype: self.dtype, latents, pixels })
     }
 }
 

@@ -56,13 +56,23 @@ impl Planner {
 
     /// The plan with the least extra work whose arena takes at most `bytes`.
     pub fn within(&self, bytes: usize) -> Result<Fit> {
-        let mut smallest = self.plan()?;
-        if smallest.arena_bytes <= bytes {
-            return Ok(Fit::Fits(Box::new(smallest)));
+        let free = self.plan()?;
+        if free.arena_bytes <= bytes {
+            return Ok(Fit::Fits(Box::new(free)));
         }
+        match self.down(free, bytes, bytes)? {
+            // Where the search ends depends on where it is headed. The smallest plan of a budget that nothing
+            // fits lies at the end of the way to the bottom, and has to be found by the budget that it names.
+            Fit::Smallest(smallest) if bytes > 0 => self.down(*smallest, bytes, 0),
+            fit => Ok(fit),
+        }
+    }
+
+    /// Heads for `target` bytes until a plan takes at most `bytes`; `smallest` is the smallest so far.
+    fn down(&self, mut smallest: StepProgram, bytes: usize, mut target: usize) -> Result<Fit> {
         let fusion = (self.fuse)(&self.graph);
         let schedule = Schedule::new(&self.graph, &fusion, self.storage);
-        let (mut search, mut target) = (Search::new(&schedule), bytes);
+        let mut search = Search::new(&schedule);
         loop {
             // In small steps: what is cheap to drop first stays dropped.
             let mut going = true;

@@ -96,6 +96,27 @@ pub fn place(demands: &[Demand]) -> Arena {
     arena
 }
 
+/// The same where the first ones have their offsets already: the others go around them, the largest first, each into
+/// the smallest gap that fits it.
+pub fn place_around(fixed: &[usize], demands: &[Demand]) -> Arena {
+    let range = |i: usize, start: usize| start..start + footprint(&demands[i]);
+    let taken = fixed.iter().enumerate().map(|(i, &offset)| (range(i, offset), demands[i].live.clone()));
+    let mut taken: Vec<(Range<usize>, Range<usize>)> = taken.collect();
+    taken.sort_by_key(|(bytes, _)| bytes.start);
+    let mut order: Vec<usize> = (fixed.len()..demands.len()).collect();
+    order.sort_by_key(|&i| (Reverse(demands[i].bytes), i));
+    let mut offsets = fixed.to_vec();
+    offsets.resize(demands.len(), 0);
+    for i in order {
+        let rivals = taken.iter().filter(|(_, live)| overlaps(&demands[i].live, live));
+        offsets[i] = best_gap(rivals.map(|(bytes, _)| bytes.clone()), footprint(&demands[i]));
+        let rank = taken.partition_point(|(bytes, _)| bytes.start <= offsets[i]);
+        taken.insert(rank, (range(i, offsets[i]), demands[i].live.clone()));
+    }
+    let bytes = taken.iter().map(|(bytes, _)| bytes.end).max().unwrap_or(0);
+    Arena { offsets, bytes }
+}
+
 /// The greedy itself: the arena's size, and offsets by demand (zero for those that `order` leaves out).
 fn in_order(demands: &[Demand], order: &[usize]) -> (usize, Vec<usize>) {
     let mut offsets = vec![0; demands.len()];
@@ -196,6 +217,17 @@ mod tests {
         assert_eq!(arena.offsets[0], 0);
         assert!(arena.offsets[1..].iter().all(|&offset| offset >= 8 * 1024));
         assert_eq!(arena.bytes, 16 * 1024);
+    }
+
+    #[test]
+    fn what_comes_later_goes_into_the_gaps() {
+        let fixed = [0, 8, 8].map(|kib| kib * 1024);
+        let demands = [demand(8, 0..5), demand(4, 1..3), demand(4, 3..5)];
+        let more = [demand(4, 0..1), demand(2, 2..3), demand(1, 4..5)];
+        let arena = place_around(&fixed, &[&demands[..], &more].concat());
+        let offsets = [0, 8, 8, 8, 12, 12].map(|kib| kib * 1024);
+        assert_eq!(arena, Arena { offsets: offsets.into(), bytes: 14 * 1024 });
+        assert_eq!(place_around(&fixed, &demands).bytes, 12 * 1024);
     }
 
     #[test]

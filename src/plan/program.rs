@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::memory;
+use super::memory::{self, Demand};
 use super::peak::Peak;
 use super::schedule::Schedule;
+use super::state::StepState;
 use super::storage::Storage;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ir::{BufferId, Flag, Fusion, Graph, Item, Layout, NodeId, Op, Row, ValueId, verify};
 use crate::tensor::Shape;
 
@@ -28,18 +29,40 @@ pub enum Slot {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Param {
     pub name: String,
+    /// The tensors of the checkpoint that it is made of; see [`Op::Param`].
+    pub parts: Vec<String>,
     /// As the graph sees it.
     pub shape: Shape,
     pub layout: Layout,
 }
 
 impl Param {
-    /// The shape in a checkpoint: `[o, c, r, s]` for a filter that is seen as `[o, r, s, c]`.
+    /// Each of its parts as a weight by itself, in the order of their rows.
+    pub fn apart(&self) -> impl Iterator<Item = Self> {
+        let shape = match self.parts.len() {
+            0 | 1 => self.shape.clone(),
+            parts => self.shape.with_first(self.shape[0] / parts),
+        };
+        let part = move |name: &String| Self {
+            name: name.clone(),
+            parts: vec![name.clone()],
+            shape: shape.clone(),
+            layout: self.layout,
+        };
+        self.parts.iter().map(part)
+    }
+
+    /// The shape of a single part in a checkpoint: `[o, c, r, s]` for a filter that is seen as `[o, r, s, c]`.
     pub fn stored_shape(&self) -> Shape {
         match (self.layout, &self.shape[..]) {
             (Layout::Filter, &[o, r, s, c]) => [o, c, r, s].into(),
             _ => self.shape.clone(),
         }
+    }
+
+    /// The tensor of the file that it is the whole of; `None` where it is stacked of several.
+    pub fn alone(&self) -> Option<(&str, Shape)> {
+        (self.parts.len() == 1).then(|| (self.parts[0].as_str(), self.stored_shape()))
     }
 }
 
@@ -72,6 +95,16 @@ pub struct StepProgram {
     /// Work of what runs a second time so that its results need not be kept; see [`super::Planner`].
     pub extra_flops: u64,
     slots: Vec<Slot>,
+    /// The values of the arena.
+    pub placed: Vec<Placed>,
+}
+
+/// A value of the arena, with its offset there. Time counts what runs, in running order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    pub value: ValueId,
+    pub demand: Demand,
+    pub offset: usize,
 }
 
 impl StepProgram {
@@ -89,6 +122,8 @@ impl StepProgram {
         let arena = memory::place(&demands);
         let live_bytes = memory::lower_bound(&demands);
         let peak = Peak::of(&graph, &schedule, &demands);
+        let placed = owners.iter().zip(demands).zip(&arena.offsets);
+        let placed = placed.map(|((&value, demand), &offset)| Placed { value, demand, offset }).collect();
         let offsets: HashMap<ValueId, usize> = owners.into_iter().zip(arena.offsets).collect();
 
         let mut params = Vec::new();
@@ -96,8 +131,9 @@ impl StepProgram {
         for (index, value) in graph.values.iter().enumerate() {
             let root = schedule.roots[index];
             slots.push(match &graph.producer(root).op {
-                Op::Param { name, layout } if root.0 as usize == index => {
-                    params.push(Param { name: name.clone(), shape: value.shape.clone(), layout: *layout });
+                Op::Param { name, parts, layout } if root.0 as usize == index => {
+                    let (name, parts, shape) = (name.clone(), parts.clone(), value.shape.clone());
+                    params.push(Param { name, parts, shape, layout: *layout });
                     Slot::Param { index: params.len() - 1 }
                 }
                 Op::Param { .. } => slots[root.0 as usize],
@@ -126,7 +162,25 @@ impl StepProgram {
             peak,
             extra_flops: 0,
             slots,
+            placed,
         })
+    }
+
+    /// Whether there is a row for the step wherever rows of steps are read.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] beyond the last row.
+    pub fn check(&self, state: &StepState) -> Result<()> {
+        let rows = |slot: &Slot| match slot {
+            Slot::Buffer { buffer, row: Row::Step { .. } } => Some(self.graph.buffer(*buffer).shape[0]),
+            _ => None,
+        };
+        match self.slots.iter().filter_map(rows).min() {
+            Some(steps) if state.step as usize >= steps => {
+                Err(Error::Bug(format!("step {} of a program for {steps}", state.step)))
+            }
+            _ => Ok(()),
+        }
     }
 
     pub fn slot(&self, value: ValueId) -> Slot {
@@ -139,9 +193,15 @@ impl StepProgram {
         Some(BufferId(position as u32))
     }
 
+    /// Names and bytes of all weights.
+    pub fn weights(&self) -> Vec<(String, usize)> {
+        let bytes = |param: &Param| (param.name.clone(), self.storage.param_bytes(&param.shape));
+        self.params.iter().map(bytes).collect()
+    }
+
     /// Bytes of all weights.
     pub fn param_bytes(&self) -> usize {
-        self.params.iter().map(|param| self.storage.param_bytes(&param.shape)).sum()
+        self.weights().iter().map(|(_, bytes)| bytes).sum()
     }
 
     /// Bytes of all named buffers.
@@ -202,12 +262,7 @@ impl StepProgram {
                     self.print_stages(body, depth + 1, f)?;
                 }
                 Stage::If(flag, body) => {
-                    match flag {
-                        Flag::Window => writeln!(f, "{indent}if window")?,
-                        Flag::Sample(buffer) => {
-                            writeln!(f, "{indent}if {}[sample]", self.graph.buffer(*buffer).name)?;
-                        }
-                    }
+                    writeln!(f, "{indent}{}", flag.heading(|id| &self.graph.buffer(id).name))?;
                     self.print_stages(body, depth + 1, f)?;
                 }
             }

@@ -10,6 +10,9 @@ pub struct StepState {
     pub step: u32,
     /// The sample that a for-each-sample body works on; set by whoever runs the body.
     pub sample: u32,
+    /// Whether texts or timesteps were written since the step before: what was hoisted out of the step runs
+    /// before it.
+    pub fresh: bool,
     /// Whether the step lies inside the guided window.
     pub window: bool,
     pub timestep: f32,
@@ -47,6 +50,7 @@ impl Default for StepState {
         Self {
             step: 0,
             sample: 0,
+            fresh: true,
             window: true,
             timestep: 0.0,
             guidance: 1.0,

@@ -1,6 +1,6 @@
 //! How many bytes everything takes: the types that values, weights and buffers are stored in.
 
-use crate::ir::{Buffer, Graph, Node, Op, ValueId};
+use crate::ir::{Attending, Buffer, Graph, Node, Op, ValueId};
 use crate::tensor::{DType, Shape};
 
 /// The types of a plan.
@@ -76,14 +76,14 @@ impl Storage {
             Op::AttentionBwd { heads, .. } => (heads, true),
             _ => return 0,
         };
-        let (q, k) = (graph.shape(node.inputs[0]), graph.shape(node.inputs[1]));
+        let Attending { n, t, u, c, .. } = Attending::inferred(&node.op, &graph.shapes(&node.inputs));
         // rowsum(dO * O), like the log-sum-exps.
-        let delta = if backward { q[0] * heads * q[1] * DType::F32.bytes() } else { 0 };
-        if q[2] / heads <= WIDEST_HEAD {
+        let delta = if backward { n * heads * t * DType::F32.bytes() } else { 0 };
+        if c / heads <= WIDEST_HEAD {
             return delta;
         }
         // Composed of products over chunks of queries: scores in f32, and their gradient.
-        let scores = (heads * q[1] * k[1] * DType::F32.bytes()).min(COMPOSED_SCORES);
+        let scores = (heads * t * u * DType::F32.bytes()).min(COMPOSED_SCORES);
         delta + if backward { 2 * scores } else { scores }
     }
 }

@@ -12,12 +12,13 @@ use bytemuck::bytes_of;
 use super::{Mode, Simt};
 use crate::backend::{Backend, Program, Stop, WeightSource};
 use crate::error::{Error, Result};
-use crate::ir::{BufferId, Fusion};
+use crate::ir::BufferId;
 use crate::launch::params::{self, DevicePtr};
 use crate::launch::{
-    Addresses, Executor, LaunchProgram, LaunchStep, Storage, Weight, execute, from_bytes, lower,
+    Addresses, Executor, LaunchProgram, LaunchStep, Storage, Weight, WeightKey, execute, from_bytes, lower,
 };
-use crate::plan::{self, Fuse, StepProgram, StepState};
+use crate::passes;
+use crate::plan::{self, ALIGN, Fuse, Param, StepProgram, StepState};
 use crate::tensor::DType;
 
 /// What the launches are made for: the forms that every GPU since Ampere runs.
@@ -30,6 +31,7 @@ const FEWEST_BLOCKS: u32 = 4;
 pub struct SimtDevice {
     storage: Storage,
     threads: usize,
+    limit: Option<usize>,
     weights: Arc<Mutex<Weights>>,
 }
 
@@ -37,14 +39,20 @@ pub struct SimtDevice {
 #[derive(Default)]
 struct Weights {
     simt: Simt,
-    held: HashMap<(String, DType), DevicePtr>,
+    /// By source.
+    held: HashMap<(u64, WeightKey), DevicePtr>,
     bytes: usize,
 }
 
 impl SimtDevice {
     /// The blocks of a launch are shared out among `threads` threads. No bit depends on how many there are.
     pub fn new(storage: Storage, threads: usize) -> Self {
-        Self { storage, threads, weights: Arc::default() }
+        Self { storage, threads, limit: None, weights: Arc::default() }
+    }
+
+    /// The same, with programs that take `bytes` at most in all, weights included.
+    pub fn within(self, bytes: Option<usize>) -> Self {
+        Self { limit: bytes, ..self }
     }
 
     /// Bytes of all weights that were taken in.
@@ -64,7 +72,7 @@ impl SimtDevice {
         let launches = program.at(&Addresses { arena, state, weights, buffers: buffers.clone() });
         let helpers = (1..self.threads).map(|_| Simt::new()).collect();
         let weights = Arc::clone(&self.weights);
-        Ok(SimtProgram { step, launches, simt, helpers, state, buffers, _weights: weights })
+        Ok(SimtProgram { step, launches, simt, helpers, arena, state, buffers, _weights: weights })
     }
 }
 
@@ -83,18 +91,19 @@ impl Weights {
 
     /// Where a weight is; it is read and packed at its first use.
     fn take(&mut self, weight: &Weight, source: &dyn WeightSource) -> Result<DevicePtr> {
-        let key = (weight.param.name.clone(), weight.dtype);
+        let key = (source.identity(), weight.key());
         if let Some(&at) = self.held.get(&key) {
             return Ok(at);
         }
-        let stored = source.load(&weight.param.name, &weight.param.stored_shape())?;
-        let at = self.simt.alloc(weight.bytes);
-        weight.pack(&stored, &mut |offset, piece| {
+        let bytes = weight.bytes.next_multiple_of(ALIGN);
+        let at = self.simt.alloc(bytes);
+        let read = |part: &Param| source.load(&part.name, &part.stored_shape());
+        weight.pack_parts(&read, &mut |offset, piece| {
             self.simt.write(at, offset, piece);
             Ok(())
         })?;
         self.held.insert(key, at);
-        self.bytes += weight.bytes;
+        self.bytes += bytes;
         Ok(at)
     }
 }
@@ -105,13 +114,32 @@ impl Backend for SimtDevice {
     }
 
     fn storage(&self) -> (plan::Storage, Fuse) {
-        (plan::Storage::of(self.storage.dtype()), Fusion::none)
+        (plan::Storage::of(self.storage.dtype()), passes::fuse)
     }
 
-    /// Copies of what kernels read in another type, and of samples' rows.
+    fn dtype(&self) -> &'static str {
+        self.storage.name()
+    }
+
+    fn wider(&self) -> Option<Box<dyn Backend>> {
+        let Self { threads, limit, .. } = *self;
+        let wider = || Self { storage: Storage::Bf16, threads, limit, weights: Arc::clone(&self.weights) };
+        (self.storage == Storage::F16).then(|| Box::new(wider()) as Box<dyn Backend>)
+    }
+
+    /// Copies and workspaces that find no room in the plan's arena.
     fn scratch_bytes(&self, program: &StepProgram) -> usize {
         // A program that cannot be lowered is refused when it is loaded.
         lower(program, self.storage, TARGET).map_or(0, |lowered| lowered.arena_bytes - program.arena_bytes)
+    }
+
+    fn limit(&self) -> Option<usize> {
+        self.limit
+    }
+
+    fn weights(&self, program: &StepProgram) -> Vec<(String, usize)> {
+        lower(program, self.storage, TARGET)
+            .map_or_else(|_| program.weights(), |lowered| lowered.weight_names())
     }
 
     fn load(&self, step: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>> {
@@ -127,6 +155,7 @@ pub struct SimtProgram {
     simt: Simt,
     /// Without buffers: for the other threads' blocks.
     helpers: Vec<Simt>,
+    arena: DevicePtr,
     state: DevicePtr,
     buffers: Vec<DevicePtr>,
     /// Launches have addresses in there.
@@ -137,6 +166,17 @@ impl SimtProgram {
     /// What runs, with this device's addresses.
     pub fn launches(&self) -> &LaunchProgram {
         &self.launches
+    }
+
+    /// Bytes of its own memory: arena, buffers, state.
+    pub fn device_bytes(&self) -> usize {
+        self.simt.bytes()
+    }
+
+    /// Bytes up to the last one of the arena that somebody wrote: it began as NaN.
+    pub fn touched_bytes(&self) -> usize {
+        let arena = self.simt.get(self.arena);
+        arena.iter().rposition(|&byte| byte != 0xff).map_or(0, |last| last + 1)
     }
 }
 
@@ -216,9 +256,10 @@ impl Program for SimtProgram {
     }
 
     fn run(&mut self, state: &StepState, stop: &Stop) -> Result<()> {
+        self.step.check(state)?;
         let Self { simt, helpers, launches, buffers, .. } = self;
         let mut run = Run { simt, helpers, buffers, state: (self.state, *state), stop };
         run.set_state();
-        execute(&launches.body, state.window, &mut run)
+        execute(&launches.body, state, &mut run)
     }
 }

@@ -9,7 +9,7 @@ use super::{Copies, Mode, Schedule, SimtError, TensorMap};
 use crate::launch::Launch;
 use crate::launch::params::DevicePtr;
 
-/// What a launch did; the bytes are counted in the checked build alone.
+/// What a launch did; bytes are counted in the checked build and by [`Simt::count_blocks`] alone.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -26,7 +26,7 @@ pub struct Counts {
     pub global_written_bytes: u64,
     pub shared_read_bytes: u64,
     pub shared_written_bytes: u64,
-    /// Cycles that `ld_shared` and `st_shared` take beyond one for every 128 bytes of a warp; in the checked build.
+    /// Cycles that `ld_shared` and `st_shared` take beyond one for every 128 bytes of a warp; where bytes are counted.
     pub access_conflicts: u64,
     /// Products of a warp: a warpgroup's counts four times.
     pub wgmma: u64,
@@ -38,10 +38,32 @@ struct RawMode {
     schedule: i32,
     copies: i32,
     checked: i32,
-    pad: i32,
+    counts_alone: i32,
     seed: u64,
     first_block: u32,
     blocks: u32,
+}
+
+impl RawMode {
+    fn new(mode: Mode, blocks: Range<u32>) -> Self {
+        Self {
+            schedule: match mode.schedule {
+                Schedule::Fifo => 0,
+                Schedule::Lifo => 1,
+                Schedule::Priorities => 2,
+            },
+            copies: match mode.copies {
+                Copies::Eager => 0,
+                Copies::Lazy => 1,
+                Copies::Random => 2,
+            },
+            checked: i32::from(mode.checked),
+            counts_alone: 0,
+            seed: mode.seed,
+            first_block: blocks.start,
+            blocks: blocks.end - blocks.start,
+        }
+    }
 }
 
 // SAFETY: these are the signatures of kernels/simt/launch.cpp and memory.cpp, and `Counts` and `RawMode` are laid out
@@ -50,6 +72,7 @@ unsafe extern "C" {
     fn simt_create() -> *mut c_void;
     fn simt_destroy(context: *mut c_void);
     fn simt_alloc(context: *mut c_void, bytes: usize) -> *mut u8;
+    fn simt_alloc_untouched(context: *mut c_void, bytes: usize) -> *mut u8;
     fn simt_kernel(name: *const c_char, threads: *mut u32, params_bytes: *mut u64) -> bool;
     fn simt_launch(
         context: *mut c_void,
@@ -96,6 +119,15 @@ impl Simt {
         DevicePtr(buffer as u64)
     }
 
+    /// Zeros that take no memory until somebody writes to them, up to the end of a page; `None` beyond 8 GiB.
+    pub fn alloc_untouched(&mut self, bytes: usize) -> Option<DevicePtr> {
+        // SAFETY: the context lives as long as `self`.
+        let buffer = NonNull::new(unsafe { simt_alloc_untouched(self.context.as_ptr(), bytes) })?;
+        let address = buffer.as_ptr() as u64;
+        self.buffers.push((address, bytes));
+        Some(DevicePtr(address))
+    }
+
     /// A buffer with these bytes.
     pub fn put(&mut self, bytes: &[u8]) -> DevicePtr {
         let at = self.alloc(bytes.len());
@@ -114,9 +146,19 @@ impl Simt {
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
     }
 
+    /// Every buffer so far, in the order in which they were made.
+    pub fn buffers(&self) -> impl Iterator<Item = DevicePtr> + '_ {
+        self.buffers.iter().map(|(address, _)| DevicePtr(*address))
+    }
+
     fn buffer(&self, at: DevicePtr) -> (u64, usize) {
         let found = self.buffers.iter().find(|(address, _)| *address == at.0);
         *found.expect("an address that `alloc` gave")
+    }
+
+    /// Bytes of all buffers.
+    pub fn bytes(&self) -> usize {
+        self.buffers.iter().map(|(_, bytes)| bytes).sum()
     }
 
     /// The bytes of a whole buffer.
@@ -172,7 +214,16 @@ impl Simt {
     ) -> Result<Counts, SimtError> {
         let (kernel, params) = (launch.kernel, Self::params(launch)?);
         let variant = if mode.checked { "checked" } else { "fast" };
-        self.start((variant, kernel.name), launch.grid, blocks, kernel.shared_bytes, &params, mode)
+        let mode = RawMode::new(mode, blocks);
+        self.start((variant, kernel.name), launch.grid, kernel.shared_bytes, &params, mode)
+    }
+
+    /// What these blocks of a launch do to memory. Nothing is checked, and products on tensor cores are left out: the
+    /// numbers in memory mean nothing afterwards.
+    pub fn count_blocks(&mut self, launch: &Launch, blocks: Range<u32>) -> Result<Counts, SimtError> {
+        let (kernel, params) = (launch.kernel, Self::params(launch)?);
+        let mode = RawMode { counts_alone: 1, ..RawMode::new(Mode::FAST, blocks) };
+        self.start(("checked", kernel.name), launch.grid, kernel.shared_bytes, &params, mode)
     }
 
     /// Runs a variant of a kernel that is linked under that name, with the kernel's own params.
@@ -189,17 +240,16 @@ impl Simt {
         let Ok(blocks) = u32::try_from(blocks) else {
             return Err(SimtError::new(kernel, "LAUNCH: too large a grid"));
         };
-        self.start((variant, kernel), grid, 0..blocks, shared_bytes, params, mode)
+        self.start((variant, kernel), grid, shared_bytes, params, RawMode::new(mode, 0..blocks))
     }
 
     fn start(
         &mut self,
         (variant, kernel): (&str, &str),
         grid: [u32; 3],
-        blocks: Range<u32>,
         shared_bytes: u32,
         params: &[u8],
-        mode: Mode,
+        mode: RawMode,
     ) -> Result<Counts, SimtError> {
         let Ok(name) = CString::new(format!("{variant}:{kernel}")) else {
             return Err(SimtError::new(kernel, "LAUNCH: a NUL byte in the name"));
@@ -210,23 +260,6 @@ impl Simt {
         if !known || bytes != params.len() as u64 {
             return Err(SimtError::new(kernel, "LAUNCH: no such variant, or wrong params"));
         }
-        let mode = RawMode {
-            schedule: match mode.schedule {
-                Schedule::Fifo => 0,
-                Schedule::Lifo => 1,
-                Schedule::Priorities => 2,
-            },
-            copies: match mode.copies {
-                Copies::Eager => 0,
-                Copies::Lazy => 1,
-                Copies::Random => 2,
-            },
-            checked: i32::from(mode.checked),
-            pad: 0,
-            seed: mode.seed,
-            first_block: blocks.start,
-            blocks: blocks.end - blocks.start,
-        };
         // Params hold tensor maps, which are aligned; the bytes that we were given may lie anywhere.
         let mut aligned = vec![TensorMap::default(); params.len().div_ceil(size_of::<TensorMap>())];
         bytemuck::cast_slice_mut::<TensorMap, u8>(&mut aligned)[..params.len()].copy_from_slice(params);

@@ -1,17 +1,24 @@
 //! The bytes of one file, read range by range.
 //!
 //! A model file is gigabytes large and others may write to it while we read, so the default is
-//! plain positional reads into memory of our own: a file that shrinks gives an error. A memory map
-//! is offered because it saves a copy through the kernel, but a file that shrinks under a map kills
-//! the process; it is never chosen by itself.
+//! plain positional reads into memory of our own: a file that shrinks gives an error. On request a
+//! file is mapped as well: numbers that are stored as they are wanted then stay in the file's pages
+//! ([`InPlace`]), and only what must be converted is read. A file that shrinks under a map ends the
+//! process, so a map is never chosen by itself; [`explain_lost_pages`] gives that end words.
 
+use std::fmt;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
+use signal_hook::consts::SIGBUS;
+use signal_hook::low_level;
 
 use crate::error::{Error, Result};
 
@@ -27,7 +34,26 @@ pub struct Blob {
 enum Source {
     Embedded(&'static [u8]),
     File(File),
-    Mapped { map: Mmap, file: File },
+    Mapped { map: Arc<Mmap>, file: File },
+}
+
+/// Numbers of a file in the pages of its map: page cache, not memory of ours. Keeps the map.
+#[derive(Clone)]
+pub struct InPlace {
+    map: Arc<Mmap>,
+    bytes: Range<usize>,
+}
+
+impl InPlace {
+    pub fn values(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.map[self.bytes.clone()])
+    }
+}
+
+impl fmt::Debug for InPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InPlace({:?})", self.bytes)
+    }
 }
 
 impl Blob {
@@ -40,15 +66,15 @@ impl Blob {
         Self { path, len, source: Source::File(file) }
     }
 
-    /// The same through a memory map; for a file that nobody writes to.
+    /// The same with a memory map beside it; for a file that nobody writes to.
     #[allow(unsafe_code)]
     pub(super) fn mapped(path: PathBuf, file: File, len: u64) -> Result<Self> {
-        // SAFETY: the map is private to this value and its bytes are only ever copied out by
-        // `read_into`, which checks the range; no reference to them is handed on, and any byte is a
-        // valid u8. What remains is a writer that changes or truncates the file meanwhile; whoever
-        // asks for a map has been told that this is theirs to exclude, and the default is no map.
+        // SAFETY: the map is read only, and whoever looks into it (`InPlace::values`) holds it meanwhile;
+        // any bytes are valid as u8 and as f32. What remains is a writer that changes or truncates the
+        // file; whoever asks for a map has been told that this is theirs to exclude, and the default is
+        // no map.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", &path, e))?;
-        Ok(Self { path, len, source: Source::Mapped { map, file } })
+        Ok(Self { path, len, source: Source::Mapped { map: Arc::new(map), file } })
     }
 
     pub fn path(&self) -> &Path {
@@ -67,12 +93,22 @@ impl Blob {
     pub fn read_into(&self, offset: u64, into: &mut [u8]) -> Result<()> {
         match &self.source {
             Source::Embedded(bytes) => self.copy(bytes, offset, into),
-            Source::Mapped { map, .. } => self.copy(map, offset, into),
-            Source::File(file) => file.read_exact_at(into, offset).map_err(|e| match e.kind() {
-                io::ErrorKind::UnexpectedEof => self.too_short(),
-                _ => Error::io("read", &self.path, e),
-            }),
+            // Not through the map: here a file that was cut short is an error and no more.
+            Source::File(file) | Source::Mapped { file, .. } => {
+                file.read_exact_at(into, offset).map_err(|e| match e.kind() {
+                    io::ErrorKind::UnexpectedEof => self.too_short(),
+                    _ => Error::io("read", &self.path, e),
+                })
+            }
         }
+    }
+
+    /// The f32 values in a range of bytes where they lie, if the file is mapped and they are aligned.
+    pub fn in_place(&self, bytes: Range<u64>) -> Option<InPlace> {
+        let Source::Mapped { map, .. } = &self.source else { return None };
+        let bytes = usize::try_from(bytes.start).ok()?..usize::try_from(bytes.end).ok()?;
+        bytemuck::try_cast_slice::<u8, f32>(map.get(bytes.clone())?).ok()?;
+        Some(InPlace { map: Arc::clone(map), bytes })
     }
 
     /// An error if the file has another size than when it was opened: then what was read from it
@@ -119,4 +155,32 @@ impl Blob {
         );
         Error::input(&self.path, problem)
     }
+}
+
+/// From now on a page that is gone because one of these mapped files was cut short ends the process with words and
+/// the exit status of a bad file, where the system would only say "bus error". For programs that own their process.
+pub(super) fn explain_lost_pages<'a>(blobs: impl Iterator<Item = &'a Blob>) -> Result<()> {
+    let listen = |error| Error::io("listen for", "signals", error);
+    let words = File::from(io::stderr().as_fd().try_clone_to_owned().map_err(listen)?);
+    let mut watched = Vec::new();
+    for blob in blobs {
+        let Source::Mapped { file, .. } = &blob.source else { continue };
+        let file = file.try_clone().map_err(|e| Error::io("watch", &blob.path, e))?;
+        let error = Error::input(&blob.path, "it was cut short while it was mapped (--mmap)");
+        watched.push((file, blob.len, error.exit_code(), format!("error: {error}\n")));
+    }
+    let end = move || {
+        for (file, len, status, error) in &watched {
+            if file.metadata().is_ok_and(|now| now.len() < *len) {
+                let _ = (&words).write_all(error.as_bytes());
+                low_level::exit(i32::from(*status));
+            }
+        }
+    };
+    // SAFETY: a handler may only do what is safe between any two instructions. This one looks at the sizes of open
+    // files, writes a text that was made beforehand, and ends the process without running anything else: system
+    // calls alone, no allocation and no lock.
+    #[allow(unsafe_code)]
+    unsafe { low_level::register(SIGBUS, end) }.map_err(listen)?;
+    Ok(())
 }

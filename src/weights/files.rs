@@ -48,8 +48,8 @@ impl ModelFiles {
         Self { root: Root::Embedded { name, files }, mapped: false }
     }
 
-    /// The same files, with weights read through memory maps: only for files that nobody changes
-    /// while we run, since a map of a file that shrinks ends the process.
+    /// The same files, with weights that need no conversion used where they lie, through memory maps: only for
+    /// files that nobody changes while we run, since a map of a file that shrinks ends the process.
     pub fn mapped(mut self) -> Self {
         self.mapped = true;
         self

@@ -3,7 +3,7 @@
 //! | file | what it knows |
 //! |---|---|
 //! | `files` | where files come from: a directory, one file, bytes inside the program |
-//! | `bytes` | ranges of one file; the only memory map |
+//! | `bytes` | ranges of one file; the only memory map, and what is said when its file shrinks |
 //! | `json` | configuration files, `model_index.json` |
 //! | `header`, `safetensors` | one safetensors file: its table, checked, and its values as f32 |
 //! | `names` | the names that checkpoints use, rewritten to ours |
@@ -26,7 +26,7 @@ mod safetensors;
 mod store;
 
 pub use ::safetensors::Dtype;
-pub use bytes::Blob;
+pub use bytes::{Blob, InPlace};
 pub use component::Component;
 pub use detect::{Kind, recognise};
 pub use files::{EmbeddedFiles, ModelFiles, sha256};

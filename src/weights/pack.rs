@@ -16,23 +16,36 @@ const MEETING: [[&[usize]; 2]; 3] = [[&[0], &[1, 2]], [&[0, 1], &[2]], [&[0], &[
 pub fn sub_pixel(filter: &Tensor<f32>, cropped: [bool; 2]) -> Tensor<f32> {
     let (o, c) = (filter.shape()[0], filter.shape()[3]);
     assert_eq!(filter.shape()[1..3], [3, 3], "a filter of 3 x 3");
-    let [lines, columns] = cropped.map(|cropped| if cropped { 3 } else { 2 });
-    let mut packed = Vec::with_capacity(lines * columns * o * 4 * c);
-    for (line, column) in (0..lines).flat_map(|line| (0..columns).map(move |column| (line, column))) {
-        for taps in filter.data().chunks_exact(9 * c) {
-            for (r, s) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                let at = packed.len();
-                packed.resize(at + c, 0.0f32);
-                for (r, s) in
-                    MEETING[line][r].iter().flat_map(|r| MEETING[column][s].iter().map(move |s| (r, s)))
-                {
-                    let tap = &taps[(r * 3 + s) * c..][..c];
-                    packed[at..].iter_mut().zip(tap).for_each(|(sum, w)| *sum += w);
-                }
-            }
-        }
-    }
-    Tensor::new([lines * columns, o, 2, 2, c], packed)
+    let tap = |o, r, s, channel| filter.data()[((o * 3 + r) * 3 + s) * c + channel];
+    let packed = sub_pixel_elements([o, c], tap, cropped).collect();
+    Tensor::new([sub_pixel_kinds(cropped), o, 2, 2, c], packed)
+}
+
+/// How many filters [`sub_pixel`] makes of one.
+pub fn sub_pixel_kinds(cropped: [bool; 2]) -> usize {
+    cropped.map(kinds).iter().product()
+}
+
+fn kinds(cropped: bool) -> usize {
+    if cropped { 3 } else { 2 }
+}
+
+/// The elements of [`sub_pixel`] one after the other, for `o` filters of `c` channels; `tap(o, r, s, c)` has those of
+/// the filter.
+pub fn sub_pixel_elements(
+    [o, c]: [usize; 2],
+    tap: impl Fn(usize, usize, usize, usize) -> f32 + Copy,
+    cropped: [bool; 2],
+) -> impl Iterator<Item = f32> {
+    let [lines, columns] = cropped.map(kinds);
+    let filters = (0..lines * columns).flat_map(move |kind| (0..o).map(move |o| (kind, o)));
+    let taps = filters.flat_map(move |(kind, o)| (0..4).map(move |at| (kind, o, at)));
+    taps.flat_map(move |(kind, o, at)| {
+        let (lines, columns) = (MEETING[kind / columns][at / 2], MEETING[kind % columns][at % 2]);
+        (0..c).map(move |channel| {
+            lines.iter().flat_map(|&r| columns.iter().map(move |&s| tap(o, r, s, channel))).sum()
+        })
+    })
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use super::bytes::Blob;
+use super::bytes::{Blob, InPlace};
 pub use super::header::TensorInfo;
 use super::header::{read_header, shown};
 use crate::error::{Error, Result};
@@ -65,12 +65,7 @@ impl SafetensorsFile {
 
     /// The same for a range of its elements in storage order.
     pub fn read_elements(&self, name: &str, elements: Range<usize>) -> Result<Vec<f32>> {
-        let missing = || self.refuse(name, "a tensor of this name", "none".to_owned());
-        let info = self.tensors.get(name).ok_or_else(missing)?;
-        if elements.start > elements.end || elements.end > info.count() {
-            let found = format!("{} elements", info.count());
-            return Err(self.refuse(name, &format!("elements {elements:?}"), found));
-        }
+        let info = self.info(name, &elements)?;
         let mut values = vec![0f32; elements.len()];
         let read = Reading { blob: &self.blob, start: info.range.start, first: elements.start };
         match info.dtype {
@@ -85,14 +80,50 @@ impl SafetensorsFile {
             }
         }
         self.blob.check_size()?;
+        self.check_finite(name, &values)?;
+        Ok(values)
+    }
+
+    /// The elements where they lie in a mapped file, if they are f32 and aligned; their values were not looked at.
+    pub fn in_place(&self, name: &str, elements: Range<usize>) -> Result<Option<InPlace>> {
+        let info = self.info(name, &elements)?;
+        let byte = |element: usize| info.range.start + 4 * element as u64;
+        let bytes = byte(elements.start)..byte(elements.end);
+        Ok(if info.dtype == Dtype::F32 { self.blob.in_place(bytes) } else { None })
+    }
+
+    /// The same, and all of them are finite. Reads every page once.
+    pub fn map_elements(&self, name: &str, elements: Range<usize>) -> Result<Option<InPlace>> {
+        let Some(found) = self.in_place(name, elements)? else { return Ok(None) };
+        self.blob.check_size()?;
+        self.check_finite(name, found.values())?;
+        Ok(Some(found))
+    }
+
+    /// What is known of a tensor that has these elements.
+    fn info(&self, name: &str, elements: &Range<usize>) -> Result<&TensorInfo> {
+        let missing = || self.refuse(name, "a tensor of this name", "none".to_owned());
+        let info = self.tensors.get(name).ok_or_else(missing)?;
+        if elements.start > elements.end || elements.end > info.count() {
+            let found = format!("{} elements", info.count());
+            return Err(self.refuse(name, &format!("elements {elements:?}"), found));
+        }
+        Ok(info)
+    }
+
+    fn check_finite(&self, name: &str, values: &[f32]) -> Result<()> {
         let all_finite =
             values.chunks(PIECE).all(|part| part.iter().fold(true, |all, v| all & v.is_finite()));
-        if !all_finite {
-            let at = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
-            let expected = "finite values that fit f32";
-            return Err(self.refuse(name, expected, format!("{} at element {at}", values[at])));
+        if all_finite {
+            return Ok(());
         }
-        Ok(values)
+        let at = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
+        let expected = "finite values that fit f32";
+        Err(self.refuse(name, expected, format!("{} at element {at}", values[at])))
+    }
+
+    pub(super) fn blob(&self) -> &Blob {
+        &self.blob
     }
 
     fn refuse(&self, name: &str, expected: &str, found: String) -> Error {

@@ -7,9 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::bytes::{InPlace, explain_lost_pages};
 use super::component::{Component, has_files, is_optional, open_folder};
 use super::detect::{Kind, recognise};
 use super::files::ModelFiles;
@@ -33,6 +36,9 @@ pub enum Layout {
 /// The weights of a pipeline. Shared by reference between threads; every read goes to the file.
 #[derive(Debug)]
 pub struct Weights {
+    identity: u64,
+    /// Nanoseconds that all reads took.
+    reading: AtomicU64,
     layout: Layout,
     files: Vec<SafetensorsFile>,
     entries: BTreeMap<String, Entry>,
@@ -46,6 +52,17 @@ struct Entry {
     part: Part,
     /// Shape of the part.
     shape: Vec<usize>,
+}
+
+impl Entry {
+    /// Elements of the stored tensor that it is.
+    fn elements(&self) -> Range<usize> {
+        let count = self.shape.iter().product::<usize>();
+        match self.part {
+            Part::Third(third) => third * count..(third + 1) * count,
+            Part::Whole | Part::Transposed => 0..count,
+        }
+    }
 }
 
 /// One file of a model, for people to read.
@@ -68,7 +85,10 @@ impl Weights {
     /// in its folder `clip`. Reads headers only.
     pub fn open(model: &ModelFiles) -> Result<Self> {
         use Component::{Clip, TextEncoder, Unet, Vae};
+        static OPENED: AtomicU64 = AtomicU64::new(1);
         let mut weights = Self {
+            identity: OPENED.fetch_add(1, Ordering::Relaxed),
+            reading: AtomicU64::new(0),
             layout: Layout::Diffusers,
             files: vec![],
             entries: BTreeMap::new(),
@@ -113,6 +133,16 @@ impl Weights {
         if self.contains(Component::Unet.hallmark()) { self.check_unet() } else { Ok(()) }
     }
 
+    /// A number that no other opened model of this process has.
+    pub fn identity(&self) -> u64 {
+        self.identity
+    }
+
+    /// Time that [`Weights::load`] took so far; threads that read at the same time count each.
+    pub fn reading(&self) -> Duration {
+        Duration::from_nanos(self.reading.load(Ordering::Relaxed))
+    }
+
     pub fn layout(&self) -> Layout {
         self.layout
     }
@@ -140,22 +170,48 @@ impl Weights {
     /// The values of a tensor as PyTorch lays them out: filters `[out, in, height, width]`,
     /// matrices `[out, in]`. `shape` is what the model expects.
     pub fn load(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let (file, entry) = self.find(name, shape)?;
+        let start = Instant::now();
+        let values = file.read_elements(&entry.stored, entry.elements())?;
+        self.reading.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        Ok(if entry.part == Part::Transposed { transposed(&values, entry.shape[0]) } else { values })
+    }
+
+    /// The same where it lies in a mapped file, if there is nothing to convert.
+    pub fn map(&self, name: &str, shape: &[usize]) -> Result<Option<InPlace>> {
+        let (file, entry) = self.find(name, shape)?;
+        if entry.part == Part::Transposed {
+            return Ok(None);
+        }
+        file.map_elements(&entry.stored, entry.elements())
+    }
+
+    /// Whether [`Weights::map`] finds it in place; reads nothing.
+    pub fn maps(&self, name: &str, shape: &[usize]) -> bool {
+        let Ok((file, entry)) = self.find(name, shape) else { return false };
+        let found = file.in_place(&entry.stored, entry.elements());
+        entry.part != Part::Transposed && found.is_ok_and(|found| found.is_some())
+    }
+
+    /// For programs that own their process: a mapped file of these that is cut short from now on ends it with an
+    /// error that names the file, and with that error's exit status, instead of a bare signal.
+    pub fn explain_lost_pages(&self) -> Result<()> {
+        explain_lost_pages(self.files.iter().map(SafetensorsFile::blob))
+    }
+
+    /// Where a tensor is, if it has the shape that the model expects.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<(&SafetensorsFile, &Entry)> {
         let Some(entry) = self.entries.get(name) else { return Err(self.missing(name, shape)) };
         let file = &self.files[entry.file];
-        if !same_numbers(&entry.shape, shape) {
-            return Err(Error::Tensor {
-                path: file.path().to_owned(),
-                tensor: entry.stored.clone(),
-                expected: format!("shape {shape:?} ({name})"),
-                found: report::shape_difference(&entry.shape, shape),
-            });
+        if same_numbers(&entry.shape, shape) {
+            return Ok((file, entry));
         }
-        let count = entry.shape.iter().product::<usize>();
-        match entry.part {
-            Part::Whole => file.read_f32(&entry.stored),
-            Part::Third(third) => file.read_elements(&entry.stored, third * count..(third + 1) * count),
-            Part::Transposed => Ok(transposed(&file.read_f32(&entry.stored)?, entry.shape[0])),
-        }
+        Err(Error::Tensor {
+            path: file.path().to_owned(),
+            tensor: entry.stored.clone(),
+            expected: format!("shape {shape:?} ({name})"),
+            found: report::shape_difference(&entry.shape, shape),
+        })
     }
 
     /// Checks that the tensors which a model wants are there in the right shapes, and that its

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
+use half::f16;
 use safetensors::tensor::Dtype;
 
 use crate::process::{self, Place, Ran, filled, golden, read_tensors, write_tensors};
@@ -240,6 +241,27 @@ fn an_interrupted_run_leaves_whole_images_only() {
     }
 }
 
+#[test]
+fn a_mapped_file_that_is_cut_short_ends_the_run_with_its_name() {
+    const UNET: &str = "m/unet/diffusion_pytorch_model.safetensors";
+    let place = Place::new();
+    place.copy_model("tiny-sd1", "m");
+    let mut tensors = read_tensors(&place.path(UNET));
+    for (dtype, _, bytes) in tensors.values_mut() {
+        let halves: &[[u8; 2]] = bytes.as_chunks().0;
+        *bytes = halves.iter().flat_map(|&half| f16::from_le_bytes(half).to_f32().to_le_bytes()).collect();
+        *dtype = Dtype::F32;
+    }
+    write_tensors(&place.path(UNET), &tensors);
+    place.draw("-m m --safety none --seed 1 --mmap -o a.png").says(0, &[]);
+    place.draw("-m m --safety none --seed 1 -o b.png").says(0, &[]);
+    assert_eq!(place.pixels("a.png"), place.pixels("b.png"));
+    let cut = |_| fs::write(place.path(UNET), "").expect("written");
+    let ran = place.draw_disturbed("-m m --safety none --steps 999 --mmap -o c.png", "step 1/", cut);
+    ran.says(3, &[UNET, "cut short while it was mapped"]);
+    assert_eq!(place.list(""), ["a.png", "b.png", "m"]);
+}
+
 // --- Broken models.
 
 #[test]
@@ -308,7 +330,7 @@ fn a_broken_model_is_named_with_file_and_field() {
 #[test]
 fn bench_lists_every_distinct_launch_with_its_floor_and_refuses_what_it_does_not_know() {
     let place = Place::new();
-    let kernels = ["bench", "kernels", "--preset", "demo"];
+    let kernels = ["bench", "kernels", "--preset", "demo", "--device", "none"];
     let lines = place.run(&[&kernels[..], &["--json"]].concat()).json();
     assert!(lines.len() > 50, "{} launches", lines.len());
     for line in &lines {
@@ -352,10 +374,17 @@ fn inspect_shows_models_graphs_and_plans() {
     let tiny = golden("tiny-sd1").display().to_string();
     ok(&["model", "-m", &tiny]);
     let launches = ok(&["launches", "--arch", "sm_80", "-m", &tiny, "--batch-size", "2", "--json"]).json();
-    let keys = ["kernel", "node", "grid", "block", "smem_bytes", "flops", "bytes", "floor_us"];
-    assert!(launches.len() > 300 && launches.iter().all(|line| keys.iter().all(|key| !line[key].is_null())));
+    let keys =
+        ["kernel", "node", "grid", "block", "smem_bytes", "flops", "executed_flops", "bytes", "floor_us"];
+    assert!(launches.len() > 200 && launches.iter().all(|line| keys.iter().all(|key| !line[key].is_null())));
     let words = ok(&["launches", "--gpu", "h200", "--dtype", "bf16"]).text();
     assert!(words.contains("us on h200") && words.contains("gemm_bf16"), "{words}");
+    let rows = ok(&["kernels", "-m", &tiny, "--json"]).json();
+    let predicted = |line: &serde_json::Value| line["predicted_us"].as_f64() > line["floor_us"].as_f64();
+    assert!(rows.len() > 50 && rows.iter().all(predicted));
+    let always = rows.iter().find(|line| line["runs"] == "always").expect("a sum");
+    assert!(always["launches"].as_u64() > Some(100), "{always}");
+    assert!(ok(&["kernels", "--gpu", "a100"]).text().contains("predicted for a100 and not measured"));
     let unmeasured = &ok(&["launches", "--arch", "sm_120", "--safety", "none", "--json"]).json()[0];
     assert!(unmeasured["floor_us"].is_null() && !unmeasured["bytes"].is_null());
     for (args, parts) in [
@@ -366,7 +395,8 @@ fn inspect_shows_models_graphs_and_plans() {
         (&["plan", "--batch-size", "0"], &["--batch-size"]),
         (&["plan", "--width", "18446744073709551615"], &["--width"]),
         (&["plan", "--safety", "magic"], &["--safety"]),
-        (&["kernels"], &["kernels"]),
+        (&["kernels", "--arch", "sm_120"], &["--gpu"]),
+        (&["cubins"], &["cubins"]),
     ] {
         place.run(&[&["inspect"], args].concat()).says(2, parts);
     }

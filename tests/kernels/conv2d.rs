@@ -3,7 +3,7 @@
 
 use unguide::ir::Padding;
 use unguide::launch::Storage;
-use unguide::launch::conv2d::{Conv2d, Operands};
+use unguide::launch::conv2d::{BwdOperands, Conv2d, Operands};
 use unguide::launch::params::DevicePtr;
 use unguide::launch::tune::conv2d::{Form, TILES, Tile};
 use unguide::simt::{Counts, Mode, Simt};
@@ -45,6 +45,21 @@ fn main_loops_have_no_bank_conflicts_and_do_each_product_once() {
         assert_eq!(counts.iter().map(|c| c.bank_conflicts).sum::<u64>(), 0, "{trial}");
         assert_eq!(counts.iter().map(|c| c.mma).sum::<u64>(), products / (16 * 8 * 16), "{trial}");
     }
+    let few_read = Conv2d { size: [8, 16], channels: [4, 0], filter: [128, 3, 3], ..PLAIN };
+    let few_made = Conv2d { size: [8, 16], channels: [64, 0], filter: [3, 3, 3], ..PLAIN };
+    for (conv, direction, form, products) in [
+        // 36 terms are two steps of 32, and 27 are one.
+        (few_read, DIRECTIONS[0], Wish::Gathered, 128 * 128 * 64),
+        (few_made, DIRECTIONS[1], Wish::Gathered, 128 * 64 * 32),
+        (few_made, DIRECTIONS[0], Wish::Narrow, 128 * 8 * 9 * 64),
+        (few_read, DIRECTIONS[1], Wish::Narrow, 128 * 8 * 9 * 128),
+    ] {
+        let trial = Trial::new(conv, Ends::All, form);
+        let counts = outcome(&trial, direction, Mode::CHECKED).1;
+        assert_eq!(counts.iter().map(|c| c.bank_conflicts).sum::<u64>(), 0, "{trial}");
+        assert_eq!(counts.iter().map(|c| c.access_conflicts).sum::<u64>(), 0, "{trial}");
+        assert_eq!(counts.iter().map(|c| c.mma).sum::<u64>(), products / (16 * 8 * 16), "{trial}");
+    }
     for (m, n, _) in TILES {
         for direction in DIRECTIONS {
             let conv = Conv2d { size: [5, 7], channels: [40, 24], filter: [72, 3, 3], ..PLAIN };
@@ -76,7 +91,17 @@ fn an_image_alone_gives_the_bits_that_it_gives_in_a_batch() {
     let split = Conv2d { images: 2, size: [3, 3], channels: [128, 0], filter: [8, 3, 3], ..PLAIN };
     let doubled = Conv2d { enlarged: Some([9, 14]), sub_pixel: true, ..small };
     let measured = Conv2d { stats: true, ..small };
-    for conv in [small, split, doubled, measured] {
+    let to_few = Conv2d { channels: [24, 0], filter: [3, 3, 3], ..small };
+    let of_few = Conv2d { channels: [4, 0], filter: [24, 3, 3], ..small };
+    let patches = Conv2d {
+        size: [14, 28],
+        channels: [3, 0],
+        filter: [24, 14, 14],
+        stride: 14,
+        padding: Padding::NONE,
+        ..small
+    };
+    for conv in [small, split, doubled, measured, to_few, of_few, patches] {
         for direction in DIRECTIONS {
             let trial = Trial::new(conv, Ends::All, Wish::Chosen);
             let together = outcome(&trial, direction, Mode::FAST).0;
@@ -102,13 +127,20 @@ fn statistics_are_those_of_what_is_stored() {
         sub_pixel: true,
         ..PLAIN
     };
-    for (conv, form) in
-        [(plain, Wish::Tiled(64, 64, 1)), (plain, Wish::Tiled(64, 64, 2)), (doubled, Wish::Tiled(64, 64, 1))]
-    {
+    let of_few = Conv2d { channels: [4, 0], ..plain };
+    for (conv, form) in [
+        (plain, Wish::Tiled(64, 64, 1)),
+        (plain, Wish::Tiled(64, 64, 2)),
+        (doubled, Wish::Tiled(64, 64, 1)),
+        (of_few, Wish::Gathered),
+    ] {
         let trial = Trial::new(Conv2d { stats: true, ..conv }, Ends::All, form);
         let outputs = outcome(&trial, DIRECTIONS[0], Mode::FAST).0;
-        let Wish::Tiled(m, n, splits) = form else { unreachable!("the forms are named") };
-        let rows = conv.statistics_tile(Form::Tiled(Tile { m, n, splits })).expect("it takes them");
+        let form = match form {
+            Wish::Tiled(m, n, splits) => Form::Tiled(Tile { m, n, splits }),
+            _ => Form::Gathered,
+        };
+        let rows = conv.statistics_tile(form).expect("it takes them");
         let ([height, width], o) = (conv.out(), conv.filter[0]);
         // Pixels in the order of tiles: kind by kind.
         let mut pixels: Vec<(usize, usize)> =
@@ -153,10 +185,6 @@ fn what_the_tiles_rely_on_is_refused_by_name() {
     assert!(refusal(far, at).contains("`h` must be below 2^20"), "{}", refusal(far, at));
     let crowd = Conv2d { images: 70_000, ..PLAIN };
     assert!(crowd.forward(tiled, Storage::F16, &at).is_ok());
-    assert_eq!(
-        Conv2d { channels: [3, 0], ..PLAIN }.form(TARGET).to_string(),
-        "general form: the channels are no whole vectors of 8"
-    );
     let patches = Conv2d {
         size: [32, 32],
         channels: [3, 0],
@@ -166,4 +194,90 @@ fn what_the_tiles_rely_on_is_refused_by_name() {
         ..PLAIN
     };
     assert_eq!(patches.form(TARGET).to_string(), "tiles of 64 x 64");
+}
+
+#[test]
+fn what_the_forms_for_few_channels_rely_on_is_refused_by_name() {
+    let some = DevicePtr(4096);
+    let at = Operands { x: some, x2: some, filter: some, y: some, ..Operands::default() };
+    let forward = |conv: Conv2d, form: Form, at: Operands| {
+        let at = Operands { x2: if conv.channels[1] > 0 { at.x2 } else { DevicePtr::NONE }, ..at };
+        conv.forward(form, Storage::F16, &at).expect_err("a rule is broken").to_string()
+    };
+    let at_bwd = BwdOperands { dy: some, filter: some, dx: some, ..BwdOperands::default() };
+    let backward = |conv: Conv2d, form: Form, at: BwdOperands| {
+        conv.backward(0, form, Storage::F16, &at).expect_err("a rule is broken").to_string()
+    };
+    let few = Conv2d { filter: [3, 3, 3], ..PLAIN };
+    let patches = Conv2d {
+        size: [28, 28],
+        channels: [3, 0],
+        filter: [8, 14, 14],
+        stride: 14,
+        padding: Padding::NONE,
+        ..PLAIN
+    };
+    let shifted = DevicePtr(4104);
+    for (refusal, words) in [
+        (forward(Conv2d { channels: [4, 4], ..PLAIN }, Form::Gathered, at), "`x2` must be none"),
+        (forward(Conv2d { enlarged: Some([2, 2]), ..PLAIN }, Form::Gathered, at), "`up` must be 0"),
+        (forward(Conv2d { channels: [12, 0], ..few }, Form::Narrow, at), "`c` must be a multiple of 8"),
+        (forward(Conv2d { filter: [9, 3, 3], ..PLAIN }, Form::Narrow, at), "`o` must be at most 8"),
+        (forward(Conv2d { filter: [3, 3, 1], ..PLAIN }, Form::Narrow, at), "`s` must be 3"),
+        (forward(Conv2d { stride: 2, ..few }, Form::Narrow, at), "`stride_y` must be 1"),
+        (forward(few, Form::Narrow, Operands { x: shifted, ..at }), "`x` must be aligned to 16 bytes"),
+        (
+            backward(Conv2d { channels: [12, 0], ..few }, Form::Gathered, at_bwd),
+            "`channels` must be a multiple of 8",
+        ),
+        (backward(Conv2d { stride: 2, ..few }, Form::Gathered, at_bwd), "`stride_y` must be 1"),
+        (
+            backward(few, Form::Gathered, BwdOperands { filter: shifted, ..at_bwd }),
+            "`filter` must be aligned to 16 bytes",
+        ),
+        (
+            backward(Conv2d { filter: [12, 14, 14], ..patches }, Form::Gathered, at_bwd),
+            "`o` must be a multiple of 8",
+        ),
+        (
+            backward(patches, Form::Gathered, BwdOperands { dy: shifted, ..at_bwd }),
+            "`dy` must be aligned to 16 bytes",
+        ),
+        (
+            backward(Conv2d { filter: [12, 3, 3], ..PLAIN }, Form::Narrow, at_bwd),
+            "`o` must be a multiple of 8",
+        ),
+        (backward(Conv2d { channels: [16, 0], ..PLAIN }, Form::Narrow, at_bwd), "`c` must be at most 8"),
+    ] {
+        assert!(refusal.contains(words), "{refusal}");
+    }
+    assert!(patches.backward(0, Form::Gathered, Storage::F16, &at_bwd).is_ok());
+}
+
+#[test]
+fn the_first_and_the_last_layers_take_the_forms_for_few_channels() {
+    let conv = |channels: usize, filter| Conv2d { channels: [channels, 0], filter, size: [64, 64], ..PLAIN };
+    let one = Conv2d { padding: Padding::NONE, ..conv(4, [4, 1, 1]) };
+    let patches = |taps: usize| Conv2d {
+        size: [224, 224],
+        stride: taps,
+        padding: Padding::NONE,
+        ..conv(3, [1024, taps, taps])
+    };
+    let gathered = Form::Gathered.to_string();
+    let few = Form::Narrow.to_string();
+    for (conv, forward, backward) in [
+        (conv(4, [320, 3, 3]), &*gathered, &*few),
+        (conv(4, [512, 3, 3]), &gathered, &few),
+        (conv(320, [4, 3, 3]), &few, &gathered),
+        (conv(128, [3, 3, 3]), &few, &gathered),
+        (conv(64, [3, 3, 3]), &few, &gathered),
+        (patches(14), &gathered, &gathered),
+        (patches(16), "tiles", "tiles"),
+        (patches(32), "tiles", "tiles"),
+        (one, "general", "general"),
+    ] {
+        let forms = [conv.form(TARGET).to_string(), conv.bwd_form(0, TARGET).to_string()];
+        assert!(forms[0].starts_with(forward) && forms[1].starts_with(backward), "{conv:?}: {forms:?}");
+    }
 }

@@ -4,6 +4,7 @@
 mod attention;
 mod conv2d;
 mod gemm;
+mod groups;
 mod hopper;
 mod layouts;
 mod noise;

@@ -3,9 +3,11 @@
 //
 //     STUB_VERSION      of the driver, 12080          STUB_DEVICES       how many GPUs, 1
 //     STUB_CAPABILITY   of each, 90 is 9.0            STUB_MEMORY        bytes of each, 8 GiB
+//     STUB_MULTIPROCESSORS  of each, 132
 //     STUB_FAIL_ALLOC   this allocation finds no memory
 //     STUB_FAIL_LAUNCH  this launch is refused
 //     STUB_STICKY       after so many launches everything fails, as after an illegal address
+//     STUB_LAUNCH_US    what a launch takes by its clock, 50
 //     STUB_REPORT       the file for the counts
 //
 // Compiled with WITHOUT_PINNED it lacks a function that everything needs, with WITHOUT_GRAPHS one that graphs need.
@@ -184,9 +186,13 @@ int cuDeviceTotalMem_v2(size_t* bytes, int) {
 int cuDeviceGetAttribute(int* value, int attribute, int) {
     const int capability = int(setting("STUB_CAPABILITY", 90));
     switch (attribute) {
+        case 16: *value = int(setting("STUB_MULTIPROCESSORS", 132)); return OK;
         case 75: *value = capability / 10; return OK;
         case 76: *value = capability % 10; return OK;
         case 97: *value = 227 << 10; return OK;
+        case 13: *value = 1980000; return OK;  // kHz
+        case 36: *value = 2619000; return OK;
+        case 38: *value = 32 << 10; return OK;  // L2
         default: return mistake();
     }
 }
@@ -283,7 +289,7 @@ int cuStreamSynchronize(void* stream) { return stream ? state() : mistake(); }
 int cuEventCreate(void** event, unsigned) {
     if (int code = state()) return code;
     counts.events++;
-    *event = malloc(1);
+    *event = malloc(sizeof(long));
     return OK;
 }
 int cuEventDestroy_v2(void* event) {
@@ -291,8 +297,20 @@ int cuEventDestroy_v2(void* event) {
     counts.events--;
     return state();
 }
-int cuEventRecord(void* event, void* stream) { return event && stream ? state() : mistake(); }
+// The clock: so many launches have ended.
+int cuEventRecord(void* event, void* stream) {
+    if (!event || !stream) return mistake();
+    *static_cast<long*>(event) = counts.launches;
+    return state();
+}
 int cuEventSynchronize(void* event) { return event ? state() : mistake(); }
+// A launch takes so many microseconds.
+int cuEventElapsedTime(float* milliseconds, void* begin, void* end) {
+    if (!begin || !end) return mistake();
+    static const uint64_t launch_us = setting("STUB_LAUNCH_US", 50);
+    *milliseconds = float(*static_cast<long*>(end) - *static_cast<long*>(begin)) * float(launch_us) / 1000.f;
+    return state();
+}
 
 struct Module {
     std::vector<Function*> functions;

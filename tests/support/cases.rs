@@ -116,25 +116,40 @@ fn contractions() -> Vec<Case> {
 
 fn attention() -> Vec<Case> {
     let mut cases = Vec::new();
-    // Images, queries, keys, heads, head width.
+    const APART: usize = 3;
+    const PAIR: usize = 2;
+    const ALL: usize = 1;
+    // Images, queries, keys, heads, head width; and how many operands hold q, k and v.
     let sizes = [
-        [1, 1, 1, 1, 4],
-        [2, 7, 7, 3, 4],
-        [1, 33, 77, 2, 40],
-        [2, 77, 77, 2, 12],
-        [1, 131, 131, 8, 8],
-        [1, 300, 290, 1, 160],
-        [1, 5, 9, 2, 8],
-        [1, 70, 5, 2, 8],
+        ([1, 1, 1, 1, 4], APART),
+        ([2, 7, 7, 3, 4], APART),
+        ([2, 7, 7, 3, 4], ALL),
+        ([1, 33, 77, 2, 40], APART),
+        ([2, 13, 77, 2, 40], PAIR),
+        ([2, 77, 77, 2, 12], APART),
+        ([1, 131, 131, 8, 8], ALL),
+        ([1, 300, 290, 1, 160], APART),
+        ([1, 5, 9, 2, 8], APART),
+        ([1, 70, 5, 2, 8], APART),
+        ([1, 70, 5, 2, 5], PAIR),
     ];
-    for ([n, t, u, heads, d], causal) in sizes.into_iter().flat_map(|size| [(size, false), (size, true)]) {
-        let (q, k, c) = (image(&[n, t, heads * d]), image(&[n, u, heads * d]), heads * d);
-        let class = Class::Contracted(u.max(d));
-        let mut inputs = vec![q.clone(), k.clone(), k];
-        cases.push(case(Op::Attention { heads, causal }, inputs.clone(), class, &[0, 1, 2]));
-        inputs.push(filled(&[n, t, c], Fill::Attention { output: 0, heads, causal }, true));
-        inputs.push(filled(&[n, heads, t], Fill::Attention { output: 1, heads, causal }, true));
-        inputs.push(q);
+    let sizes = sizes.into_iter().flat_map(|size| [(size, false), (size, true)]);
+    for (([n, t, u, heads, d], operands), causal) in sizes {
+        let (c, class) = (heads * d, Class::Contracted(u.max(d)));
+        let given = match operands {
+            ALL => vec![image(&[n, t, 3 * c])],
+            PAIR => vec![image(&[n, t, c]), image(&[n, u, 2 * c])],
+            _ => vec![image(&[n, t, c]), image(&[n, u, c]), image(&[n, u, c])],
+        };
+        let differentiable: &[usize] = &[0, 1, 2];
+        let forward = Op::Attention { heads, causal };
+        cases.push(case(forward, given.clone(), class, &differentiable[..operands]));
+        let mut inputs = vec![
+            filled(&[n, t, c], Fill::Attention { output: 0, heads, causal }, true),
+            filled(&[n, heads, t], Fill::Attention { output: 1, heads, causal }, true),
+            image(&[n, t, c]),
+        ];
+        inputs.extend(given);
         cases.push(case(Op::AttentionBwd { heads, causal }, inputs, class, &[]));
     }
     cases
@@ -214,7 +229,10 @@ fn tokens() -> Vec<Case> {
         cases.push(case(Op::Normalise, vec![image(&[n, d])], Class::Rounded, &[]));
     }
     for (channels, flip, shift) in [(2, false, 0.0), (320, true, 0.0), (34, false, 1.0)] {
-        cases.push(case(Op::TimestepEmbedding { channels, flip, shift }, vec![], Class::Rounded, &[]));
+        let given = filled(&[3], Fill::Normal { mean: 500.0, spread: 200.0 }, true);
+        for inputs in [vec![], vec![given]] {
+            cases.push(case(Op::TimestepEmbedding { channels, flip, shift }, inputs, Class::Rounded, &[]));
+        }
     }
     cases
 }

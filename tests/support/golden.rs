@@ -11,6 +11,7 @@ use unguide::pipeline::{Guidance, Method, Model, ModelSource, Request};
 use unguide::safety::{GammaSchedule, SldConfig};
 use unguide::sampler::Rng;
 use unguide::tensor::Tensor;
+use unguide::weights::{ModelFiles, SafetensorsFile, TensorInfo, to_safetensors};
 
 /// The directory `tests/golden/NAME`.
 pub fn golden(name: &str) -> PathBuf {
@@ -22,6 +23,29 @@ pub fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/emoji-sd")
 }
 
+/// Copies a model and stores its weights in f32.
+pub fn widen(root: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("made");
+    for entry in std::fs::read_dir(root).expect("readable") {
+        let (from, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name()))).expect("readable");
+        if from.is_dir() {
+            widen(&from, &to);
+        } else if from.extension().is_some_and(|extension| extension == "safetensors") {
+            let blob = ModelFiles::open(&from).and_then(|files| files.blob("")).expect("opened");
+            let file = SafetensorsFile::new(blob).expect("weights");
+            let tensor = |(name, info): (&String, &TensorInfo)| {
+                let values = file.read_f32(name).expect("finite values");
+                (name.clone(), Tensor::new(info.shape.clone(), values))
+            };
+            let tensors: Vec<_> = file.tensors.iter().map(tensor).collect();
+            let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+            std::fs::write(&to, to_safetensors(named).expect("serialised")).expect("written");
+        } else {
+            std::fs::copy(&from, &to).expect("copied");
+        }
+    }
+}
+
 /// Opens the model in a directory.
 pub fn open(root: &Path) -> Model {
     open_with_taesd(root, None)
@@ -29,7 +53,16 @@ pub fn open(root: &Path) -> Model {
 
 /// The same with a TAESD from elsewhere.
 pub fn open_with_taesd(root: &Path, taesd: Option<&Path>) -> Model {
-    let source = ModelSource {
+    Model::open(&source(root, taesd)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The model in a directory with its weights left in their files.
+pub fn open_mapped(root: &Path) -> Model {
+    Model::open(&ModelSource { mmap: true, ..source(root, None) }).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn source(root: &Path, taesd: Option<&Path>) -> ModelSource {
+    ModelSource {
         model: Some(root.to_owned()),
         demo: &[],
         clip: None,
@@ -38,8 +71,7 @@ pub fn open_with_taesd(root: &Path, taesd: Option<&Path>) -> Model {
         tokenizer: None,
         prediction: None,
         mmap: false,
-    };
-    Model::open(&source).unwrap_or_else(|error| panic!("{error}"))
+    }
 }
 
 pub fn json(path: &Path) -> Value {

@@ -83,8 +83,19 @@ pub fn eval(op: &Op, operands: &[Value<f64>], state: &StepState) -> Vec<Tensor<f
             });
             vec![dx]
         }
-        Op::Attention { heads, causal } => attention(x(0), x(1), x(2), *heads, *causal),
-        Op::AttentionBwd { heads, causal } => attention_bwd([x(0), x(1), x(2), x(5)], *heads, *causal),
+        Op::Attention { heads, causal } => {
+            let [q, k, v] = apart(operands);
+            attention(&q, &k, &v, *heads, *causal)
+        }
+        Op::AttentionBwd { heads, causal } => {
+            let [q, k, v] = apart(&operands[3..]);
+            let [dq, dk, dv] = attention_bwd([&q, &k, &v, x(2)], *heads, *causal);
+            match operands.len() - 3 {
+                1 => vec![side_by_side(&[dq, dk, dv])],
+                2 => vec![dq, side_by_side(&[dk, dv])],
+                _ => vec![dq, dk, dv],
+            }
+        }
         Op::GroupNorm { groups, eps, act: f } => {
             let xhat = group_xhat(x(0), *groups, *eps).0;
             let f = |y: f64| f.map_or(y, |f| act(f, y));
@@ -144,7 +155,8 @@ pub fn eval(op: &Op, operands: &[Value<f64>], state: &StepState) -> Vec<Tensor<f
             one(&|i| {
                 let k = (i[1] % half) as f64;
                 let frequency = (-(10_000f64.ln()) * k / (half as f64 - f64::from(*shift))).exp();
-                let angle = f64::from(state.timestep) * frequency;
+                let t = if operands.is_empty() { f64::from(state.timestep) } else { at(x(0), &i[..1]) };
+                let angle = t * frequency;
                 if (i[1] < half) != *flip { angle.sin() } else { angle.cos() }
             })
         }
@@ -273,6 +285,32 @@ fn softmax(
     (scores.iter().map(|s| (s - most).exp() / sum).collect(), most + sum.ln())
 }
 
+/// q, k and v, of which an operand may hold several side by side.
+fn apart(operands: &[Value<f64>]) -> [Tensor<f64>; 3] {
+    let parts = |operand: &Value<f64>, count: usize| {
+        let x = operand.real().clone();
+        let c = x.shape().last() / count;
+        let part = move |part: usize| {
+            let shape = x.shape().with_last(c);
+            tensor(&shape, |i| at(&x, &with_last(i, part * c + last(i))))
+        };
+        (0..count).map(part)
+    };
+    let all: Vec<_> = match operands {
+        [all] => parts(all, 3).collect(),
+        [q, kv] => parts(q, 1).chain(parts(kv, 2)).collect(),
+        _ => operands.iter().map(|x| x.real().clone()).collect(),
+    };
+    all.try_into().expect("q, k and v")
+}
+
+/// Tensors of equally many channels as one.
+fn side_by_side(parts: &[Tensor<f64>]) -> Tensor<f64> {
+    let c = parts[0].shape().last();
+    let shape = parts[0].shape().with_last(parts.len() * c);
+    tensor(&shape, |i| at(&parts[last(i) / c], &with_last(i, last(i) % c)))
+}
+
 fn attention(
     q: &Tensor<f64>,
     k: &Tensor<f64>,
@@ -295,7 +333,7 @@ fn attention(
     vec![o, lse]
 }
 
-fn attention_bwd([q, k, v, d_o]: [&Tensor<f64>; 4], heads: usize, causal: bool) -> Vec<Tensor<f64>> {
+fn attention_bwd([q, k, v, d_o]: [&Tensor<f64>; 4], heads: usize, causal: bool) -> [Tensor<f64>; 3] {
     let (n, t, d) = (q.shape()[0], q.shape()[1], q.shape()[2] / heads);
     let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| Tensor::filled(x.shape().clone(), 0.0));
     for [n, h, i] in indices(&[n, heads, t].into()).map(|i| [i[0], i[1], i[2]]) {
@@ -314,7 +352,7 @@ fn attention_bwd([q, k, v, d_o]: [&Tensor<f64>; 4], heads: usize, causal: bool) 
             }
         }
     }
-    vec![dq, dk, dv]
+    [dq, dk, dv]
 }
 
 /// Normalised x, and 1 / sqrt(var + eps) of every element.

@@ -118,26 +118,18 @@ impl Place {
 
     /// Starts the program, sends the signals once stderr has said `cue`, and waits.
     pub fn interrupt(&self, line: &str, cue: &str, signals: &[&str]) -> Ran {
+        self.draw_disturbed(line, cue, |process| {
+            for signal in signals {
+                let sent = Command::new("kill").arg(signal).arg(process.to_string()).status();
+                assert!(sent.expect("kill").success());
+            }
+        })
+    }
+
+    /// The same for any disturbance of the process with that number.
+    pub fn draw_disturbed(&self, line: &str, cue: &str, disturb: impl FnOnce(u32)) -> Ran {
         let args: Vec<_> = line.split_whitespace().collect();
-        let mut command = self.command(full(&args));
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("started");
-        let mut pipe = child.stderr.take().expect("piped");
-        let mut said = Vec::new();
-        while !String::from_utf8_lossy(&said).contains(cue) {
-            let mut piece = [0; 256];
-            let n = pipe.read(&mut piece).expect("readable");
-            assert!(n > 0, "ended without saying `{cue}`: {}", String::from_utf8_lossy(&said));
-            said.extend(&piece[..n]);
-        }
-        for signal in signals {
-            let sent = Command::new("kill").arg(signal).arg(child.id().to_string()).status();
-            assert!(sent.expect("kill").success());
-        }
-        let asked = Instant::now();
-        pipe.read_to_end(&mut said).expect("readable");
-        let status = child.wait().expect("finished");
-        assert!(asked.elapsed() < Duration::from_secs(20), "it took {:?} to stop", asked.elapsed());
-        Ran::new(Output { status, stdout: Vec::new(), stderr: said })
+        disturbed(self.command(full(&args)), cue, disturb)
     }
 
     /// Width, height and pixels of a PNG.
@@ -159,6 +151,25 @@ impl Place {
         fs::copy(golden(name).join("model_index.json"), to.join("model_index.json")).expect("copied");
         to
     }
+}
+
+/// Starts a program, disturbs it once stderr has said `cue` (at once if there is none), and waits: not for long.
+pub fn disturbed(mut command: Command, cue: &str, disturb: impl FnOnce(u32)) -> Ran {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("started");
+    let mut pipe = child.stderr.take().expect("piped");
+    let mut said = Vec::new();
+    while !String::from_utf8_lossy(&said).contains(cue) {
+        let mut piece = [0; 256];
+        let n = pipe.read(&mut piece).expect("readable");
+        assert!(n > 0, "ended without saying `{cue}`: {}", String::from_utf8_lossy(&said));
+        said.extend(&piece[..n]);
+    }
+    disturb(child.id());
+    let disturbed = Instant::now();
+    pipe.read_to_end(&mut said).expect("readable");
+    let status = child.wait().expect("finished");
+    assert!(disturbed.elapsed() < Duration::from_secs(20), "it took {:?} to stop", disturbed.elapsed());
+    Ran::new(Output { status, stdout: Vec::new(), stderr: said })
 }
 
 /// `generate` with `args`, plus a prompt, a number of steps and an output where they name none.

@@ -1,9 +1,16 @@
 //! The stand-in for the CUDA driver, `tests/stub_cuda/libcuda.cpp`, as a library.
 
+#![allow(dead_code, reason = "every test file uses a part of it")]
+
 use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_void};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use unguide::launch::Launch;
+use unguide::manifest;
+use unguide::simt::{Mode, Simt};
 
 /// The folder with the library, compiled with a macro of that name.
 pub fn stub(defined: &str) -> PathBuf {
@@ -54,4 +61,39 @@ impl Counts {
             assert_eq!(self.get(what), 0, "{what}: {:?}", self.0);
         }
     }
+}
+
+/// What the stub runs: the very sources of the kernels, on the CPU.
+extern "C" fn params_bytes(kernel: *const c_char) -> usize {
+    // SAFETY: the stub's names end in NUL.
+    let name = unsafe { CStr::from_ptr(kernel) }.to_str().expect("a name");
+    Simt::kernel(name).expect("a kernel").1
+}
+
+extern "C" fn launch(kernel: *const c_char, grid: *const u32, params: *const c_void, bytes: usize) {
+    // SAFETY: the stub's names end in NUL, its grids have three extents, and params the bytes that it was told.
+    let (name, grid, params) = unsafe {
+        let params = std::slice::from_raw_parts(params.cast::<u8>(), bytes).to_vec();
+        (CStr::from_ptr(kernel).to_str().expect("a name"), *grid.cast::<[u32; 3]>(), params)
+    };
+    let kernel = manifest::find(name).expect("a row");
+    let launch = Launch { kernel, grid, params, addresses: 0 };
+    Simt::new().run(&launch, Mode::FAST).expect("a launch that is right");
+}
+
+/// Has the stub run kernels; returns what asks for its counts.
+pub fn stub_with_kernels() -> impl Fn(&CStr) -> i64 {
+    // SAFETY: the library is the stub, loaded when devices were counted; these are its functions.
+    let count = unsafe {
+        let stub = cudarc::driver::sys::culib();
+        type Kernels = unsafe extern "C" fn(
+            extern "C" fn(*const c_char) -> usize,
+            extern "C" fn(*const c_char, *const u32, *const c_void, usize),
+        );
+        let kernels = stub.get::<Kernels>(b"stub_kernels").expect("the stub");
+        kernels(params_bytes, launch);
+        *stub.get::<unsafe extern "C" fn(*const c_char) -> i64>(b"stub_count").expect("the stub")
+    };
+    // SAFETY: names end in NUL.
+    move |name: &CStr| unsafe { count(name.as_ptr()) }
 }

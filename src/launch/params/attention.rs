@@ -42,8 +42,18 @@ impl Params for AttentionParams {
         ] {
             tokens(rules, field, address, row, width);
         }
+        let queries = match rules.kernel.file {
+            "attention.cu" => EIGHT,
+            "attention_mma.cu" if self.d <= 64 => 128,
+            "attention_mma.cu" => 64,
+            _ => return,
+        };
+        rules.blocks([Rules::tiles(self.t, queries), self.heads.into(), self.n.into()]);
     }
 }
+
+/// Rows of a block of the general forms: one a warp.
+const EIGHT: i64 = 8;
 
 /// For the kernels that together make the gradient; each looks at its part.
 #[repr(C)]
@@ -94,17 +104,17 @@ impl Params for AttentionBwdParams {
         let dq = (["dq", "dq_row"], self.dq, self.dq_row);
         let dk = (["dk", "dk_row"], self.dk, self.dk_row);
         let dv = (["dv", "dv_row"], self.dv, self.dv_row);
-        let (rows, sums): (Vec<_>, &[_]) = match rules.kernel.function {
-            "delta" => (vec![o, d_o], &[("delta", self.delta), ("peak", self.peak)]),
-            "queries" => {
+        let (rows, sums): (Vec<_>, &[_]) = match (rules.kernel.file, rules.kernel.function) {
+            (_, "delta") => (vec![o, d_o], &[("delta", self.delta), ("peak", self.peak)]),
+            ("attention_bwd_dq.cu", _) => {
                 (vec![q, k, v, d_o, dq], &[("lse", self.lse), ("delta", self.delta), ("peak", self.peak)])
             }
-            "keys" => {
+            ("attention_bwd_dkv.cu", _) => {
                 (vec![q, k, v, d_o, dk, dv], &[("lse", self.lse), ("delta", self.delta), ("peak", self.peak)])
             }
             _ => {
                 // Without blocks for the keys, theirs are not wanted.
-                let queries_alone = i64::from(rules.grid[0]) == (i64::from(self.t) + 7) / 8;
+                let queries_alone = i64::from(rules.grid[0]) == Rules::tiles(self.t, EIGHT);
                 let mut rows = vec![q, k, v, o, d_o, dq];
                 rows.extend(if queries_alone { vec![] } else { vec![dk, dv] });
                 (rows, &[("lse", self.lse)])
@@ -113,9 +123,20 @@ impl Params for AttentionBwdParams {
         for &(field, address) in sums {
             rules.given(field, address);
         }
+        let queries = |tile| Rules::tiles(self.t, tile);
+        let blocks = match (rules.kernel.file, rules.kernel.function) {
+            ("attention_bwd.cu", "delta") => queries(EIGHT),
+            ("attention_bwd.cu", _) if rows.len() == 6 => queries(EIGHT),
+            ("attention_bwd.cu", _) => queries(EIGHT) + Rules::tiles(self.u, EIGHT),
+            ("attention_bwd_dq.cu", _) => queries(64),
+            // Wide heads' channels are shared out among two blocks.
+            ("attention_bwd_dkv.cu", _) => Rules::tiles(self.u, 64) * if self.d <= 80 { 1 } else { 2 },
+            _ => rules.grid[0].into(),
+        };
         for (field, address, row) in rows {
             tokens(rules, field, address, row, width);
         }
+        rules.blocks([blocks, self.heads.into(), self.n.into()]);
     }
 }
 
@@ -203,6 +224,12 @@ impl Params for ProductParams {
             rules.multiple_of("a_row", self.a_row, 8);
             rules.multiple_of("b_row", self.b_row, 8);
         }
+        let tile = match rules.kernel.file {
+            "product.cu" => 32,
+            "product_mma.cu" => 128,
+            _ => return,
+        };
+        rules.blocks([Rules::tiles(self.m, tile), Rules::tiles(self.n, tile), 1]);
     }
 }
 
@@ -256,5 +283,8 @@ impl Params for SoftmaxParams {
         rules.at_least("score_row", self.score_row, i64::from(self.u));
         rules.at_least("weight_row", self.weight_row, i64::from(self.u));
         rules.holds("causal", self.causal, matches!(self.causal, 0 | 1), "0 or 1");
+        if rules.kernel.file == "softmax.cu" {
+            rules.blocks([self.rows.into(), 1, 1]);
+        }
     }
 }

@@ -66,12 +66,23 @@ impl Params for Conv2dParams {
         };
         window.check(rules);
         let Some(tile) = Tile::of(rules.kernel) else {
+            if is_narrow(rules) {
+                rules.absent("x2", self.x2, "few channels");
+                window.narrow(rules, [self.height, self.width], [("c", self.c), ("o", self.o)]);
+                rules.aligned("x", self.x, 16);
+                rules.aligned("filter", self.filter, 16);
+            }
             return window.general(rules, &self.epilogue, self.o, (self.y, self.sums));
         };
-        rules.multiple_of("c", self.c, 8);
-        rules.multiple_of("c2", self.c2, 8);
-        for (field, address) in [("x", self.x), ("x2", self.x2), ("filter", self.filter), ("y", self.y)] {
-            rules.aligned(field, address, 16);
+        if rules.kernel.name.contains("_gather") {
+            rules.absent("x2", self.x2, "elements that are gathered");
+            window.gathered(rules);
+        } else {
+            rules.multiple_of("c", self.c, 8);
+            rules.multiple_of("c2", self.c2, 8);
+            for (field, address) in [("x", self.x), ("x2", self.x2), ("filter", self.filter), ("y", self.y)] {
+                rules.aligned(field, address, 16);
+            }
         }
         // Of every kind; a line or column may be the only one of its kind.
         let pixels = [(self.height, self.kinds_y), (self.width, self.kinds_x)];
@@ -150,14 +161,39 @@ impl Params for Conv2dBwdParams {
         };
         window.check(rules);
         let Some(tile) = Tile::of(rules.kernel) else {
+            if is_narrow(rules) {
+                window.narrow(rules, [self.h, self.w], [("o", self.o), ("c", self.c)]);
+                rules.aligned("dy", self.dy, 16);
+            }
             return window.general(rules, &self.epilogue, self.c, (self.dx, self.sums));
         };
-        for (field, extent) in
-            [("o", self.o), ("channels", self.channels), ("first", self.first), ("c", self.c)]
-        {
+        let made = [("channels", self.channels), ("first", self.first), ("c", self.c)];
+        let (vectors, addresses): (&[_], &[_]) = if rules.kernel.name.contains("_patches") {
+            window.gathered(rules);
+            rules.holds(
+                "s",
+                self.s,
+                self.s == 1 && self.stride_x == 1,
+                "1, as `stride_x`: a line is one pixel",
+            );
+            rules.holds("stride_y", self.stride_y, self.stride_y == self.r, "the lines of a patch");
+            let whole =
+                i64::from(self.h) == i64::from(self.height) * i64::from(self.r) && self.w == self.width;
+            rules.holds("h", self.h, whole && [self.top, self.left] == [0, 0], "all in patches");
+            (&[("o", self.o)], &[("dy", self.dy)])
+        } else if rules.kernel.name.contains("_gather") {
+            window.gathered(rules);
+            rules.holds("stride_y", self.stride_y, self.stride_y == 1, "1 where elements are gathered");
+            rules.holds("stride_x", self.stride_x, self.stride_x == 1, "1 where elements are gathered");
+            (&made, &[("filter", self.filter)])
+        } else {
+            rules.multiple_of("o", self.o, 8);
+            (&made, &[("dy", self.dy), ("filter", self.filter), ("dx", self.dx)])
+        };
+        for &(field, extent) in vectors {
             rules.multiple_of(field, extent, 8);
         }
-        for (field, address) in [("dy", self.dy), ("filter", self.filter), ("dx", self.dx)] {
+        for &(field, address) in addresses {
             rules.aligned(field, address, 16);
         }
         // Of the class that the first pixel belongs to.
@@ -165,6 +201,11 @@ impl Params for Conv2dBwdParams {
         let classes = (pixels[0].saturating_mul(pixels[1]), self.stride_y.saturating_mul(self.stride_x));
         window.tiled(rules, tile, classes, &self.epilogue, self.c, (self.dx, self.sums));
     }
+}
+
+/// Whether the kernel is one for a few channels.
+fn is_narrow(rules: &Rules) -> bool {
+    rules.kernel.name.ends_with("_n8")
 }
 
 /// What a convolution and its gradient have in common; of two numbers the first is that of lines.
@@ -243,6 +284,39 @@ impl Window {
         rules.holds("splits", self.splits, self.splits == 1, "1 in a general form");
         rules.holds("kinds_y", self.kinds[0], self.kinds[0] == 1, "1 in a general form");
         self.epilogue(rules, epilogue, columns, false);
+    }
+
+    /// What the forms for a few channels rely on, besides what the general ones do: `to` is the image that is
+    /// written, and a sum over channels of the first kind makes the second.
+    fn narrow(&self, rules: &mut Rules, to: [i32; 2], [summed, made]: [(&'static str, i32); 2]) {
+        rules.multiple_of(summed.0, summed.1, 8);
+        rules.holds(made.0, made.1, made.1 <= 8, "at most 8");
+        let plain = [("r", self.taps[0], 3), ("s", self.taps[1], 3), ("stride_y", self.strides[0], 1)];
+        for (field, found, wanted) in
+            plain.into_iter().chain([("stride_x", self.strides[1], 1), ("up", self.up, 0)])
+        {
+            rules.holds(field, found, found == wanted, &format!("{wanted} where channels are few"));
+        }
+        let [lines, columns] = to.map(|size| i64::from(size.max(1)));
+        let blocks = i64::from(self.images).saturating_mul((lines + 7) / 8 * ((columns + 15) / 16));
+        let found = format!("{:?}", rules.grid);
+        rules.holds(
+            "grid",
+            found,
+            rules.grid.map(i64::from) == [blocks, 1, 1],
+            "a block a tile of 8 x 16 pixels",
+        );
+    }
+
+    /// What the forms rely on whose elements are gathered one by one.
+    fn gathered(&self, rules: &mut Rules) {
+        rules.holds("up", self.up, self.up == 0, "0 where elements are gathered");
+        rules.holds("kinds_y", self.kinds[0], self.kinds[0] == 1, "1 where elements are gathered");
+        rules.holds("splits", self.splits, self.splits == 1, "1 where elements are gathered");
+        // Steps of a sum are counted to their end.
+        let window = self.taps.map(i64::from).iter().product::<i64>();
+        let terms = window.saturating_mul(i64::from(self.channels.max(self.filters)));
+        rules.holds("channels", terms, terms <= 1 << 30, "so few that a sum has at most 2^30 terms");
     }
 
     /// What the tiled forms rely on: `classes` are the pixels of the largest one, and their number.

@@ -95,7 +95,9 @@ impl Params for GemmParams {
         }
         let Some(tile) = tile else {
             rules.given("d", self.d);
-            return rules.absent("sums", self.sums, "a general form");
+            rules.absent("sums", self.sums, "a general form");
+            // A matrix of the batch after the other.
+            return rules.blocks([Rules::tiles(self.m, 32), Rules::tiles(self.n, 32), rules.grid[2].into()]);
         };
         // Chunks of eight elements are copied at once.
         for (field, address) in [("a", self.a), ("b", self.b), ("sums", self.sums)] {

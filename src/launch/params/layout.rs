@@ -7,7 +7,7 @@ use super::{DevicePtr, Params, Rules};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub struct PlaceParams {
-    // 0 where no sample is chosen
+    // where the index of the chosen sample or step is; 0 where none is chosen
     pub state: DevicePtr,
     pub x: DevicePtr,
     // 0 where there is nothing beside x
@@ -22,7 +22,7 @@ pub struct PlaceParams {
     // x's rows: where the first one starts, and elements between two
     pub first: i64,
     pub stride: i64,
-    // elements between two samples, of which state chooses one; 0: one for all
+    // elements between two samples, one of which is chosen; 0: one for all
     pub x_sample: i64,
     pub out_sample: i64,
 }

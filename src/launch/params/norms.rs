@@ -84,6 +84,7 @@ impl Params for GroupNormParams {
             rules.given(field, address);
         }
         rules.groups(self.n, self.pixels, self.c, self.groups, self.eps);
+        rules.blocks([self.groups.into(), self.n.into(), 1]);
     }
 }
 
@@ -115,6 +116,7 @@ impl Params for GroupNormBwdParams {
             rules.given(field, address);
         }
         rules.groups(self.n, self.pixels, self.c, self.groups, self.eps);
+        rules.blocks([self.groups.into(), self.n.into(), 1]);
     }
 }
 

@@ -40,14 +40,22 @@ impl Params for PointwiseParams {
             (0..=5).contains(&self.activation),
             "an activation, 0 to 5",
         );
+        if rules.kernel.name.ends_with("_pairs") {
+            rules.given("y", self.y);
+            for (field, address) in [("x", self.x), ("out", self.out)] {
+                rules.aligned(field, address, 4);
+            }
+        }
         if rules.kernel.name.contains("_v8") {
             for (field, address) in [("x", self.x), ("y", self.y), ("out", self.out)] {
                 rules.aligned(field, address, 16);
             }
-            if rules.kernel.name.starts_with("geglu") {
+            let in_rows = ["geglu", "add_channels"].iter().any(|op| rules.kernel.name.starts_with(op));
+            if in_rows {
                 rules.at_least("c", self.c, 8);
                 rules.multiple_of("c", self.c, 8);
                 rules.multiple_of("count", self.count, self.c.max(1).into());
+                rules.multiple_of("image", self.image, self.c.max(1).into());
             }
         }
     }
@@ -56,7 +64,8 @@ impl Params for PointwiseParams {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub struct TimestepParams {
-    pub state: DevicePtr,
+    // f32 each; the step's own is the first number of its state
+    pub times: DevicePtr,
     pub out: DevicePtr,
     pub channels: i32,
     pub flip: i32,
@@ -70,7 +79,7 @@ impl Params for TimestepParams {
     const ADDRESSES: usize = 2;
 
     fn check(&self, rules: &mut Rules) {
-        rules.given("state", self.state);
+        rules.given("times", self.times);
         rules.given("out", self.out);
         rules.at_least("channels", self.channels, 2);
         rules.holds("channels", self.channels, self.channels % 2 == 0, "even");

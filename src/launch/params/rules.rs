@@ -54,6 +54,12 @@ impl<'a> Rules<'a> {
         }
     }
 
+    /// A grid of exactly so many blocks.
+    pub fn blocks(&mut self, wanted: [i64; 3]) {
+        let found = self.grid;
+        self.holds("grid", format_args!("{found:?}"), found.map(i64::from) == wanted, &format!("{wanted:?}"));
+    }
+
     /// An address that does not go with `what`.
     pub fn absent(&mut self, field: &'static str, address: DevicePtr, what: &str) {
         let rule = format!("none with {what}");
@@ -70,6 +76,11 @@ impl<'a> Rules<'a> {
     pub fn whole_images(&mut self, count: i64, image: i64) {
         self.at_least("image", image, 1);
         self.holds("count", count, count > 0 && count % image.max(1) == 0, "whole images");
+    }
+
+    /// Tiles of `tile` that cover an extent.
+    pub fn tiles(extent: i32, tile: i64) -> i64 {
+        (i64::from(extent.max(1)) + tile - 1) / tile
     }
 
     /// The extents of what is normalised row by row.

@@ -32,9 +32,15 @@ pub struct Tile {
 /// How a convolution runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
-    General { why: &'static str },
+    General {
+        why: &'static str,
+    },
     Tiled(Tile),
     Hopper(OnHopper),
+    /// In tiles whose operands come element by element: channels in no whole vectors.
+    Gathered,
+    /// To at most [`FEW`] channels, each pixel read but once.
+    Narrow,
 }
 
 /// A tile on the matrix units of sm_90a.
@@ -48,6 +54,14 @@ pub struct OnHopper {
     pub blocks: u32,
 }
 
+/// Channels that [`Form::Narrow`] makes at most, and of which the others want as many.
+pub const FEW: usize = 8;
+/// Lines and columns of pixels that a block of [`Form::Narrow`] makes.
+pub const NARROW: [usize; 2] = [8, 16];
+
+/// The tile of [`Form::Gathered`].
+pub const GATHERED: Tile = Tile { m: 64, n: 64, splits: 1 };
+
 /// Tiles there are kernels for, and what part of the matrix units' speed each can keep up with, in per cent: a
 /// smaller tile reads more of shared memory for a product.
 pub const TILES: [(usize, usize, usize); 3] = [(128, 128, 100), (128, 64, 85), (64, 64, 70)];
@@ -58,6 +72,18 @@ const BLOCKS_OF_AN_IMAGE: usize = 64;
 const LEAST_STEPS: usize = 16;
 /// Parts of a sum, at most: what they leave is read again.
 const MOST_SPLITS: usize = 16;
+
+/// Operations that a byte of a second form of filters must save. Reading one takes as long as 200 to 300; the rest is
+/// for the memory, which the widest filters of a UNet would take for little. One number for all devices, since filters
+/// that are packed for the small image are rounded differently.
+const FLOPS_PER_BYTE: usize = 2000;
+
+/// Whether a 3 x 3 convolution behind twofold enlargement to `out` is worth filters for the small image:
+/// 16 taps for four pixels instead of 36, but 16 to read instead of 9. Images come in pairs.
+pub fn sub_pixel_pays(out: [usize; 2]) -> bool {
+    let saved_flops = 2 * 2 * out[0] * out[1] * (9 - 4);
+    saved_flops / FLOPS_PER_BYTE > 2 * (16 - 9)
+}
 
 impl Problem {
     fn blocks(&self, m: usize, n: usize) -> usize {
@@ -84,6 +110,15 @@ impl Problem {
 }
 
 impl Form {
+    /// What a block makes, where that is a tile of pixels by channels.
+    pub fn tile(&self) -> Option<Tile> {
+        match *self {
+            Self::General { .. } | Self::Narrow | Self::Hopper(_) => None,
+            Self::Tiled(tile) => Some(tile),
+            Self::Gathered => Some(GATHERED),
+        }
+    }
+
     /// Parts whose sums are kept: none where the sum is whole.
     pub fn splits(&self) -> usize {
         match *self {
@@ -117,6 +152,8 @@ impl fmt::Display for Form {
             }
             Self::Tiled(Tile { m, n, splits: 1 }) => write!(f, "tiles of {m} x {n}"),
             Self::Tiled(Tile { m, n, splits }) => write!(f, "tiles of {m} x {n}, sums in {splits} parts"),
+            Self::Gathered => write!(f, "tiles of {} x {}, element by element", GATHERED.m, GATHERED.n),
+            Self::Narrow => write!(f, "few channels, tiles of {} x {} pixels", NARROW[0], NARROW[1]),
         }
     }
 }

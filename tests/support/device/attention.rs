@@ -35,8 +35,8 @@ pub struct Trial {
     /// The form that is chosen where there is none.
     pub form: Option<Form>,
     pub fill: Fill,
-    /// q, k and v are one tensor, and so are their gradients.
-    pub fused: bool,
+    /// Tensors that q, k and v are in, and their gradients: 3, or 2 with k and v in one, or 1.
+    pub tensors: usize,
     /// Of the gradients dq alone is wanted.
     pub dq_alone: bool,
     pub small: bool,
@@ -59,7 +59,7 @@ pub enum Fill {
 /// Images, queries, keys, heads, head width.
 pub fn trial([n, t, u, heads, d]: [usize; 5]) -> Trial {
     let sizes = Sizes { n, t, u, heads, d, causal: false };
-    Trial { sizes, form: None, fill: Fill::Plain, fused: false, dq_alone: false, small: false }
+    Trial { sizes, form: None, fill: Fill::Plain, tensors: 3, dq_alone: false, small: false }
 }
 
 impl Trial {
@@ -72,8 +72,14 @@ impl Trial {
         Self { small: true, ..self }
     }
 
+    /// q, k and v are one tensor.
     pub fn fused(self) -> Self {
-        Self { fused: true, ..self }
+        Self { tensors: 1, ..self }
+    }
+
+    /// k and v are one tensor.
+    fn paired(self) -> Self {
+        Self { tensors: 2, ..self }
     }
 
     fn dq_alone(self) -> Self {
@@ -91,7 +97,7 @@ impl Trial {
     fn name(&self) -> String {
         let Sizes { n, t, u, heads, d, causal } = self.sizes;
         let causal = if causal { " causal" } else { "" };
-        let fused = if self.fused { " fused" } else { "" };
+        let fused = ["", " fused", " paired", ""][self.tensors];
         let alone = if self.dq_alone { " dq alone" } else { "" };
         let form = self.form.map_or(String::new(), |form| format!(" {form:?}"));
         format!("[{n}, {t}, {u}, {heads}, {d}]{causal}{fused}{alone} {:?}{form}", self.fill)
@@ -140,7 +146,7 @@ impl Trial {
 
     /// o and lse on the CPU.
     fn attended(&self, operands: &[Value<f32>]) -> [Tensor<f32>; 2] {
-        let results = run(&self.op(false), &operands[..3], &StepState::default());
+        let results = run(&self.op(false), operands, &StepState::default());
         results.try_into().expect("attention has two results")
     }
 
@@ -148,7 +154,7 @@ impl Trial {
     fn saved(&self, storage: Storage) -> [Value<f32>; 6] {
         let [q, k, v, d_o] = self.stored(storage);
         let [o, lse] = self.attended(&[q.clone(), k.clone(), v.clone()]);
-        [q, k, v, rounded(&Value::Real(o), storage), Value::Real(lse), d_o]
+        [rounded(&Value::Real(o), storage), Value::Real(lse), d_o, q, k, v]
     }
 
     fn wanted(&self, storage: Storage, backward: bool) -> Vec<Wanted> {
@@ -157,45 +163,64 @@ impl Trial {
         let (rounded, exact) = if backward {
             let [q, k, v, d_o] = self.operands();
             let [o, lse] = self.attended(&[q.clone(), k.clone(), v.clone()]);
-            let exact = [q, k, v, Value::Real(o), Value::Real(lse), d_o];
+            let exact = [Value::Real(o), Value::Real(lse), d_o, q, k, v];
             let gradients = |operands: &[Value<f32>]| run(&self.op(true), operands, &StepState::default());
             (gradients(&self.saved(storage)), gradients(&exact))
         } else {
-            (self.attended(&self.stored(storage)).to_vec(), self.attended(&self.operands()).to_vec())
+            let (stored, exact) = (self.stored(storage), self.operands());
+            (self.attended(&stored[..3]).to_vec(), self.attended(&exact[..3]).to_vec())
         };
-        let (rounded, exact) = match (self.fused, backward) {
-            (true, true) => (vec![self.side_by_side(&rounded)], vec![self.side_by_side(&exact)]),
-            _ => (rounded, exact),
-        };
+        let (rounded, exact) =
+            if backward { (self.joined(&rounded), self.joined(&exact)) } else { (rounded, exact) };
         let judged = if self.dq_alone && backward { 1 } else { rounded.len() };
         let pairs = rounded.into_iter().zip(exact).take(judged);
         pairs.map(|(rounded, exact)| Wanted::new(rounded, exact, class)).collect()
     }
 
+    /// q, k and v, or what is like them, in as many tensors as there are to be.
+    fn joined(&self, three: &[Tensor<f32>]) -> Vec<Tensor<f32>> {
+        match self.tensors {
+            1 => vec![self.side_by_side(three)],
+            2 => vec![three[0].clone(), self.side_by_side(&three[1..])],
+            _ => three.to_vec(),
+        }
+    }
+
     /// Tensors `[n, t, c]` as one, `[n, t, c and c ..]`.
     fn side_by_side(&self, tensors: &[Tensor<f32>]) -> Tensor<f32> {
-        let (Sizes { n, t, .. }, c) = (self.sizes, self.width());
-        let rows = (0..n * t).flat_map(|row| tensors.iter().flat_map(move |x| &x.data()[row * c..][..c]));
-        Tensor::new(Shape::from([n, t, tensors.len() * c]), rows.copied().collect())
+        let (shape, c) = (tensors[0].shape(), self.width());
+        let rows =
+            (0..shape.rows()).flat_map(|row| tensors.iter().flat_map(move |x| &x.data()[row * c..][..c]));
+        Tensor::new(shape.with_last(tensors.len() * c), rows.copied().collect())
+    }
+
+    /// Where q, k and v are in the tensors at those places.
+    fn three(&self, tensors: &[DevicePtr]) -> [Tokens; 3] {
+        let c = self.width();
+        let places = match self.tensors {
+            1 => [(0, 0, 3), (0, 1, 3), (0, 2, 3)],
+            2 => [(0, 0, 1), (1, 0, 2), (1, 1, 2)],
+            _ => [(0, 0, 1), (1, 0, 1), (2, 0, 1)],
+        };
+        places.map(|(tensor, part, parts)| Tokens {
+            at: DevicePtr(tensors[tensor].0 + (2 * part * c) as u64),
+            row: parts * c,
+        })
     }
 
     /// q, k and v on the device.
     fn put_inputs(&self, simt: &mut Simt, operands: &[Value<f32>], storage: Storage) -> [Tokens; 3] {
-        if self.fused {
-            let all = operands[..3].iter().map(|x| x.real().clone()).collect::<Vec<_>>();
-            return self.thirds(put(simt, &Value::Real(self.side_by_side(&all)), Some(storage)));
-        }
-        [0, 1, 2].map(|i| Tokens { at: put(simt, &operands[i], Some(storage)), row: self.width() })
+        let three: Vec<_> = operands.iter().map(|x| x.real().clone()).collect();
+        let put = |x: Tensor<f32>| put(simt, &Value::Real(x), Some(storage));
+        self.three(&self.joined(&three).into_iter().map(put).collect::<Vec<_>>())
     }
 
-    fn thirds(&self, at: DevicePtr) -> [Tokens; 3] {
-        let c = self.width();
-        [0, 1, 2].map(|i| Tokens { at: DevicePtr(at.0 + (2 * i * c) as u64), row: 3 * c })
-    }
-
-    fn output(&self, simt: &mut Simt, rows: usize, storage: Storage) -> (Tokens, Output) {
-        let output = Output::new(simt, &Shape::from([self.sizes.n, rows, self.width()]), Some(storage));
-        (Tokens { at: output.at, row: self.width() }, output)
+    /// Results of those widths for so many tokens an image.
+    fn outputs(&self, simt: &mut Simt, shapes: &[[usize; 2]], storage: Storage) -> Vec<Output> {
+        let output = |&[tokens, c]: &[usize; 2]| {
+            Output::new(simt, &Shape::from([self.sizes.n, tokens, c]), Some(storage))
+        };
+        shapes.iter().map(output).collect()
     }
 
     pub fn prepare(&self, simt: &mut Simt, storage: Storage, backward: bool) -> Prepared {
@@ -204,31 +229,35 @@ impl Trial {
 
     fn prepare_forward(&self, simt: &mut Simt, storage: Storage) -> Prepared {
         let Sizes { n, t, heads, .. } = self.sizes;
-        let [q, k, v] = self.put_inputs(simt, &self.stored(storage), storage);
-        let (o, o_output) = self.output(simt, t, storage);
+        let [q, k, v] = self.put_inputs(simt, &self.stored(storage)[..3], storage);
+        let mut outputs = self.outputs(simt, &[[t, self.width()]], storage);
+        let o = Tokens { at: outputs[0].at, row: self.width() };
         let lse = Output::new(simt, &Shape::from([n, heads, t]), None);
         let forward = Forward { sizes: self.sizes, q, k, v, o, lse: lse.at };
         let form = self.form.unwrap_or(forward.choose().form);
         let workspace = simt.alloc(forward.workspace(form));
         let launches = forward.launches(form, storage, workspace).expect("a trial is legal");
-        Prepared { launches, outputs: vec![o_output, lse] }
+        outputs.push(lse);
+        Prepared { launches, outputs }
     }
 
     fn prepare_backward(&self, simt: &mut Simt, storage: Storage) -> Prepared {
-        let Sizes { n, t, u, .. } = self.sizes;
+        let Sizes { t, u, .. } = self.sizes;
         let saved = self.saved(storage);
-        let [q, k, v] = self.put_inputs(simt, &saved, storage);
+        let [q, k, v] = self.put_inputs(simt, &saved[3..], storage);
         let row = self.width();
-        let [o, d_o] = [3, 5].map(|i| Tokens { at: put(simt, &saved[i], Some(storage)), row });
-        let lse = put(simt, &saved[4], None);
-        let (dq, dk, dv, outputs) = if self.fused {
-            let output = Output::new(simt, &Shape::from([n, t, 3 * row]), Some(storage));
-            let [dq, dk, dv] = self.thirds(output.at);
-            (dq, dk, dv, vec![output])
-        } else {
-            let [(dq, a), (dk, b), (dv, c)] = [t, u, u].map(|rows| self.output(simt, rows, storage));
-            (dq, dk, dv, if self.dq_alone { vec![a] } else { vec![a, b, c] })
+        let [o, d_o] = [0, 2].map(|i| Tokens { at: put(simt, &saved[i], Some(storage)), row });
+        let lse = put(simt, &saved[1], None);
+        let shapes: &[[usize; 2]] = match self.tensors {
+            1 => &[[t, 3 * row]],
+            2 => &[[t, row], [u, 2 * row]],
+            _ => &[[t, row], [u, row], [u, row]],
         };
+        let mut outputs = self.outputs(simt, shapes, storage);
+        let [dq, dk, dv] = self.three(&outputs.iter().map(|output| output.at).collect::<Vec<_>>());
+        if self.dq_alone {
+            outputs.truncate(1);
+        }
         let of_keys = (!self.dq_alone).then_some((dk, dv));
         let backward = Backward { sizes: self.sizes, q, k, v, o, d_o, lse, dq, of_keys };
         let form = self.form.unwrap_or(backward.choose().form);
@@ -243,6 +272,7 @@ fn trials() -> Vec<Trial> {
     vec![
         // -- tiled: edges of tiles of queries and of keys --------------------------------------------------
         trial([1, 7, 77, 2, 40]).small(),
+        trial([2, 9, 77, 2, 40]).paired().small(),
         trial([2, 65, 65, 1, 40]).causal().fused().small(),
         trial([1, 1, 1, 1, 64]).small(),
         trial([1, 1, 2, 1, 64]).small(),
@@ -250,8 +280,10 @@ fn trials() -> Vec<Trial> {
         trial([1, 77, 77, 1, 64]).causal().small(),
         trial([1, 50, 129, 1, 64]).small(),
         trial([1, 64, 63, 1, 80]).causal().small(),
-        trial([2, 33, 65, 1, 80]).small(),
-        trial([1, 65, 50, 1, 160]).small(),
+        trial([1, 33, 33, 2, 80]).fused().small(),
+        trial([2, 7, 65, 2, 64]).paired().small(),
+        trial([2, 33, 65, 1, 80]).paired().small(),
+        trial([1, 65, 50, 1, 160]).paired().small(),
         trial([1, 33, 33, 2, 160]).causal().fused().small(),
         trial([1, 129, 257, 1, 40]).causal(),
         trial([1, 257, 129, 2, 40]),
@@ -273,12 +305,13 @@ fn trials() -> Vec<Trial> {
         trial([1, 197, 130, 1, 40]).of(Fill::Gradients(3e-6)),
         trial([1, 65, 130, 1, 160]).of(Fill::Gradients(300.0)),
         // -- general: odd widths, and one that is not aligned ----------------------------------------------
-        trial([1, 9, 35, 2, 33]).small(),
+        trial([1, 9, 35, 2, 33]).paired().small(),
         trial([2, 34, 7, 1, 33]).causal().small(),
         trial([1, 5, 6, 1, 255]),
         trial([1, 9, 6, 1, 8]).dq_alone(),
         // -- in pieces -------------------------------------------------------------------------------------
         trial([1, 70, 77, 1, 512]).by(pieces(32, true)),
+        trial([1, 35, 35, 1, 512]).fused().by(pieces(16, true)),
         trial([1, 129, 140, 1, 512]).of(Fill::Gradients(1e-4)).by(pieces(128, true)),
         trial([2, 37, 37, 2, 168]).causal().fused().by(pieces(16, true)),
         trial([1, 9, 21, 1, 168]).by(pieces(8, true)).small(),

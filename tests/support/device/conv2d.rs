@@ -6,7 +6,7 @@ use std::sync::Arc;
 use unguide::ir::{Activation, Op, Padding};
 use unguide::launch::conv2d::{BwdOperands, Conv2d, Operands};
 use unguide::launch::params::{self as p, DevicePtr, Epilogue};
-use unguide::launch::tune::conv2d::{Form, OnHopper, Tile};
+use unguide::launch::tune::conv2d::{FEW, Form, OnHopper, Tile};
 use unguide::launch::tune::hopper;
 use unguide::launch::{Launch, Storage};
 use unguide::plan::StepState;
@@ -19,10 +19,7 @@ use crate::support::{Class, Random, Value, run};
 
 pub fn proofs() -> Vec<Proof> {
     let trials = trials().into_iter().map(Arc::new);
-    trials
-        .flat_map(|trial| [Some(Trial::forward_proof(&trial)), Trial::backward_proof(&trial)])
-        .flatten()
-        .collect()
+    trials.flat_map(|trial| [Trial::forward_proof(&trial), Trial::backward_proof(&trial)]).flatten().collect()
 }
 
 /// One convolution and what comes behind its sum; the gradient is that of the convolution alone.
@@ -49,6 +46,8 @@ pub enum Ends {
 pub enum Wish {
     General,
     Tiled(usize, usize, usize),
+    Gathered,
+    Narrow,
     /// A tile of sm_90a by its number, with sums in so many parts, on so many blocks.
     Hopper(usize, usize, u32),
     /// Whatever the choice says.
@@ -71,7 +70,7 @@ pub const TARGET: &str = "sm_80";
 
 fn trials() -> Vec<Trial> {
     use Ends::{All, Bare, Bias};
-    use Wish::{Chosen, General, Hopper, Tiled};
+    use Wish::{Chosen, Gathered, General, Hopper, Narrow, Tiled};
     let asymmetric = Padding { top: 0, left: 0, bottom: 1, right: 1 };
     let conv = |images, size, channels, filter| Conv2d { images, size, channels, filter, ..PLAIN };
     let strided = |stride, padding, conv| Conv2d { stride, padding, ..conv };
@@ -101,6 +100,19 @@ fn trials() -> Vec<Trial> {
         (strided(2, Padding::all(1), conv(1, [6, 5], [24, 0], [16, 3, 3])), All, Tiled(64, 64, 3)),
         (conv(1, [11, 13], [32, 0], [136, 3, 3]), All, Tiled(128, 128, 1)),
         (conv(1, [11, 13], [32, 8], [72, 3, 3]), Bias, Tiled(128, 64, 1)),
+        // Few channels to read: taps and channels in one sum, of one step and of two, and edges of tiles.
+        (conv(2, [9, 13], [4, 0], [72, 3, 3]), All, Gathered),
+        (strided(2, asymmetric, conv(1, [9, 14], [3, 0], [13, 3, 3])), Bias, Gathered),
+        (conv(2, [7, 10], [72, 0], [3, 3, 3]), All, Gathered),
+        (strided(1, Padding::all(2), conv(1, [5, 3], [16, 0], [4, 4, 3])), Bare, Gathered),
+        (strided(14, Padding::NONE, conv(2, [28, 42], [3, 0], [72, 14, 14])), All, Gathered),
+        (conv(1, [5, 7], [16, 8], [5, 3, 3]), Bare, Chosen),
+        // Few channels to make: edges of tiles in both directions, margins of several widths, a rest of channels.
+        (conv(2, [9, 17], [40, 0], [3, 3, 3]), All, Narrow),
+        (conv(1, [17, 5], [72, 0], [8, 3, 3]), Bias, Narrow),
+        (strided(1, Padding::NONE, conv(1, [8, 20], [136, 0], [4, 3, 3])), Bare, Narrow),
+        (conv(2, [9, 17], [3, 0], [40, 3, 3]), All, Narrow),
+        (strided(1, asymmetric, conv(1, [10, 33], [8, 0], [104, 3, 3])), All, Narrow),
         // Slabs of sm_90a: of one image and of several, ragged in every direction, rings that go round, tiles after each
         // other on a block, sources that meet at a step, four kinds of pixels, sums in parts.
         (conv(2, [9, 13], [64, 24], [72, 3, 3]), All, Hopper(2, 1, 1)),
@@ -112,6 +124,11 @@ fn trials() -> Vec<Trial> {
         (sub_pixel([16, 34], conv(1, [8, 17], [16, 0], [16, 3, 3])), Bare, Hopper(0, 1, 2)),
         (conv(2, [7, 11], [64, 0], [72, 3, 3]), All, Hopper(2, 4, 2)),
         // Channels as they are.
+        (conv(1, [9, 8], [4, 0], [320, 3, 3]), Bias, Chosen),
+        (conv(1, [9, 20], [128, 0], [3, 3, 3]), Bias, Chosen),
+        (conv(1, [8, 9], [4, 0], [512, 3, 3]), Bias, Chosen),
+        (strided(14, Padding::NONE, conv(1, [14, 28], [3, 0], [1024, 14, 14])), Bare, Chosen),
+        (strided(1, Padding::NONE, conv(2, [5, 7], [4, 0], [4, 1, 1])), Bias, Chosen),
         (conv(1, [5, 7], [320, 0], [129, 3, 3]), Bias, Chosen),
         (conv(1, [8, 8], [640, 320], [320, 3, 3]), All, Chosen),
         (sub_pixel([8, 7], conv(1, [4, 4], [320, 0], [320, 3, 3])), Bias, Chosen),
@@ -199,6 +216,8 @@ impl Trial {
         match self.form {
             Wish::General => Form::General { why: "the trial is about it" },
             Wish::Tiled(m, n, splits) => Form::Tiled(Tile { m, n, splits }),
+            Wish::Gathered => Form::Gathered,
+            Wish::Narrow => Form::Narrow,
             Wish::Hopper(tile, splits, blocks) => {
                 Form::Hopper(OnHopper { tile: hopper::TILES[tile], splits, bits, blocks })
             }
@@ -208,14 +227,18 @@ impl Trial {
 
     // -- forward -------------------------------------------------------------------------------------------
 
-    fn forward_proof(trial: &Arc<Self>) -> Proof {
+    fn forward_proof(trial: &Arc<Self>) -> Option<Proof> {
+        let Conv2d { filter: [o, ..], channels: [c, _], .. } = trial.conv;
+        let whole = trial.form != Wish::Narrow || (c.is_multiple_of(8) && o <= FEW);
         let (prepare, wanted) = (Arc::clone(trial), Arc::clone(trial));
-        Proof::new(
-            format!("forward {trial}"),
-            trial.is_small(),
-            move |simt, storage| prepare.forward(simt, storage),
-            move |storage| wanted.forward_wanted(storage),
-        )
+        whole.then(|| {
+            Proof::new(
+                format!("forward {trial}"),
+                trial.is_small(),
+                move |simt, storage| prepare.forward(simt, storage),
+                move |storage| wanted.forward_wanted(storage),
+            )
+        })
     }
 
     pub fn forward(&self, simt: &mut Simt, storage: Storage) -> Prepared {
@@ -320,9 +343,14 @@ impl Trial {
     // -- backward ------------------------------------------------------------------------------------------
 
     fn backward_proof(trial: &Arc<Self>) -> Option<Proof> {
-        // Vectors of dy lie along the output channels.
-        let whole =
-            trial.conv.filter[0].is_multiple_of(8) || matches!(trial.form, Wish::General | Wish::Chosen);
+        // The forms of the two directions have different rules.
+        let Conv2d { filter: [o, ..], channels: [c, _], .. } = trial.conv;
+        let whole = match trial.form {
+            Wish::General | Wish::Chosen => true,
+            Wish::Tiled(..) => o.is_multiple_of(8),
+            Wish::Gathered => trial.conv.bwd_form(0, TARGET) == Form::Gathered,
+            Wish::Narrow => o.is_multiple_of(8) && c <= FEW,
+        };
         let (prepare, wanted) = (Arc::clone(trial), Arc::clone(trial));
         whole.then(|| {
             Proof::new(

@@ -1,5 +1,7 @@
 //! Copies that choose a sample or change the type, and elements eight at a time.
 
+use std::mem::offset_of;
+
 use bytemuck::bytes_of;
 use unguide::ir::{Activation, Op};
 use unguide::launch::layout::{Element, Place};
@@ -15,7 +17,7 @@ use crate::support::{Class, Random, Value, output_shapes, run};
 const MOST_BLOCKS: u32 = 3;
 
 pub fn proofs() -> Vec<Proof> {
-    [copies(), eights(), tokens()].into_iter().flatten().collect()
+    [copies(), eights(), pairs(), tokens()].into_iter().flatten().collect()
 }
 
 /// One operation with operands as the kernels' letters say, in a form that `launch` chooses.
@@ -102,9 +104,10 @@ fn copies() -> Vec<Proof> {
             let x = put(simt, &real(&[samples * count], given.clone()), stored(from_stored));
             let output = Output::new(simt, &Shape::from([samples * count]), stored(to_stored));
             let state = simt.put(bytes_of(&StepState::from(&state)));
+            let index = DevicePtr(state.0 + offset_of!(StepState, sample) as u64);
             let place = Place { x_sample: count, out_sample: count, ..Place::whole(count) };
             let kinds = (kind(from_stored), kind(to_stored));
-            let launch = place.launch(kinds, MOST_BLOCKS, state, [x, DevicePtr::NONE, output.at]);
+            let launch = place.launch(kinds, MOST_BLOCKS, index, [x, DevicePtr::NONE, output.at]);
             Prepared { launches: vec![launch.expect("a copy is legal")], outputs: vec![output] }
         };
         let name = format!("a sample from {from_stored} to {to_stored}");
@@ -131,6 +134,10 @@ fn eights() -> Vec<Proof> {
     for shape in [&[1, 1][..], &[3, 8], &[7, 13, 101]] {
         tuned(Op::Add, &[shape, shape]);
     }
+    tuned(Op::Affine { mul: -0.75, add: 0.125 }, &[&[7, 13, 101]]);
+    // A vector an image, and one for all.
+    tuned(Op::AddChannels, &[&[2, 5, 7, 40], &[2, 40]]);
+    tuned(Op::AddChannels, &[&[3, 7, 8], &[1, 8]]);
     for act in [Activation::Silu, Activation::Gelu, Activation::QuickGelu, Activation::Relu] {
         let shape: &[usize] = &[5, 13, 7];
         tuned(Op::Activate(act), &[shape]);
@@ -139,6 +146,43 @@ fn eights() -> Vec<Proof> {
     for [rows, c] in [[1, 8], [37, 40], [2, 640]] {
         tuned(Op::Geglu, &[&[rows, 2 * c]]);
         tuned(Op::GegluBwd, &[&[rows, 2 * c], &[rows, c]]);
+    }
+    proofs
+}
+
+/// The gradient of a gate whose operand, and its gradient, have their halves side by side.
+fn pairs() -> Vec<Proof> {
+    // Of `[rows, 2 c]`: the two halves of a row in turn.
+    fn paired(x: &Tensor<f32>) -> Tensor<f32> {
+        let c = x.shape().last() / 2;
+        let row = |row: &[f32]| -> Vec<f32> { (0..c).flat_map(|i| [row[i], row[c + i]]).collect() };
+        Tensor::new(x.shape().clone(), x.data().chunks(2 * c).flat_map(row).collect())
+    }
+    let mut random = Random::named("pairs");
+    let mut proofs = Vec::new();
+    for [rows, c] in [[1, 1], [37, 41], [2, 640]] {
+        let x = normals(&mut random, &[rows, 2 * c], 2.0);
+        let dy = normals(&mut random, &[rows, c], 2.0);
+        let operands = [x, dy];
+        let given = operands.clone();
+        let prepare = move |simt: &mut unguide::simt::Simt, storage: Storage| {
+            let operand = |value: Value<f32>, simt: &mut _| Operand {
+                at: put(simt, &value, Some(storage)),
+                shape: value.shape().clone(),
+            };
+            let x = Value::Real(paired(given[0].real()));
+            let inputs = [operand(x, simt), operand(given[1].clone(), simt)];
+            let output = Output::new(simt, &inputs[0].shape, Some(storage));
+            let launch = pointwise::geglu_bwd_of_pairs(storage, MOST_BLOCKS, &inputs, output.at);
+            Prepared { launches: vec![launch.expect("legal")], outputs: vec![output] }
+        };
+        let wanted = move |storage| {
+            let seen: Vec<Value<f32>> = operands.iter().map(|value| rounded(value, storage)).collect();
+            let gradient =
+                |operands: &[Value<f32>]| paired(&run(&Op::GegluBwd, operands, &Default::default())[0]);
+            vec![Wanted::new(gradient(&seen), gradient(&operands), Class::Rounded)]
+        };
+        proofs.push(Proof::new(format!("geglu_bwd of pairs [{rows}, {c}]"), true, prepare, wanted));
     }
     proofs
 }

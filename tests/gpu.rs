@@ -1,0 +1,332 @@
+//! Kernels and whole models on a GPU: the proofs of `tests/kernels` and the golden runs of the demo, with the CUDA
+//! backend in place of the CPU's. What they are judged by is the same.
+//!
+//! | variable | what it does |
+//! |---|---|
+//! | `UNGUIDE_TEST_GPU=N` | names the GPU; without it nothing here runs, and every test says so |
+//! | `UNGUIDE_TEST_STUB=1` | the driver is `tests/stub_cuda`, found by the loader: kernels run on the CPU |
+//! | `UNGUIDE_TEST_FILTER=WORD` | only proofs with that word in their names |
+//! | `UNGUIDE_TEST_EVERY=N` | only every Nth of them |
+//! | `UNGUIDE_TEST_STEPS=N` | of whole runs; 12, those of the golden traces, if absent |
+//! | `UNGUIDE_TEST_RUNS=N` | that have to be equal; 20 if absent |
+//! | `UNGUIDE_TEST_PROBES=FILE` | what `benches/gpu/probes.py` recorded on a device, for the twins of its instructions |
+
+#![cfg(target_os = "linux")]
+
+#[path = "support/golden.rs"]
+mod golden;
+#[path = "support/stub.rs"]
+mod stub;
+mod support;
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use bytemuck::bytes_of;
+use half::{bf16, f16};
+use serde::Deserialize;
+use support::device::{Proof, proofs};
+use unguide::backend::{Backend, Stop};
+use unguide::cuda::{CudaDevice, Gpu, TrialOperand, usable};
+use unguide::launch::Storage;
+use unguide::launch::params::{DevicePtr, PointwiseParams};
+use unguide::pipeline::{Model, Request, Trace, generate};
+use unguide::simt::{Mode, Simt, Swizzle, TensorMap};
+use unguide::tensor::{Tensor, compare};
+
+/// One test at a time has the device.
+static DEVICE: Mutex<()> = Mutex::new(());
+
+fn number(variable: &str, otherwise: usize) -> usize {
+    std::env::var(variable)
+        .map_or(otherwise, |n| n.parse().unwrap_or_else(|_| panic!("{variable}: a number")))
+}
+
+/// Runs a test on the GPU that was asked for, if one was.
+fn on_the_device(test: &str, body: impl FnOnce(&Gpu)) {
+    if std::env::var_os("UNGUIDE_TEST_GPU").is_none() {
+        println!("{test}: NOT RUN, for no GPU was asked for (UNGUIDE_TEST_GPU=0)");
+        return;
+    }
+    let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
+    let gpu = usable(number("UNGUIDE_TEST_GPU", 0)).unwrap_or_else(|error| panic!("{error}"));
+    let place = if number("UNGUIDE_TEST_STUB", 0) == 1 {
+        let _ = stub::stub_with_kernels();
+        "a stand-in for a GPU".to_owned()
+    } else {
+        format!("{} ({})", gpu.name, gpu.target().unwrap_or_else(|error| panic!("{error}")))
+    };
+    println!("{test}: on {place}");
+    body(&gpu);
+}
+
+fn device(gpu: &Gpu, storage: Storage) -> CudaDevice {
+    CudaDevice::open(gpu, storage, None).unwrap_or_else(|error| panic!("{error}"))
+}
+
+// --- Kernels.
+
+/// The bits of a proof's operands after its launches, if its results are right.
+fn hold(device: &CudaDevice, proof: &Proof, storage: Storage) -> Result<Vec<TrialOperand>, String> {
+    let mut simt = Simt::new();
+    let prepared = proof.prepare(&mut simt, storage);
+    let at = |at| TrialOperand { at, bytes: simt.get(at) };
+    let mut operands: Vec<TrialOperand> = simt.buffers().map(at).collect();
+    let name = |problem: String| format!("{} {}: {problem}", proof.name, storage.name());
+    device.try_launches(&prepared.launches, &mut operands).map_err(|error| name(error.to_string()))?;
+    operands.iter().for_each(|operand| simt.write(operand.at, 0, &operand.bytes));
+    prepared.judge(&simt, &proof.wanted(storage)).map_err(name)?;
+    Ok(operands)
+}
+
+fn all_hold(gpu: &Gpu, storage: Storage) {
+    let device = device(gpu, storage);
+    let word = std::env::var("UNGUIDE_TEST_FILTER").unwrap_or_default();
+    let chosen = proofs().into_iter().filter(|proof| proof.name.contains(&word));
+    let (mut failures, mut count) = (Vec::new(), 0);
+    for proof in chosen.step_by(number("UNGUIDE_TEST_EVERY", 1)) {
+        count += 1;
+        match (hold(&device, &proof, storage), hold(&device, &proof, storage)) {
+            (Ok(one), Ok(other)) => {
+                let same = one.iter().zip(&other).all(|(one, other)| one.bytes == other.bytes);
+                if !same {
+                    failures.push(format!("{} {}: two runs differ", proof.name, storage.name()));
+                }
+            }
+            (Err(failure), _) | (_, Err(failure)) => failures.push(failure),
+        }
+    }
+    println!("{count} proofs in {}, {} failures", storage.name(), failures.len());
+    assert!(count > 0 && failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn kernels_with_f16_hold() {
+    on_the_device("kernels with f16", |gpu| all_hold(gpu, Storage::F16));
+}
+
+#[test]
+fn kernels_with_bf16_hold() {
+    on_the_device("kernels with bf16", |gpu| all_hold(gpu, Storage::Bf16));
+}
+
+// --- What the hardware did.
+
+/// A record of `benches/gpu/probes.py`.
+#[derive(Deserialize)]
+struct Record {
+    kernel: String,
+    kind: String,
+    threads: u32,
+    shared_bytes: u32,
+    out_bytes: usize,
+    seed: u64,
+    dtype: String,
+    #[serde(default)]
+    x: usize,
+    #[serde(default)]
+    y: usize,
+    #[serde(default)]
+    c: i32,
+    #[serde(default)]
+    a_desc: u64,
+    #[serde(default)]
+    b_desc: u64,
+    #[serde(default)]
+    extents: Vec<u64>,
+    #[serde(default)]
+    tile: Vec<u32>,
+    #[serde(default)]
+    swizzle: u64,
+    #[serde(default)]
+    at: Vec<i32>,
+    #[serde(default)]
+    fnv1a: String,
+    #[serde(default)]
+    first_bytes: String,
+}
+
+impl Record {
+    /// What the twins of its instructions make of the same operands.
+    fn replayed(&self) -> Vec<u8> {
+        let mut simt = Simt::new();
+        let out = simt.alloc(self.out_bytes);
+        let params = match &*self.kind {
+            "pointwise" => {
+                let (x, y) = (simt.put(&self.halves(self.x, 0)), simt.put(&self.halves(self.y, 1)));
+                bytes_of(&PointwiseParams { x, y, out, c: self.c, ..Default::default() }).to_vec()
+            }
+            "wgmma" => {
+                let (a, b) = (simt.put(&self.halves(self.x, 0)), simt.put(&self.halves(self.y, 1)));
+                bytes_of(&[a.0, b.0, out.0, self.a_desc, self.b_desc]).to_vec()
+            }
+            "box" => self.box_params(&mut simt, out),
+            other => panic!("a record of kind {other}"),
+        };
+        let ran = simt.launch(&self.kernel, [1; 3], self.threads, self.shared_bytes, &params, Mode::FAST);
+        ran.unwrap_or_else(|error| panic!("{error}"));
+        simt.get(out)
+    }
+
+    /// Small whole numbers that follow from the seed, in f16 or bf16.
+    fn halves(&self, count: usize, which: u64) -> Vec<u8> {
+        let seed = self.seed + which;
+        let number = |i: u64| {
+            let mixed = (i * 2_654_435_761 + seed * 40_503) % (1 << 32);
+            (mixed >> 16) as i32 % 9 - 4
+        };
+        let bits = |i: u64| match &*self.dtype {
+            "bf16" => bf16::from_f32(number(i) as f32).to_bits(),
+            _ => f16::from_f32(number(i) as f32).to_bits(),
+        };
+        (0..count as u64).flat_map(|i| bits(i).to_le_bytes()).collect()
+    }
+
+    fn box_params(&self, simt: &mut Simt, out: DevicePtr) -> Vec<u8> {
+        let (width, height) = (self.extents[0], self.extents[1]);
+        let pitch = width.next_multiple_of(8);
+        let element = |i: u64| match i % pitch {
+            x if x < width => (i / pitch * width + x + 1) as u16,
+            _ => 0xeeee,
+        };
+        let x: Vec<u8> = (0..pitch * height).flat_map(|i| element(i).to_le_bytes()).collect();
+        let address = simt.put(&x);
+        let swizzle = match self.swizzle {
+            32 => Swizzle::B32,
+            64 => Swizzle::B64,
+            128 => Swizzle::B128,
+            _ => Swizzle::None,
+        };
+        let map = TensorMap::tiled(address, 2, &self.extents, &[2 * pitch], &self.tile, swizzle);
+        let mut params = bytes_of(&map.expect("as a driver takes it")).to_vec();
+        params.extend([0; 128]);
+        params.extend(out.0.to_le_bytes());
+        let words = [self.at[0], self.at[1], 0, 0, self.out_bytes as i32, 2];
+        params.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+        params.extend([0; 32]);
+        params
+    }
+}
+
+fn fnv1a(bytes: &[u8]) -> u64 {
+    let mix = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, mix)
+}
+
+#[test]
+fn what_the_hardware_did_is_what_its_twins_do() {
+    let Some(file) = std::env::var_os("UNGUIDE_TEST_PROBES") else {
+        println!("NOT RUN, for no records were given (UNGUIDE_TEST_PROBES=probes.json)");
+        return;
+    };
+    let all = golden::json(&PathBuf::from(file));
+    let records: Vec<Record> = serde_json::from_value(all["records"].clone()).expect("records");
+    assert!(!records.is_empty(), "no records");
+    for record in &records {
+        let out = record.replayed();
+        let first: String = out.iter().take(64).map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(first, record.first_bytes, "{}", record.kernel);
+        assert_eq!(format!("{:016x}", fnv1a(&out)), record.fnv1a, "{}", record.kernel);
+    }
+    println!("{} records of {}: the twins do the same", records.len(), all["device"]);
+}
+
+// --- Whole models.
+
+/// Relative L2 distance of final latents and images from torch's in f32.
+const NEAR: f64 = 2e-2;
+/// Scores that are so near to the threshold may fall on the other side.
+const UNDECIDED: f32 = 5e-3;
+
+/// A folder of the repository, which may have moved since the test was compiled.
+fn folder(path: &str) -> PathBuf {
+    let here = PathBuf::from(path);
+    if here.exists() { here } else { PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path) }
+}
+
+/// The demo with the request of its golden runs.
+fn demo(method: &str) -> (Model, Request) {
+    let model = golden::open(&folder("assets/emoji-sd"));
+    let case = golden::json(&folder("tests/golden/demo").join("case.json"));
+    let mut settings = case.clone();
+    (settings["method"], settings["eta"]) = (method.into(), 0.0.into());
+    let mut request = golden::request(&model, &case, &settings);
+    request.steps = number("UNGUIDE_TEST_STEPS", request.steps);
+    (model, request)
+}
+
+fn run(model: &Model, backend: &dyn Backend, request: &Request) -> Trace {
+    let mut trace = Trace::default();
+    generate(model, backend, request, &mut trace, &Stop::default()).unwrap_or_else(|error| panic!("{error}"));
+    trace
+}
+
+/// Samples whose gates are torch's wherever its scores are decided.
+fn same_gates(got: &Trace, want: &dyn Fn(&str) -> Option<Tensor<f32>>, request: &Request) -> Vec<bool> {
+    let threshold = request.method.guidance().map_or(0.0, |guidance| guidance.threshold as f32);
+    let mut same = vec![true; request.images()];
+    for step in 0..request.steps {
+        let name = |part: &str| format!("step.{step:03}.{part}");
+        let (Some(gates), Some(scores)) = (want(&name("gate")), want(&name("scores"))) else { continue };
+        let found = got.get(&name("gate")).expect("a gate where torch has one");
+        for (sample, same) in same.iter_mut().enumerate() {
+            let undecided = scores.row(sample).iter().any(|score| (score - threshold).abs() <= UNDECIDED);
+            let agree = found.data()[sample] == gates.data()[sample];
+            assert!(agree || undecided || !*same, "step {step}, sample {sample}: {:?}", scores.row(sample));
+            *same &= agree;
+        }
+    }
+    same
+}
+
+#[test]
+fn the_demo_draws_its_golden_images() {
+    on_the_device("the demo's golden runs", |gpu| {
+        for (kind, method) in [("plain", "none"), ("safe", "safe-sampling")] {
+            let (model, request) = demo(method);
+            let recorded = golden::tensors(&folder("tests/golden/demo").join(format!("{kind}.safetensors")));
+            let reference =
+                (request.steps != 12).then(|| run(&model, &unguide::cpu::Cpu::<f32>::new(), &request));
+            let want = |name: &str| match &reference {
+                Some(trace) => trace.get(name).cloned(),
+                None => recorded.get(name).cloned(),
+            };
+            let got = run(&model, &device(gpu, Storage::F16), &request);
+            let judged = same_gates(&got, &want, &request);
+            for name in ["final.latents", "final.image"] {
+                let (got, want) = (got.get(name).expect("a result"), want(name).expect("a result"));
+                for sample in (0..request.images()).filter(|&sample| judged[sample]) {
+                    let distance = compare(got.row(sample), want.row(sample)).rel_l2;
+                    println!("{kind} {name} {sample}: relative L2 {distance:.1e}");
+                    assert!(distance <= NEAR, "{kind} {name} {sample}: {distance}");
+                }
+            }
+            println!("{kind}: {} of {} images judged", judged.iter().filter(|&&j| j).count(), judged.len());
+            assert!(judged.contains(&true), "every image was near to the threshold");
+        }
+    });
+}
+
+#[test]
+fn every_run_and_every_batch_give_the_same_bits() {
+    on_the_device("determinism", |gpu| {
+        let (model, mut request) = demo("safe-sampling");
+        request.prompts = request.prompts.iter().cycle().take(8).cloned().collect();
+        request.batch_size = 8;
+        let bits = |trace: &Trace| -> Vec<(String, Vec<u32>)> {
+            let bits = |x: &Tensor<f32>| x.data().iter().map(|x| x.to_bits()).collect();
+            trace.tensors().map(|(name, tensor)| (name.to_owned(), bits(tensor))).collect()
+        };
+        let on_a_new_device = |request: &Request| bits(&run(&model, &device(gpu, Storage::F16), request));
+        let first = on_a_new_device(&request);
+        let runs = number("UNGUIDE_TEST_RUNS", 20);
+        for n in 1..runs {
+            assert!(on_a_new_device(&request) == first, "run {n} is another");
+        }
+        for batch_size in [1, 3] {
+            let other = on_a_new_device(&Request { batch_size, ..request.clone() });
+            assert!(other == first, "a batch of {batch_size} gives other images than one of 8");
+        }
+        println!("{runs} runs of 8 images, and batches of 1 and 3: the same bits");
+    });
+}
