@@ -167,6 +167,7 @@ const fn narrow(
     let shared_bytes = 48384;
     let row = general(name, "conv2d_narrow.cu", function, arguments, params, 128);
     Kernel { threads: 128, shared_bytes, ..row }
+}
 
 /// A row for sm_90a, whose function is `run`: name, file, template arguments, params, dynamic shared memory. Two
 /// warpgroups multiply and one copies; how they share the registers of a multiprocessor they say themselves.
