@@ -347,7 +347,7 @@ impl Trial {
         let Conv2d { filter: [o, ..], channels: [c, _], .. } = trial.conv;
         let whole = match trial.form {
             Wish::General | Wish::Chosen => true,
-            Wish::Tiled(..) => o.is_multiple_of(8),
+            Wish::Tiled(..) | Wish::Hopper(..) => o.is_multiple_of(8),
             Wish::Gathered => trial.conv.bwd_form(0, TARGET) == Form::Gathered,
             Wish::Narrow => o.is_multiple_of(8) && c <= FEW,
         };
