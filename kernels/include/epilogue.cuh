@@ -103,7 +103,7 @@ DEVICE void to_rows(const typename Warps::Accumulators& acc, float* stage) {
                 const Floats2 pair = {{acc.of[i][j][half * 2], acc.of[i][j][half * 2 + 1]}};
                 *reinterpret_cast<Floats2*>(Stage<Warps>::at(stage, row, column)) = pair;
             }
-    sync_block();
+    Warps::sync();
 }
 
 // Stores a block's sums; `rows` is a Rows, or says likewise how many there are and where they go. `d` and `residual`
@@ -124,7 +124,7 @@ DEVICE void finish_rows(const Epilogue& e, const Places& rows, int column0, int 
     for (int item = threadIdx.x; item < rows.count * QUADS; item += Warps::THREADS) {
         const int line = item / QUADS, in_tile = item % QUADS * 4, column = column0 + in_tile;
         const int64_t row = rows.at(line);
-        if (column >= n) continue;
+        if (row < 0 || column >= n) continue;
         float* staged = Stage::at(stage, line, in_tile);
         float value[4], other[4];
         const Floats4 sums = *reinterpret_cast<const Floats4*>(staged);
@@ -170,7 +170,7 @@ DEVICE void finish_rows(const Epilogue& e, const Places& rows, int column0, int 
         }
     }
     if (e.stats.address == 0) return;
-    sync_block();
+    Warps::sync();
 
     // 2. The statistics: a thread a channel.
     float* stats = e.stats.as<float>() + rows.tile * n * 2;  // [n, 2]
@@ -202,7 +202,7 @@ DEVICE void store_sums(const Places& rows, int column0, int n, float* to, float*
     for (int item = threadIdx.x; item < rows.count * QUADS; item += Warps::THREADS) {
         const int line = item / QUADS, in_tile = item % QUADS * 4, column = column0 + in_tile;
         const int64_t row = rows.at(line);
-        if (column >= n) continue;
+        if (row < 0 || column >= n) continue;
         const Floats4 sums = *reinterpret_cast<const Floats4*>(Stage<Warps>::at(stage, line, in_tile));
         float* place = to + row * n + column;
         if (n % 4 == 0)

@@ -78,7 +78,7 @@ pub fn stub_launch(kernel: *const c_char, grid: *const u32, params: *const c_voi
         (CStr::from_ptr(kernel).to_str().expect("a name"), *grid.cast::<[u32; 3]>(), params)
     };
     let kernel = manifest::find(name).expect("a row");
-    Launch { kernel, grid, params, addresses: 0 }
+    Launch { kernel, grid, params, addresses: 0, maps: Vec::new() }
 }
 
 /// What the stub runs: the very sources of the kernels, on the CPU.
