@@ -35,6 +35,9 @@ pub enum Command {
     Doctor(DoctorArgs),
 }
 
+/// Flags of [`ModelArgs`], which name files: the sizes of a published model are in none.
+const OF_FILES: [&str; 7] = ["model", "clip", "vae", "taesd", "tokenizer", "prediction_type", "mmap"];
+
 /// Which model, and what of it to replace.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ModelArgs {
@@ -291,7 +294,7 @@ pub struct InspectStepArgs {
     pub model: ModelArgs,
 
     /// Sizes of a published model, without its weights: sd15, sd21-base or sd21.
-    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = OF_FILES)]
     pub preset: Option<String>,
 
     #[command(flatten)]
@@ -414,7 +417,7 @@ pub struct MemoryArgs {
     pub model: ModelArgs,
 
     /// Sizes of a published model, without its weights: sd15, sd21-base or sd21 (--model takes the names too).
-    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = OF_FILES)]
     pub preset: Option<String>,
 
     /// Methods, one or several [default: all]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::args::{BenchArgs, BenchKernelsArgs, BenchWhat};
-use super::{print_line, say, settings};
+use super::{device, print_line, say, settings};
 use crate::bench::kernels::{Case, Row, cases};
 use crate::bench::measure::{Measurement, Session, Settings};
 use crate::bench::{opcodes, programs, simulate};
@@ -26,7 +26,7 @@ pub fn run(args: &BenchArgs, demo: EmbeddedFiles) -> Result<()> {
         Err(reason) => (None, reason),
     };
     let (target, gpu) = floors(args, device.as_ref())?;
-    let storage = settings::storage(args.dtype)?;
+    let storage = device::storage(args.dtype)?;
     let mut lowered = Vec::new();
     let names: Vec<&str> = match &args.preset[..] {
         [] => vec!["sd15", "sd21", "odd"],
@@ -89,7 +89,7 @@ fn device(args: &BenchKernelsArgs) -> Result<Result<cuda::Gpu, String>> {
     let word = args.device.as_str();
     let ordinal = match word {
         "none" => return Ok(Err("--device none".to_owned())),
-        "auto" => match cuda::usable(0) {
+        "auto" => match cuda::first_usable() {
             Ok(gpu) => {
                 let own = target_of(&gpu)?;
                 return Ok(match &args.arch {
@@ -162,7 +162,10 @@ fn launches(
         "odd" => vec![programs::odd()?],
         _ => {
             let preset = Some(name).filter(|&name| name != "demo");
-            programs::of_model(&settings::blueprint(&Default::default(), preset, demo)?, args.batch_size)?
+            programs::of_model(
+                &settings::blueprint(&Default::default(), preset, demo, true)?,
+                args.batch_size,
+            )?
         }
     };
     let plan = |graph| {
