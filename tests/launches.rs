@@ -168,9 +168,10 @@ fn every_tile_of_a_step_says_why_it_was_chosen() {
             }
             let Why::Product(reason) = choice.why else { panic!("{kernel}: {choice}") };
             let Reason::Fastest(fastest) = reason else { continue };
-            let Tiling { tile: [m, n], step: depth, stages, .. } =
+            let Tiling { tile: [m, n], step: depth, stages, cluster, .. } =
                 choice.tiling.expect("tiles were compared");
             assert!(kernel.contains(&format!("_m{m}n{n}k{depth}s{stages}")), "{kernel}: {choice}");
+            assert_eq!(kernel.contains(&format!("c{cluster}_sm90")), cluster > 1, "{kernel}: {choice}");
             let found = Prediction::of(&step.launch, &step.cost, gpu).expect("a family");
             assert_eq!(found.tiles, fastest.tiles as u64, "{kernel}: {choice}");
             assert!(found.busiest <= fastest.rounds as u64, "{kernel}: {choice}");
