@@ -45,3 +45,13 @@ struct Conv2dBwdSm90Params {
     TensorMap filter_map;        // [kinds kinds, o, r s, channels], boxes of 1 x 64 x 1 x SPAN
 };
 static_assert(sizeof(Conv2dBwdSm90Params) == 832, "as in src/launch/params");
+
+struct AttentionSm90Params {
+    DevicePtr q, k, v, o, lse;
+    int32_t q_row, k_row, v_row, o_row;  // elements between two tokens
+    int32_t n, t, u, heads, d;
+    int32_t pad[13];
+    TensorMap q_map;         // [n, t, heads, d], boxes of 1 x 128 x 1 x a span of channels
+    TensorMap k_map, v_map;  // [n, u, heads, d], boxes of 1 x KEYS x 1 x a span
+};
+static_assert(sizeof(AttentionSm90Params) == 512, "as in src/launch/params");
