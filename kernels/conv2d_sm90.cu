@@ -61,11 +61,15 @@ struct Work {
     }
     DEVICE_MEMBER void store(const typename Loop::Warps::Accumulators& acc, int pair, float* sums) const {
         typedef typename Loop::Warps Warps;
+        const conv_sm90::Slab of = slab(pair);
+        if (of.count == 0) return;  // an odd number of slabs
         epilogue::to_rows<Warps>(acc, sums);
-        if (p.sums.address != 0)
-            return epilogue::store_sums<Warps>(slab(pair), column0, p.o, p.sums.as<float>() + int64_t(split) * p.n * p.height * p.width * p.o, sums);
-        epilogue::finish_rows<T, Warps>(p.epilogue, slab(pair), column0, p.o, p.y.as<T>(),
-                                   p.epilogue.residual.as<T>(), p.o, sums);
+        if (p.sums.address != 0) {
+            float* part = p.sums.as<float>() + int64_t(split) * p.n * p.height * p.width * p.o;
+            return epilogue::store_sums<Warps>(of, column0, p.o, part, sums);
+        }
+        epilogue::finish_rows<T, Warps>(p.epilogue, of, column0, p.o, p.y.as<T>(),
+                                        p.epilogue.residual.as<T>(), p.o, sums);
     }
 };
 

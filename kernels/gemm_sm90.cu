@@ -57,11 +57,15 @@ struct Work {
     }
     DEVICE_MEMBER void store(const typename Loop::Warps::Accumulators& acc, int pair, float* sums) const {
         typedef typename Loop::Warps Warps;
+        const epilogue::Rows of = rows(pair);
+        if (of.count == 0) return;  // an image of an odd number of slabs
         epilogue::to_rows<Warps>(acc, sums);
-        if (p.sums.address != 0)
-            return epilogue::store_sums<Warps>(rows(pair), column0, p.n, p.sums.as<float>() + int64_t(split) * p.m * p.n, sums);
-        epilogue::finish_rows<T, Warps>(p.epilogue, rows(pair), column0, p.n, p.d.as<T>(),
-                                   p.epilogue.residual.as<T>(), p.d_row, sums);
+        if (p.sums.address != 0) {
+            float* part = p.sums.as<float>() + int64_t(split) * p.m * p.n;
+            return epilogue::store_sums<Warps>(of, column0, p.n, part, sums);
+        }
+        epilogue::finish_rows<T, Warps>(p.epilogue, of, column0, p.n, p.d.as<T>(),
+                                        p.epilogue.residual.as<T>(), p.d_row, sums);
     }
 };
 

@@ -46,7 +46,11 @@ fn shortened(model: &Model, case: &str, run: &str, steps: usize, images: usize) 
 /// Both backends with the same request, and what must hold between them. Returns how often the gate was open.
 fn agree(model: &Model, request: &Request, storage: Storage, bound: f64, what: &str) -> usize {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(2);
-    let got = run(model, &SimtDevice::new(storage, threads), request).expect("a run on the kernels");
+    agree_on(&SimtDevice::new(storage, threads), model, request, bound, what)
+}
+
+fn agree_on(device: &SimtDevice, model: &Model, request: &Request, bound: f64, what: &str) -> usize {
+    let got = run(model, device, request).expect("a run on the kernels");
     let want = run(model, &Cpu::<f32>::new(), request).expect("a run on the CPU");
     let distance = |name: &str| {
         let (got, want) = (got.get(name).expect("a tensor"), want.get(name).expect("a tensor"));
@@ -117,6 +121,21 @@ fn no_bit_depends_on_the_threads_or_on_the_batch() {
             let alike = got.data().iter().zip(want.data()).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(alike && got.shape() == want.shape(), "{name}");
         }
+    }
+}
+
+#[test]
+fn the_forms_of_sm_90a_draw_what_the_cpu_draws_and_no_bit_depends_on_the_batch() {
+    let model = open(&golden("tiny-sd1"));
+    let together = shortened(&model, "tiny-sd1", "safe", 1, 2);
+    let device = |threads| SimtDevice::new(Storage::F16, threads).like("sm_90a");
+    agree_on(&device(2), &model, &together, LATENTS, "sm_90a");
+    let one_by_one = Request { batch_size: 1, ..together.clone() };
+    let [want, got] = [(1, &together), (2, &one_by_one)]
+        .map(|(threads, request)| run(&model, &device(threads), request).expect("a run"));
+    for (name, want) in want.tensors() {
+        let got = got.get(name).expect("the same tensors");
+        assert!(got.data().iter().zip(want.data()).all(|(a, b)| a.to_bits() == b.to_bits()), "{name}");
     }
 }
 

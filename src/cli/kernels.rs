@@ -38,7 +38,7 @@ pub fn run(args: &InspectLaunchesArgs, demo: EmbeddedFiles) -> Result<()> {
     ))?;
     print_line(format!(
         "{:<30} {:>4} {:>6} {:>6} {:>4} {:>9} {:>9} {:>8} {:>9}  shape",
-        "kernel", "uses", "blocks", "rounds", "eff%", "floor_us", "pred_us", "bound", "above_us"
+        "kernel", "uses", "tiles", "rounds", "eff%", "floor_us", "pred_us", "bound", "above_us"
     ))?;
     rows.iter().try_for_each(|row| print_line(row.line()))?;
     print_line("")?;
@@ -73,9 +73,9 @@ impl Row {
     }
 
     fn line(&self) -> String {
-        let Prediction { blocks, busiest, efficiency, us, bound, .. } = self.prediction;
+        let Prediction { tiles, busiest, efficiency, us, bound, .. } = self.prediction;
         format!(
-            "{:<30} {:>4} {blocks:>6} {busiest:>6} {:>4.0} {:>9.2} {us:>9.2} {bound:>8} {:>9.1}  {}",
+            "{:<30} {:>4} {tiles:>6} {busiest:>6} {:>4.0} {:>9.2} {us:>9.2} {bound:>8} {:>9.1}  {}",
             self.case.launch.kernel.name,
             self.case.uses,
             100.0 * efficiency,
@@ -86,10 +86,11 @@ impl Row {
     }
 
     fn json(&self) -> Value {
-        let Prediction { blocks, busiest, efficiency, compute_us, memory_us, us, bound } = self.prediction;
+        let Prediction { blocks, tiles, busiest, efficiency, compute_us, memory_us, us, bound } =
+            self.prediction;
         json!({
             "kernel": self.case.launch.kernel.name, "node": self.case.node, "shape": self.case.shape,
-            "uses": self.case.uses, "blocks": blocks, "rounds": busiest, "efficiency": efficiency,
+            "uses": self.case.uses, "blocks": blocks, "tiles": tiles, "rounds": busiest, "efficiency": efficiency,
             "floor_us": self.floor_us, "compute_us": compute_us, "memory_us": memory_us, "predicted_us": us,
             "bound": bound.to_string(),
         })

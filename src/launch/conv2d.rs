@@ -5,9 +5,9 @@
 
 use super::gemm::join_launch;
 use super::params::{self as p, DevicePtr, Epilogue};
-use super::tune::conv2d::{FEW, Form, GATHERED, NARROW, Problem, Tile};
+use super::tune::conv2d::{FEW, Form, GATHERED, NARROW, OnHopper, Problem, Tile};
 use super::tune::gemm::JOIN;
-use super::tune::hopper::SLAB;
+use super::tune::hopper::{SLAB, STEP, slabs};
 use super::{Launch, Storage, hopper};
 use crate::error::{Error, Result};
 use crate::ir::Padding;
@@ -215,25 +215,29 @@ impl Conv2d {
     /// Over classes of lines and of columns: how many there are, and their taps.
     fn executed(&self, form: Form, sides: [Vec<(usize, usize)>; 2], columns: usize, depth: usize) -> u64 {
         let [lines, across] = &sides;
-        let classes = lines.iter().flat_map(|y| across.iter().map(move |x| (y.0 * x.0, y.1 * x.1)));
-        let products = classes.map(|(pixels, taps)| match form {
-            Form::General { .. } => pixels * columns * taps * depth,
-            Form::Narrow => pixels * FEW * taps * depth,
-            Form::Hopper(on) => {
-                let [pixels, columns] = [pixels.next_multiple_of(on.tile.m()), columns.next_multiple_of(on.tile.n)];
-                pixels * columns * taps * depth.next_multiple_of(super::tune::hopper::STEP)
-            }
-            Form::Gathered => {
-                let [pixels, columns] =
-                    [pixels.next_multiple_of(GATHERED.m), columns.next_multiple_of(GATHERED.n)];
-                pixels * columns * (taps * depth).next_multiple_of(DEPTH)
-            }
-            Form::Tiled(Tile { m, n, .. }) => {
-                let [pixels, columns] = [pixels.next_multiple_of(m), columns.next_multiple_of(n)];
-                pixels * columns * taps * depth.next_multiple_of(DEPTH)
+        let classes = lines.iter().flat_map(|y| across.iter().map(move |x| ([y.0, x.0], y.1 * x.1)));
+        let products = classes.map(|(size, taps)| {
+            let (images, pixels) = (self.images, size[0] * size[1]);
+            match form {
+                Form::General { .. } => images * pixels * columns * taps * depth,
+                Form::Narrow => images * pixels * FEW * taps * depth,
+                // Slabs go on from image to image.
+                Form::Hopper(OnHopper { tile, bits, .. }) => {
+                    let rows = tile.rows(slabs(images, size, bits));
+                    rows * columns.next_multiple_of(tile.n) * taps * depth.next_multiple_of(STEP)
+                }
+                Form::Gathered => {
+                    let [pixels, columns] =
+                        [pixels.next_multiple_of(GATHERED.m), columns.next_multiple_of(GATHERED.n)];
+                    images * pixels * columns * (taps * depth).next_multiple_of(DEPTH)
+                }
+                Form::Tiled(Tile { m, n, .. }) => {
+                    let [pixels, columns] = [pixels.next_multiple_of(m), columns.next_multiple_of(n)];
+                    images * pixels * columns * taps * depth.next_multiple_of(DEPTH)
+                }
             }
         });
-        2 * (self.images * products.sum::<usize>()) as u64
+        2 * products.sum::<usize>() as u64
     }
 
     /// Bytes of [`Operands::workspace`].

@@ -92,11 +92,9 @@ impl Gemm {
 
     /// Bytes that it writes and reads besides its operands.
     pub fn workspace(&self, target: &str) -> usize {
-        match self.choice(target).form {
-            Form::Tiled { splits, .. } | Form::Hopper { splits, .. } if splits > 1 => {
-                splits * self.m * self.n * 4
-            }
-            _ => 0,
+        match self.choice(target).form.splits() {
+            1 => 0,
+            splits => splits * self.m * self.n * 4,
         }
     }
 

@@ -1,9 +1,12 @@
 //! Products and convolutions as launches of the kernels for sm_90a: a few blocks that each take tile after tile.
 
+use bytemuck::pod_read_unaligned;
+
 use super::conv2d::{self, BwdOperands, Conv2d, Geometry, Operands, join, largest};
 use super::gemm::{Gemm, Order, Places, int, join_launch};
 use super::params::{
-    Conv2dBwdSm90Params, Conv2dSm90Params, DevicePtr, Epilogue, GemmParams, GemmSm90Params, JoinParams, Tile,
+    Conv2dBwdSm90Params, Conv2dSm90Params, DevicePtr, Epilogue, GemmParams, GemmSm90Params, JoinParams,
+    Params, Tile,
 };
 use super::tune::conv2d::{Form, OnHopper};
 use super::tune::hopper;
@@ -34,6 +37,19 @@ pub fn gemm(
     let part = GemmSm90Params { d: DevicePtr::NONE, sums, epilogue: Epilogue::default(), k_split, ..whole };
     let join = JoinParams { sums, d, epilogue, d_row, m, n, splits: int(splits)?, pad: 0 };
     Ok(vec![launch(&part)?, join_launch(storage, &join)?])
+}
+
+/// Tiles that the blocks of a launch take one after the other, parts of sums counted each; `None` for a kernel whose
+/// blocks make one each.
+pub fn items(launch: &Launch) -> Option<u64> {
+    let tile = Tile::of(launch.kernel)?;
+    let items = match launch.kernel.params {
+        GemmSm90Params::NAME => pod_read_unaligned::<GemmSm90Params>(&launch.params).items(tile),
+        Conv2dSm90Params::NAME => pod_read_unaligned::<Conv2dSm90Params>(&launch.params).items(tile),
+        Conv2dBwdSm90Params::NAME => pod_read_unaligned::<Conv2dBwdSm90Params>(&launch.params).items(tile),
+        _ => return None,
+    };
+    Some(items.unsigned_abs())
 }
 
 /// With fewer pixels of an image, or channels that are made, most of a slab is nothing.

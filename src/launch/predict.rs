@@ -1,20 +1,21 @@
 //! How long a launch is likely to take, said before anybody measured it.
 //!
 //! ```text
-//! busiest = ceil(blocks / multiprocessors)                       the blocks that the fullest multiprocessor gets
-//! compute = busiest * executed / blocks / (unit's rate * share / multiprocessors)
+//! busiest = ceil(blocks / multiprocessors) * ceil(tiles / blocks)   the tiles that the fullest multiprocessor gets
+//! compute = busiest * executed / tiles / (unit's rate * share / multiprocessors)
 //! memory  = bytes / (bandwidth * share * min(1, 2 blocks / multiprocessors))
 //! time    = max(compute, memory) + FILL + GAP
 //! ```
 //!
-//! `executed` is what the blocks really multiply: tails of tiles and of depths are in it. The shares are one table,
-//! [`FAMILIES`], and guesses until a device was there: they follow what published kernels of the same technique
+//! A block makes one tile, or stays and makes one after the other ([`hopper::items`]). `executed` is what they really
+//! multiply: tails of tiles and of depths are in it. The shares are one table, [`FAMILIES`], times what `tune` says of
+//! the tile on sm_90a, and guesses until a device was there: they follow what published kernels of the same technique
 //! reach. A prediction that a measurement contradicts is to be explained, not tuned away.
 
 use std::fmt;
 
 use super::device::Gpu;
-use super::{Cost, Launch};
+use super::{Cost, Launch, hopper, tune};
 
 /// Between two kernels of a graph that wait for each other, in microseconds.
 pub const GAP_US: f64 = 1.0;
@@ -87,7 +88,9 @@ pub enum Bound {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prediction {
     pub blocks: u64,
-    /// Rounds of blocks over the device, with as many on a multiprocessor as there are.
+    /// What they make, parts of sums counted each: a block one, or one after the other.
+    pub tiles: u64,
+    /// Tiles that the fullest multiprocessor makes.
     pub busiest: u64,
     /// Useful products of those that the fullest multiprocessor has time for: tails of tiles and of the grid.
     pub efficiency: f64,
@@ -130,10 +133,12 @@ impl Prediction {
     pub fn of(launch: &Launch, cost: &Cost, gpu: &Gpu) -> Option<Self> {
         let family = Family::of(launch.kernel.file)?;
         let blocks: u64 = launch.grid.iter().map(|&n| u64::from(n)).product();
-        let multiprocessors = u64::from(gpu.multiprocessors);
-        let busiest = blocks.div_ceil(multiprocessors);
-        let rate = family.unit.rate(gpu) * family.compute / multiprocessors as f64;
-        let compute_us = busiest as f64 * cost.executed_flops as f64 / blocks as f64 / rate;
+        let (tiles, multiprocessors) =
+            (hopper::items(launch).unwrap_or(blocks), u64::from(gpu.multiprocessors));
+        let busiest = blocks.div_ceil(multiprocessors) * tiles.div_ceil(blocks);
+        let share = family.compute * tune::hopper::share_of(launch.kernel);
+        let rate = family.unit.rate(gpu) * share / multiprocessors as f64;
+        let compute_us = busiest as f64 * cost.executed_flops as f64 / tiles as f64 / rate;
         let drawn = (2.0 * blocks as f64 / multiprocessors as f64).min(1.0);
         let memory_us = cost.bytes as f64 / (gpu.gb_per_second * 1e3 * family.memory * drawn);
         let (work, around) = (compute_us.max(memory_us), FILL_US + GAP_US);
@@ -146,9 +151,10 @@ impl Prediction {
             0 => 1.0,
             executed => cost.flops as f64 / executed as f64,
         };
-        let filled = blocks as f64 / (busiest * multiprocessors) as f64;
+        let filled = tiles as f64 / (busiest * multiprocessors) as f64;
         Some(Self {
             blocks,
+            tiles,
             busiest,
             efficiency: useful * filled,
             compute_us,

@@ -5,7 +5,7 @@ use bytemuck::pod_read_unaligned;
 
 use super::forms::Form;
 use super::params::{GroupFoldParams, GroupTilesParams, PlaceParams, Tile};
-use super::{Cost, Launch};
+use super::{Cost, Launch, hopper, tune};
 
 /// Bytes of an element of the storage type.
 const STORED: u64 = 2;
@@ -17,7 +17,8 @@ pub(super) fn of(form: &Form, whole: Cost, launches: &[Launch]) -> Vec<Cost> {
     match form {
         Form::Gemm(product, target) => {
             let [m, n, k] = [product.m, product.n, product.k].map(|extent| extent as u64);
-            let whole = Cost { executed_flops: of_tiles(&launches[0], k), ..whole };
+            let splits = product.choice(target).form.splits();
+            let whole = Cost { executed_flops: of_tiles(&launches[0], splits, product.k), ..whole };
             in_parts(whole, STORED * (m + n) * k, product.workspace(target) as u64, launches)
         }
         Form::Conv2d(conv, form) => {
@@ -59,12 +60,17 @@ pub(super) fn of(form: &Form, whole: Cost, launches: &[Launch]) -> Vec<Cost> {
     }
 }
 
-/// Products of whole tiles and steps of `k`.
-fn of_tiles(launch: &Launch, k: u64) -> u64 {
-    // The general form has tiles of 32 x 32; splits are along z and share k.
+/// Products of whole tiles and steps of `k`, which is in so many parts.
+fn of_tiles(launch: &Launch, splits: usize, k: usize) -> u64 {
+    // The general form has tiles of 32 x 32.
     let Tile { m, n } = Tile::of(launch.kernel).unwrap_or(Tile { m: 32, n: 32 });
     let [x, y, _] = launch.grid.map(u64::from);
-    2 * x * y * u64::from(m.unsigned_abs()) * u64::from(n.unsigned_abs()) * k.next_multiple_of(32)
+    let (tiles, step) = match hopper::items(launch) {
+        Some(items) => (items / splits as u64, tune::hopper::STEP),
+        // Parts are along z.
+        None => (x * y, tune::gemm::STEP),
+    };
+    2 * tiles * u64::from(m.unsigned_abs()) * u64::from(n.unsigned_abs()) * k.next_multiple_of(step) as u64
 }
 
 /// A contraction, and what joins it where it is in parts: those write `sums` bytes, which are read again.

@@ -121,6 +121,16 @@ fn splits(rows: usize, n: usize, k: usize, batch: usize) -> (usize, usize) {
     (k.div_ceil(k_split), k_split)
 }
 
+impl Form {
+    /// In how many parts the depth is.
+    pub fn splits(&self) -> usize {
+        match *self {
+            Self::General => 1,
+            Self::Tiled { splits, .. } | Self::Hopper { splits, .. } => splits,
+        }
+    }
+}
+
 impl Tile {
     /// The variant in names of kernels.
     pub fn variant(&self) -> String {

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use super::multiprocessors;
+use crate::manifest::Kernel;
 
 /// A tile there is a kernel for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +51,11 @@ impl Tile {
         self.pairs * SLAB
     }
 
+    /// What so many slabs are rounded up to, in rows.
+    pub fn rows(&self, slabs: usize) -> usize {
+        slabs.next_multiple_of(self.pairs) * SLAB
+    }
+
     /// The variant in names of kernels.
     pub fn variant(&self) -> String {
         format!("m{}n{}k{STEP}s{}_sm90", self.m(), self.n, self.stages)
@@ -76,6 +82,12 @@ impl Work {
         let reason = format!("{} tiles, at most {} on a multiprocessor", blocks(&best), rounds(&best));
         (best, reason)
     }
+}
+
+/// The part of the best rate that a kernel's tile can keep up with; all of it where that is not from here.
+pub fn share_of(kernel: &Kernel) -> f64 {
+    let tile = TILES.iter().find(|tile| kernel.name.ends_with(&tile.variant()));
+    tile.map_or(1.0, |tile| tile.rate as f64 / 100.0)
 }
 
 /// The box of pixels of a slab that makes the fewest slabs of so many images, as powers of two: of columns and of lines.

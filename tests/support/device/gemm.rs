@@ -131,6 +131,8 @@ fn trials() -> Vec<Trial> {
             on(wide, 2, [129, 168, 136]).after(bias).act(Act::Of(Gelu)),
             on(pair, 1, [300, 136, 264]).after(residual),
             on(pair, 1, [390, 16, 72]).images(3).after(After { stats: true, ..residual }),
+            // Images of one slab each, where the tile has two.
+            on(pair, 2, [140, 24, 72]).images(2).after(After { stats: true, ..bias }),
             // Depth in parts: the last is shorter.
             on(narrow, 2, [66, 40, 200])
                 .split(64)
