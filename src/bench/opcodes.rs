@@ -155,6 +155,24 @@ gemm_f16:
     }
 
     #[test]
+    fn exponentials_stand_before_the_wait_for_the_product_that_hides_them() {
+        let Some(tool) = disassembler().expect("a disassembler that is named is there") else { return };
+        for module in MODULES.iter().filter(|module| module.file == "attention_sm90.cu") {
+            let text = listing(&tool, module).expect("a binary of ours");
+            for kernel in text.split(".section\t.text.").skip(1) {
+                let name = kernel.split(',').next().unwrap_or_default();
+                // From the wait for the scores to the wait for the values of the tile before.
+                let (_, rest) =
+                    kernel.split_once("WARPGROUP.DEPBAR.LE gsb0, 0x1").expect("two are in flight");
+                let (between, _) = rest.split_once("WARPGROUP.DEPBAR.LE gsb0, 0x0").expect("then none");
+                let wanted = if name.contains("k80") { 80 / 2 } else { 128 / 2 };
+                let exponentials = between.matches("MUFU.EX2").count();
+                assert!(exponentials * 4 >= wanted * 3, "{name}: {exponentials}");
+            }
+        }
+    }
+
+    #[test]
     fn no_mnemonic_is_in_two_classes() {
         let mut all: Vec<&str> = CLASSES.iter().flat_map(|(_, members)| members.iter().copied()).collect();
         let count = all.len();

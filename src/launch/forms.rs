@@ -84,7 +84,7 @@ impl Form {
             Op::LayerNormBwd { eps } => Self::LayerNormBwd(layer_norm(storage, &outputs[0].shape, eps)),
             Op::Attention { heads, causal } => {
                 let attention = Forward::of(&unit.root.op, heads, causal, inputs, outputs);
-                Self::Attention(attention, attention.choose().form)
+                Self::Attention(attention, attention.choose(target).form)
             }
             Op::AttentionBwd { heads, causal } => {
                 let gradient = Backward::of(&unit.root.op, heads, causal, inputs, outputs);

@@ -1,17 +1,19 @@
-//! Products and convolutions as launches of the kernels for sm_90a: a few blocks that each take tile after tile.
+//! Products, convolutions and attention as launches of the kernels for sm_90a: a few blocks that each take tile after
+//! tile.
 
 use bytemuck::pod_read_unaligned;
 
+use super::attention::{Forward, Sizes};
 use super::conv2d::{self, BwdOperands, Conv2d, Geometry, Operands, join, largest};
 use super::gemm::{Gemm, Order, Places, int, join_launch};
 use super::params::{
-    Conv2dBwdSm90Params, Conv2dSm90Params, DevicePtr, Epilogue, GemmParams, GemmSm90Params, JoinParams,
-    Params, Tile,
+    AttentionParams, AttentionSm90Params, Conv2dBwdSm90Params, Conv2dSm90Params, DevicePtr, Epilogue,
+    GemmParams, GemmSm90Params, JoinParams, Params, Tile,
 };
 use super::tune::conv2d::{Form, OnHopper};
 use super::tune::hopper;
 use super::{Launch, Storage};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// That tile, with the depth in so many parts of so much; `blocks` says how many take so many tiles. One launch, or
 /// two where the depth is in parts.
@@ -42,6 +44,9 @@ pub fn gemm(
 /// Tiles that the blocks of a launch take one after the other, parts of sums counted each; `None` for a kernel whose
 /// blocks make one each.
 pub fn items(launch: &Launch) -> Option<u64> {
+    if launch.kernel.params == AttentionSm90Params::NAME {
+        return Some(pod_read_unaligned::<AttentionSm90Params>(&launch.params).items().unsigned_abs());
+    }
     let tile = Tile::of(launch.kernel)?;
     let items = match launch.kernel.params {
         GemmSm90Params::NAME => pod_read_unaligned::<GemmSm90Params>(&launch.params).items(tile),
@@ -199,4 +204,39 @@ pub(super) fn backward(
     let m = n.saturating_mul(h).saturating_mul(w);
     let sum = JoinParams { sums, d: dx, epilogue, m, n: c, ..Default::default() };
     Ok(vec![parts, join(on.splits, storage, sum)?])
+}
+
+/// `o` and `lse`, so many keys at a time, by at most so many blocks.
+pub(super) fn attention(of: &Forward, keys: usize, blocks: u32, storage: Storage) -> Result<Launch> {
+    let AttentionParams { q, k, v, o, lse, q_row, k_row, v_row, o_row, n, t, u, heads, d, causal } =
+        of.params()?;
+    if causal != 0 {
+        return Err(Error::Bug("attention for sm_90a knows no mask".to_owned()));
+    }
+    let params = AttentionSm90Params {
+        q,
+        k,
+        v,
+        o,
+        lse,
+        q_row,
+        k_row,
+        v_row,
+        o_row,
+        n,
+        t,
+        u,
+        heads,
+        d,
+        ..Default::default()
+    };
+    let kernel = format!("attention_{}_{}", storage.name(), hopper::attention_variant(of.sizes.d, keys));
+    Launch::new(&kernel, [params.items().clamp(1, i64::from(blocks)) as u32, 1, 1], &params)
+}
+
+/// What it multiplies: whole tiles, and 16 channels of a score at a time.
+pub(super) fn attention_flops(sizes: Sizes, keys: usize) -> u64 {
+    let Sizes { n, t, u, heads, d, .. } = sizes;
+    let scores = t.next_multiple_of(hopper::SLAB) * u.next_multiple_of(keys);
+    2 * (n * heads * scores * (d.next_multiple_of(16) + d)) as u64
 }

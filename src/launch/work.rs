@@ -3,6 +3,7 @@
 
 use bytemuck::pod_read_unaligned;
 
+use super::attention::{self, Forward};
 use super::forms::Form;
 use super::params::{GroupFoldParams, GroupTilesParams, PlaceParams, Tile};
 use super::{Cost, Launch, hopper, tune};
@@ -36,6 +37,9 @@ pub(super) fn of(form: &Form, whole: Cost, launches: &[Launch]) -> Vec<Cost> {
         Form::GroupNorm(..) | Form::GroupNormBwd(..) => {
             let backward = matches!(form, Form::GroupNormBwd(..));
             launches.iter().map(|launch| of_norm(whole, launch, backward)).collect()
+        }
+        &Form::Attention(Forward { sizes, .. }, attention::Form::Hopper { keys, .. }) => {
+            vec![Cost { executed_flops: hopper::attention_flops(sizes, keys), ..whole }]
         }
         Form::Attention(..) | Form::AttentionBwd(..) if launches.len() > 1 => {
             let products = |launch: &&Launch| launch.kernel.name.starts_with("product");

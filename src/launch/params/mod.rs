@@ -34,7 +34,7 @@ pub use method::{
 pub use norms::{GroupNormBwdParams, GroupNormParams, LayerNormBwdParams, LayerNormParams};
 pub use pointwise::{LayoutParams, PointwiseParams, TimestepParams};
 pub use rules::Rules;
-pub use sm90::{Conv2dBwdSm90Params, Conv2dSm90Params, GemmSm90Params};
+pub use sm90::{AttentionSm90Params, Conv2dBwdSm90Params, Conv2dSm90Params, GemmSm90Params};
 
 use super::maps::Map;
 use crate::manifest::Kernel;
