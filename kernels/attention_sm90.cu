@@ -164,9 +164,9 @@ DEVICE void scores(float (&s)[KEYS / 2], uint32_t q, uint32_t k) {
 #pragma unroll
     for (int channel = 0; channel < D; channel += 16) {
         const int span = channel / S::SPAN, within = channel % S::SPAN * 2;
-        wgmma_m64k16<K_MAJOR, K_MAJOR>(s, wgmma_descriptor(q + span * QUERIES * S::ROW + within, 16, 8 * S::ROW, S::SWIZZLE),
-                                       wgmma_descriptor(k + span * KEYS * S::ROW + within, 16, 8 * S::ROW, S::SWIZZLE),
-                                       channel > 0, T{});
+        const uint32_t of_q = q + span * QUERIES * S::ROW + within, of_k = k + span * KEYS * S::ROW + within;
+        wgmma_m64k16<K_MAJOR, K_MAJOR>(s, wgmma_descriptor(of_q, 16, 8 * S::ROW, S::SWIZZLE),
+                                       wgmma_descriptor(of_k, 16, 8 * S::ROW, S::SWIZZLE), channel > 0, T{});
     }
     wgmma_commit_group();
 }

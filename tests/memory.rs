@@ -86,9 +86,7 @@ fn mapped_weights_stay_in_their_files_and_change_no_bit() {
         let (of_read, of_mapped) = (count(&read, &request), count(&mapped, &request));
         assert_eq!(of_read.mapped_bytes, 0);
         assert_eq!(of_mapped.weights_bytes + of_mapped.mapped_bytes, of_read.weights_bytes);
-        // What is left are the filters of several taps.
-        let filters = filters_with_taps(&read, &request);
-        assert_eq!(of_mapped.weights_bytes, filters);
+        assert_eq!(of_mapped.weights_bytes, packed_bytes(&read, &request));
         let trace = |model: &Model| {
             let mut trace = Trace::default();
             generate(model, &Cpu::<f32>::new(), &request, &mut trace, &Stop::default()).expect("a run");
@@ -103,8 +101,8 @@ fn mapped_weights_stay_in_their_files_and_change_no_bit() {
     assert_eq!(memory.mapped_bytes, 0);
 }
 
-/// Bytes of the filters of a run's images that checkpoints store tap by tap.
-fn filters_with_taps(model: &Model, request: &Request) -> usize {
+/// Bytes of a run's images' weights that checkpoints store otherwise: filters tap by tap, and stacks in parts.
+fn packed_bytes(model: &Model, request: &Request) -> usize {
     let blueprint = Blueprint::of(model);
     let guard = blueprint.guard().expect("a guard");
     let steering = match request.method {
@@ -113,14 +111,13 @@ fn filters_with_taps(model: &Model, request: &Request) -> usize {
     };
     let spec = blueprint.step_spec(steering, (request.width, request.height), 1);
     let graph = blueprint.step(&spec).expect("a step");
-    let with_taps = |node: &Node| match node.op {
-        Op::Param { layout: ir::Layout::Filter, .. } => {
-            let shape = graph.shape(node.outputs[0]);
-            (shape[1] * shape[2] > 1).then(|| shape.count() * size_of::<f32>())
-        }
-        _ => None,
+    let packed = |node: &Node| {
+        let Op::Param { layout, parts, .. } = &node.op else { return None };
+        let shape = graph.shape(node.outputs[0]);
+        let has_taps = *layout == ir::Layout::Filter && shape[1] * shape[2] > 1;
+        (has_taps || parts.len() > 1).then(|| shape.count() * size_of::<f32>())
     };
-    graph.nodes.iter().filter_map(with_taps).sum()
+    graph.nodes.iter().filter_map(packed).sum()
 }
 
 /// Runs a request on the CPU, holds its allocations against its plan, and returns the plan's figures.

@@ -275,7 +275,7 @@ fn weights_are_packed_once_and_shared_by_the_programs_of_a_device() {
     };
     let mut first = load(programs::decode(&model.decoder, 8, 8).expect("a graph"));
     let held = device.weight_bytes();
-    let second = load(programs::decode(&model.decoder, 8, 16).expect("a graph"));
+    let second = load(programs::decode(&model.decoder, 8, 9).expect("a graph"));
     let bytes = first.launches().weights.iter().map(|weight| weight.bytes.next_multiple_of(ALIGN));
     assert_eq!(held, bytes.sum::<usize>());
     assert_eq!(device.weight_bytes(), held);

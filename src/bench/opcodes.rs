@@ -55,7 +55,13 @@ pub fn count(disassembler: &Path, module: &Module) -> Result<BTreeMap<String, Co
     Ok(classes(&listing(disassembler, module)?))
 }
 
-fn listing(disassembler: &Path, module: &Module) -> Result<String> {
+/// The same by mnemonic, without what follows its first point.
+pub fn mnemonics(disassembler: &Path, module: &Module) -> Result<BTreeMap<String, BTreeMap<String, u32>>> {
+    Ok(tally(&listing(disassembler, module)?, str::to_owned))
+}
+
+/// The instructions of a module, entry point by entry point.
+pub fn listing(disassembler: &Path, module: &Module) -> Result<String> {
     let broken = |problem: String| Error::Device { device: disassembler.display().to_string(), problem };
     let mut file = tempfile::NamedTempFile::new().map_err(|e| Error::io("create", env::temp_dir(), e))?;
     file.write_all(module.binary).map_err(|e| Error::io("write", file.path(), e))?;
@@ -110,7 +116,6 @@ fn mnemonic(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::launch::binaries::MODULES;
 
     #[test]
     fn instructions_are_counted_by_entry_point_and_class() {
@@ -134,42 +139,6 @@ gemm_f16:
         assert_eq!(found.len(), 2);
         assert_eq!(found["gemm_f16"], Counts::from([("async", 1), ("mma", 2), ("other", 2)]));
         assert_eq!(found["add_f16"], Counts::from([("global", 1)]));
-    }
-
-    #[test]
-    fn products_for_sm_90a_are_of_warpgroups_and_keep_out_of_local_memory() {
-        let Some(tool) = disassembler().expect("a disassembler that is named is there") else { return };
-        for module in MODULES.iter().filter(|module| module.file.ends_with("_sm90.cu")) {
-            let text = listing(&tool, module).expect("a binary of ours");
-            let found = tally(&text, |mnemonic| mnemonic);
-            assert!(!found.is_empty(), "{}", module.file);
-            for (kernel, counts) in found {
-                for wanted in ["HGMMA", "UTMALDG", "USETMAXREG"] {
-                    assert!(counts.contains_key(wanted), "{kernel} has no {wanted}: {counts:?}");
-                }
-                for unwanted in ["HMMA", "LDL", "STL", "LDSM"] {
-                    assert!(!counts.contains_key(unwanted), "{kernel} has {unwanted}: {counts:?}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn exponentials_stand_before_the_wait_for_the_product_that_hides_them() {
-        let Some(tool) = disassembler().expect("a disassembler that is named is there") else { return };
-        for module in MODULES.iter().filter(|module| module.file == "attention_sm90.cu") {
-            let text = listing(&tool, module).expect("a binary of ours");
-            for kernel in text.split(".section\t.text.").skip(1) {
-                let name = kernel.split(',').next().unwrap_or_default();
-                // From the wait for the scores to the wait for the values of the tile before.
-                let (_, rest) =
-                    kernel.split_once("WARPGROUP.DEPBAR.LE gsb0, 0x1").expect("two are in flight");
-                let (between, _) = rest.split_once("WARPGROUP.DEPBAR.LE gsb0, 0x0").expect("then none");
-                let wanted = if name.contains("k80") { 80 / 2 } else { 128 / 2 };
-                let exponentials = between.matches("MUFU.EX2").count();
-                assert!(exponentials * 4 >= wanted * 3, "{name}: {exponentials}");
-            }
-        }
     }
 
     #[test]

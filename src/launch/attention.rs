@@ -188,7 +188,7 @@ impl Forward {
     /// The form that is best here on a device of `target`. A function of one image, so that a batch changes no bit.
     pub fn choose(&self, target: &str) -> Choice {
         let choice = self.sizes.choose(&[self.q, self.k, self.v, self.o]);
-        if target != "sm_90a" || choice.form != Form::Tiled {
+        if target != hopper::TARGET || choice.form != Form::Tiled {
             return choice;
         }
         let Sizes { t, u, causal, .. } = self.sizes;

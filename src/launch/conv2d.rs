@@ -8,6 +8,7 @@ use super::params::{self as p, DevicePtr, Epilogue};
 use super::tune::conv2d::{FEW, Form, GATHERED, NARROW, OnHopper, Problem, Tile};
 use super::tune::gemm::JOIN;
 use super::tune::hopper::{SLAB, STEP, slabs};
+use super::tune::{Fact, Fastest, Obstacle, Reason};
 use super::{Launch, Storage, hopper};
 use crate::error::{Error, Result};
 use crate::ir::Padding;
@@ -110,21 +111,23 @@ impl Conv2d {
 impl Conv2d {
     /// The form that the forward kernel takes on a device of `target`.
     pub fn form(&self, target: &str) -> Form {
+        self.choose(target).0
+    }
+
+    /// The same, and why.
+    pub fn choose(&self, target: &str) -> (Form, Reason) {
         let Geometry { out, channels, taps, kinds, .. } = self.geometry();
         if channels.iter().any(|c| !c.is_multiple_of(8)) {
             return if self.filter[0] < FEW {
-                Form::General { why: "a few channels are made of few" }
+                general(Fact::FewFromFew)
             } else if self.enlarged.is_some() || channels[1] > 0 {
-                Form::General { why: "channels in no whole vectors of 8 come from one image, as it is" }
+                general(Fact::NoVectorsAside)
             } else {
-                Form::Gathered
+                (Form::Gathered, Reason::Only(Fact::NoVectors))
             };
         }
         if self.filter[0] <= FEW && self.is_narrow() && !self.stats {
-            return Form::Narrow;
-        }
-        if let Some(form) = hopper::form(self, target) {
-            return form;
+            return (Form::Narrow, Reason::Only(Fact::FewMade));
         }
         let problem = Problem {
             images: if self.stats { 1 } else { self.images },
@@ -133,27 +136,29 @@ impl Conv2d {
             columns: self.filter[0],
             steps: taps[0] * taps[1] * channels.iter().sum::<usize>().div_ceil(DEPTH),
         };
-        Form::Tiled(problem.tile(target))
+        tiled(&problem, target, || hopper::form(self))
     }
 
     /// The form that the data gradient takes, for that source's share.
     pub fn bwd_form(&self, source: usize, target: &str) -> Form {
+        self.choose_bwd(source, target).0
+    }
+
+    /// The same, and why.
+    pub fn choose_bwd(&self, source: usize, target: &str) -> (Form, Reason) {
         let Geometry { taps, stride, kinds, up, channels, .. } = self.geometry();
         let o = self.filter[0];
         if o.is_multiple_of(8) && channels[0] <= FEW && self.is_narrow() {
-            return Form::Narrow;
+            return (Form::Narrow, Reason::Only(Fact::FewMade));
         }
         let whole = [o.is_multiple_of(8), channels.iter().all(|c| c.is_multiple_of(8))];
         if whole != [true, true] {
             let patches = whole[0] && self.is_patches() && channels[0] >= FEW;
             return if patches || (whole[1] && self.stride == 1 && !up) {
-                Form::Gathered
+                (Form::Gathered, Reason::Only(Fact::NoVectors))
             } else {
-                Form::General { why: "the channels are no whole vectors of 8" }
+                general(Fact::NoVectors)
             };
-        }
-        if let Some(form) = hopper::bwd_form(self, source, target) {
-            return form;
         }
         // The largest class of pixels has the taps whose distance is a multiple of the stride.
         let lines = [0, 1].map(|i| match (kinds[i] > 1, up) {
@@ -168,7 +173,7 @@ impl Conv2d {
             columns: channels[source],
             steps: lines[0] * lines[1] * o.div_ceil(DEPTH),
         };
-        Form::Tiled(problem.tile(target))
+        tiled(&problem, target, || hopper::bwd_form(self, source))
     }
 
     /// Elements of the filter as it is packed.
@@ -399,6 +404,24 @@ impl Conv2d {
             ..at.epilogue
         }
     }
+}
+
+fn general(why: Fact) -> (Form, Reason) {
+    (Form::General { why }, Reason::Only(why))
+}
+
+/// Tiles: on sm_90a those that `on_hopper` chooses, unless something is in the way.
+fn tiled(
+    problem: &Problem,
+    target: &str,
+    on_hopper: impl Fn() -> std::result::Result<(Form, Fastest), Obstacle>,
+) -> (Form, Reason) {
+    let chosen = if target == hopper::TARGET { on_hopper().map_err(Some) } else { Err(None) };
+    let (form, why) = chosen.unwrap_or_else(|obstacle| {
+        let (tile, why) = problem.tile(target);
+        (Form::Tiled(tile), Fastest { obstacle, ..why })
+    });
+    (form, Reason::Fastest(why))
 }
 
 /// Adds the parts of a sum; the params lack what follows from the tile.

@@ -5,6 +5,7 @@
 //! all of it.
 
 use super::attention::{self, Backward, Forward};
+use super::choice::{Choice, Why};
 use super::conv2d::{BwdOperands, Conv2d, Operands};
 use super::device::MOST_BLOCKS;
 use super::gemm::{After, Channels, Gemm, Order, Places};
@@ -94,6 +95,29 @@ impl Form {
                 pointwise::Form::Eights(_) => Self::Pointwise,
                 pointwise::Form::General(_) => Self::General,
             },
+        }
+    }
+
+    /// What was chosen on a device of `target`, and why.
+    pub fn choice(&self, unit: &Unit<'_>, target: &str, reads: &Reads, outputs: &[Operand]) -> Choice {
+        let inputs = &reads.inputs;
+        match self {
+            Self::Gemm(product, target) => Choice::of_gemm(product.choice(target)),
+            Self::Conv2d(conv, _) => Choice::of_conv2d(conv, false, target),
+            Self::Conv2dBwd(conv, _) => Choice::of_conv2d(conv, true, target),
+            Self::GroupNorm(_, form, _) | Self::GroupNormBwd(_, form, _) => {
+                Choice::because(Why::GroupNorm(*form))
+            }
+            Self::LayerNorm(norm) | Self::LayerNormBwd(norm) => {
+                let addresses: Vec<DevicePtr> =
+                    inputs.iter().chain(outputs).map(|operand| operand.at).collect();
+                Choice::because(Why::LayerNorm(norms::choose_layer(norm.c, &addresses)))
+            }
+            Self::Attention(attention, _) => Choice::because(Why::Attention(attention.choose(target))),
+            Self::AttentionBwd(gradient, _) => Choice::because(Why::Attention(gradient.choose())),
+            Self::GegluBwdOfPairs | Self::Pointwise | Self::General => {
+                Choice::because(Why::Elements(pointwise::choose(&unit.root.op, inputs, outputs)))
+            }
         }
     }
 

@@ -254,19 +254,27 @@ mod tests {
         assert_eq!(odd.choice("sm_80").to_string(), "general: rows of operands are not aligned to 16 bytes");
         let level = Gemm { images: 2, ..Gemm::new(8192, 320, 320, Order::ByColumns) };
         let text = level.choice("sm_90a").to_string();
-        assert_eq!(text, "m128n160k64s4_sm90: 128 tiles, at most 1 on a multiprocessor");
+        let rival = "256 x 128 takes 155 % of the time";
+        assert_eq!(text, format!("m128n160k64s4_sm90: 128 tiles, at most 1 on a multiprocessor; {rival}"));
+        let deep = Gemm { images: 2, ..Gemm::new(128, 1280, 5120, Order::ByRows) };
+        let text = deep.choice("sm_90a").to_string();
+        let rival = "128 x 160 takes 167 % of the time";
+        assert_eq!(
+            text,
+            format!("m128n64k64s4_sm90 x 6 of 896: 120 tiles, at most 1 on a multiprocessor; {rival}")
+        );
+        assert_eq!(deep.workspace("sm_90a"), 6 * 128 * 1280 * 4);
         let small = Gemm { images: 2, ..Gemm::new(128, 1280, 1280, Order::ByRows) };
-        let text = small.choice("sm_90a").to_string();
-        assert_eq!(
-            text,
-            "m128n64k64s4_sm90 x 5: 100 tiles, at most 1 on a multiprocessor, depth in 5 parts of 256"
-        );
-        assert_eq!(small.workspace("sm_90a"), 5 * 128 * 1280 * 4);
+        assert_eq!(small.workspace("sm_90a"), 0, "joining would take longer than what it saves");
         let text = small.choice("sm_80").to_string();
+        let rival = "64 x 64 takes 121 % of the time";
         assert_eq!(
             text,
-            "m128n64k32s4 x 3: 60 blocks, at most 1 on a multiprocessor, depth in 3 parts of 448"
+            format!("m128n64k32s4 x 3 of 448: 60 tiles, at most 1 on a multiprocessor; {rival}")
         );
+        let few = Gemm { images: 2, ..Gemm::new(2, 1280, 320, Order::ByColumns) };
+        let text = few.choice("sm_90a").to_string();
+        assert!(text.ends_with("; not on wgmma: an image has fewer rows than half a slab"), "{text}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::params::{
     GemmParams, GemmSm90Params, JoinParams, Params, Tile,
 };
 use super::tune::conv2d::{Form, OnHopper};
-use super::tune::hopper;
+use super::tune::{Fastest, Obstacle, hopper};
 use super::{Launch, Storage};
 use crate::error::{Error, Result};
 
@@ -60,52 +60,61 @@ pub fn items(launch: &Launch) -> Option<u64> {
 /// With fewer pixels of an image, or channels that are made, most of a slab is nothing.
 const LEAST_PIXELS: usize = 64;
 const LEAST_CHANNELS: usize = 32;
+/// What these kernels are for.
+pub(super) const TARGET: &str = "sm_90a";
 
-/// What a convolution takes on `target`; none where it is not for these kernels. Whether it is and how sums are made
-/// follows from one image.
-pub(super) fn form(conv: &Conv2d, target: &str) -> Option<Form> {
-    let Geometry { out, channels, taps, kinds, .. } = fitting(conv, target)?;
+/// What a convolution takes on a device for sm_90a, or what is in the way. Whether it is for these kernels and how sums
+/// are made follows from one image.
+pub(super) fn form(conv: &Conv2d) -> std::result::Result<(Form, Fastest), Obstacle> {
+    let Geometry { out, channels, taps, kinds, .. } = fitting(conv)?;
     let [c, c2] = channels;
     if c2 > 0 && !c.is_multiple_of(hopper::STEP) {
-        return None;
+        return Err(Obstacle::SourcesWithinAStep);
     }
     let steps = taps[0] * taps[1] * (c.div_ceil(hopper::STEP) + c2.div_ceil(hopper::STEP));
-    let images = if conv.stats { 1 } else { conv.images };
-    choose(target, images, largest(out, kinds), kinds[0] * kinds[1], conv.filter[0], steps)
+    choose(conv, largest(out, kinds), kinds[0] * kinds[1], conv.filter[0], steps)
 }
 
 /// The same for a data gradient.
-pub(super) fn bwd_form(conv: &Conv2d, source: usize, target: &str) -> Option<Form> {
-    let Geometry { taps, kinds, channels, .. } = fitting(conv, target)?;
+pub(super) fn bwd_form(conv: &Conv2d, source: usize) -> std::result::Result<(Form, Fastest), Obstacle> {
+    let Geometry { taps, kinds, channels, .. } = fitting(conv)?;
     let steps = kinds[0] * kinds[1] * taps[0] * taps[1] * conv.filter[0].div_ceil(hopper::STEP);
-    choose(target, conv.images, conv.size, 1, channels[source], steps)
+    choose(conv, conv.size, 1, channels[source], steps)
 }
 
-fn fitting(conv: &Conv2d, target: &str) -> Option<Geometry> {
+fn fitting(conv: &Conv2d) -> std::result::Result<Geometry, Obstacle> {
     let geometry = conv.geometry();
-    let simple = geometry.stride == [1, 1] && !geometry.up && geometry.kinds.iter().all(|&kinds| kinds < 3);
-    (target == "sm_90a" && simple).then_some(geometry)
+    if geometry.up || geometry.kinds.contains(&3) {
+        return Err(Obstacle::Enlarged);
+    }
+    if geometry.stride == [1, 1] { Ok(geometry) } else { Err(Obstacle::Stride) }
 }
 
 fn choose(
-    target: &str,
-    images: usize,
+    conv: &Conv2d,
     pixels: [usize; 2],
     classes: usize,
     n: usize,
     steps: usize,
-) -> Option<Form> {
-    if pixels[0] * pixels[1] < LEAST_PIXELS || n < LEAST_CHANNELS {
-        return None;
+) -> std::result::Result<(Form, Fastest), Obstacle> {
+    if pixels[0] * pixels[1] < LEAST_PIXELS {
+        return Err(Obstacle::FewPixels);
     }
-    let work = |images: usize| {
-        let bits = hopper::pixel_bits(images, pixels);
-        (bits, hopper::Work { slabs: classes * hopper::slabs(images, pixels, bits), n, steps })
+    if n < LEAST_CHANNELS {
+        return Err(Obstacle::FewChannels);
+    }
+    let work = |images: usize, bits: [u32; 2]| hopper::Work {
+        groups: classes,
+        slabs: hopper::slabs(images, pixels, bits),
+        n,
+        steps,
     };
-    let splits = work(1).1.splits();
-    let (bits, work) = work(images);
-    let (tile, _) = work.tile(target, splits);
-    Some(Form::Hopper(OnHopper { tile, splits, bits, blocks: hopper::blocks(target, i64::MAX) }))
+    let splits = work(2, hopper::pixel_bits(2, pixels)).splits();
+    // Statistics are those of slabs, unless sums are in parts: then no slab has pixels of two images.
+    let together = if conv.stats && splits == 1 { 1 } else { conv.images };
+    let bits = hopper::pixel_bits(together, pixels);
+    let (tile, why) = work(conv.images, bits).tile(TARGET, splits);
+    Ok((Form::Hopper(OnHopper { tile, splits, bits, blocks: hopper::blocks(TARGET, i64::MAX) }), why))
 }
 
 /// As [`Conv2d::forward`].

@@ -8,6 +8,7 @@
 mod attending;
 pub mod attention;
 pub mod binaries;
+pub mod choice;
 pub mod conv2d;
 mod cost;
 pub mod device;

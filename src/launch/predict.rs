@@ -94,8 +94,10 @@ pub struct Prediction {
     pub tiles: u64,
     /// Tiles that the fullest multiprocessor makes.
     pub busiest: u64,
-    /// Useful products of those that the fullest multiprocessor has time for: tails of tiles and of the grid.
-    pub efficiency: f64,
+    /// Useful products of those that tiles make.
+    pub of_tiles: f64,
+    /// Tiles of those that the device has time for while the fullest multiprocessor makes its own.
+    pub of_rounds: f64,
     pub compute_us: f64,
     pub memory_us: f64,
     pub us: f64,
@@ -131,6 +133,11 @@ impl Unit {
 }
 
 impl Prediction {
+    /// Useful products of those that the device has time for.
+    pub fn efficiency(&self) -> f64 {
+        self.of_tiles * self.of_rounds
+    }
+
     /// `None` for a kernel that stands in no row of [`FAMILIES`].
     pub fn of(launch: &Launch, cost: &Cost, gpu: &Gpu) -> Option<Self> {
         let family = Family::of(launch.kernel.file)?;
@@ -158,7 +165,8 @@ impl Prediction {
             blocks,
             tiles,
             busiest,
-            efficiency: useful * filled,
+            of_tiles: useful,
+            of_rounds: filled,
             compute_us,
             memory_us,
             us: work + around,
@@ -208,7 +216,7 @@ mod tests {
         let cost = Cost { flops: 1 << 40, executed_flops: 1 << 40, bytes: 0 };
         let (full, more) = (of(132, cost), of(133, cost));
         assert_eq!((full.busiest, more.busiest), (1, 2));
-        assert!((full.efficiency - 1.0).abs() < 1e-12 && more.efficiency < 0.51);
+        assert!((full.efficiency() - 1.0).abs() < 1e-12 && more.of_rounds < 0.51);
         assert!(more.compute_us > 1.9 * full.compute_us && more.bound == Bound::Compute);
     }
 
@@ -216,6 +224,6 @@ mod tests {
     fn padding_is_paid_and_is_not_useful() {
         let whole = of(132, Cost { flops: 1 << 40, executed_flops: 1 << 40, bytes: 0 });
         let padded = of(132, Cost { flops: 1 << 39, executed_flops: 1 << 40, bytes: 0 });
-        assert_eq!((whole.us, padded.efficiency), (padded.us, 0.5));
+        assert_eq!((whole.us, padded.of_tiles), (padded.us, 0.5));
     }
 }

@@ -5,7 +5,8 @@
 
 use std::fmt;
 
-use super::{hopper, multiprocessors};
+use super::reason::cheapest;
+use super::{Fact, Fastest, hopper, multiprocessors};
 use crate::launch::Storage;
 
 /// What a tiled convolution makes of one image, and of how many.
@@ -33,7 +34,7 @@ pub struct Tile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
     General {
-        why: &'static str,
+        why: Fact,
     },
     Tiled(Tile),
     Hopper(OnHopper),
@@ -96,16 +97,14 @@ impl Problem {
         wanted.min(self.steps / LEAST_STEPS).clamp(1, MOST_SPLITS)
     }
 
-    /// The tile whose blocks take the least time together on a device of `target`: full waves, each as long as its
-    /// tile is large.
-    pub fn tile(&self, target: &str) -> Tile {
-        let splits = self.splits();
-        let cost = |&(m, n, speed): &(usize, usize, usize)| {
-            let blocks = self.images * splits * self.blocks(m, n);
-            blocks.div_ceil(multiprocessors(target)) * m * n * 100 / speed
-        };
-        let (m, n, _) = TILES.into_iter().min_by_key(cost).expect("there are tiles");
-        Tile { m, n, splits }
+    /// The tile whose blocks take the least time together on a device of `target`, and why: full waves, each as long
+    /// as its tile is large.
+    pub fn tile(&self, target: &str) -> (Tile, Fastest) {
+        let (splits, all) = (self.splits(), multiprocessors(target));
+        let blocks = |m: usize, n: usize| self.images * splits * self.blocks(m, n);
+        let cost = |&(m, n, speed): &(usize, usize, usize)| blocks(m, n).div_ceil(all) * m * n * 100 / speed;
+        let ((m, n, _), rival) = cheapest(&TILES, |&(m, n, _)| [m, n], cost);
+        (Tile { m, n, splits }, Fastest::of(blocks(m, n), all, rival))
     }
 }
 
@@ -144,7 +143,7 @@ impl Tile {
 impl fmt::Display for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::General { why } => write!(f, "general form: {why}"),
+            Self::General { why } => write!(f, "general form: {}", why.words()),
             Self::Hopper(OnHopper { tile, splits, bits: [x, y], .. }) => {
                 let n = hopper::SLAB.ilog2() - x - y;
                 write!(f, "{tile}, slabs of {} x {} x {} pixels", 1 << n, 1 << y, 1 << x)?;
@@ -168,22 +167,27 @@ mod tests {
 
     #[test]
     fn large_images_take_large_tiles_and_whole_sums() {
-        assert_eq!(problem(1, 512 * 512, 128, 36).tile("sm_90a"), Tile { m: 128, n: 128, splits: 1 });
-        assert_eq!(problem(2, 4096, 320, 90).tile("sm_90a"), Tile { m: 128, n: 64, splits: 1 });
+        let (tile, why) = problem(1, 512 * 512, 128, 36).tile("sm_90a");
+        assert_eq!(tile, Tile { m: 128, n: 128, splits: 1 });
+        assert_eq!(
+            why.to_string(),
+            "2048 tiles, at most 16 on a multiprocessor; 128 x 64 takes 117 % of the time"
+        );
+        assert_eq!(problem(2, 4096, 320, 90).tile("sm_90a").0, Tile { m: 128, n: 64, splits: 1 });
     }
 
     #[test]
     fn small_images_with_long_sums_are_split() {
-        let tile = problem(2, 64, 1280, 360).tile("sm_90a");
+        let (tile, _) = problem(2, 64, 1280, 360).tile("sm_90a");
         assert_eq!(tile, Tile { m: 64, n: 64, splits: 4 });
         assert_eq!(Form::Tiled(tile).to_string(), "tiles of 64 x 64, sums in 4 parts");
-        assert_eq!(problem(1, 64, 1280, 20).tile("sm_90a").splits, 1);
+        assert_eq!(problem(1, 64, 1280, 20).tile("sm_90a").0.splits, 1);
     }
 
     #[test]
     fn the_order_of_a_sum_is_that_of_one_image() {
         for (pixels, columns, steps) in [(64, 1280, 720), (117, 320, 90), (256, 640, 180), (4096, 4, 90)] {
-            let splits = |images| problem(images, pixels, columns, steps).tile("sm_90a").splits;
+            let splits = |images| problem(images, pixels, columns, steps).tile("sm_90a").0.splits;
             assert!((2..40).all(|images| splits(images) == splits(1)));
         }
     }

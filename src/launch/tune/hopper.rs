@@ -4,6 +4,7 @@
 use std::fmt;
 
 use super::multiprocessors;
+use super::reason::{Fastest, cheapest};
 use crate::manifest::Kernel;
 
 /// A tile there is a kernel for.
@@ -12,7 +13,7 @@ pub struct Tile {
     /// In slabs of 128 rows.
     pub pairs: usize,
     pub n: usize,
-    stages: usize,
+    pub stages: usize,
     /// Of the rate of the best, in per cent.
     rate: usize,
 }
@@ -31,15 +32,22 @@ pub const TILES: [Tile; 3] = [
 pub const SLAB: usize = 128;
 /// Of the depth in one step.
 pub const STEP: usize = 64;
-/// An image alone should give so many blocks: half a device, since images come in pairs.
-const BLOCKS_OF_AN_IMAGE: usize = 64;
 /// A part of a sum that is shorter costs more than it gains.
 const LEAST_STEPS: usize = 4;
 const MOST_SPLITS: usize = 16;
 
+/// Products and sums that a multiprocessor makes in a nanosecond with the best tile.
+const FLOPS_PER_NS: usize = 4350;
+/// What it takes to join parts of sums: another launch, which waits for the last block of this one; and every part is
+/// written and read again.
+const JOIN_NS: usize = 4000;
+const BYTES_PER_NS: usize = 3000;
+
 /// What a choice depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Work {
+    /// Groups of slabs that no tile straddles, and slabs of each.
+    pub groups: usize,
     pub slabs: usize,
     pub n: usize,
     /// Steps of the longest sum.
@@ -60,27 +68,38 @@ impl Tile {
     pub fn variant(&self) -> String {
         format!("m{}n{}k{STEP}s{}_sm90", self.m(), self.n, self.stages)
     }
-
-    fn blocks(&self, slabs: usize, n: usize) -> usize {
-        slabs.div_ceil(self.pairs) * n.div_ceil(self.n)
-    }
 }
 
 impl Work {
-    /// In how many parts sums are made, where this is one image alone.
+    fn blocks(&self, tile: &Tile) -> usize {
+        self.groups * self.slabs.div_ceil(tile.pairs) * self.n.div_ceil(tile.n)
+    }
+
+    /// In how many parts sums are made: as many as take the least time. This is to be two images, as they come, so
+    /// that the batch has no say.
     pub fn splits(&self) -> usize {
-        let blocks = TILES[1].blocks(self.slabs, self.n);
-        (BLOCKS_OF_AN_IMAGE / blocks.max(1)).min(self.steps / LEAST_STEPS).clamp(1, MOST_SPLITS)
+        let most = (self.steps / LEAST_STEPS).clamp(1, MOST_SPLITS);
+        (1..=most).min_by_key(|&splits| self.nanoseconds(splits)).expect("one part is possible")
+    }
+
+    fn nanoseconds(&self, splits: usize) -> usize {
+        let all = multiprocessors("sm_90a");
+        let of_tile = |tile: &Tile| {
+            let step = 2 * tile.m() * tile.n * STEP * 100 / tile.rate / FLOPS_PER_NS;
+            (self.blocks(tile) * splits).div_ceil(all) * self.steps.div_ceil(splits) * step
+        };
+        let parts = splits * self.groups * self.slabs * SLAB * self.n * size_of::<f32>();
+        let join = if splits > 1 { JOIN_NS + 2 * parts / BYTES_PER_NS } else { 0 };
+        TILES.iter().map(of_tile).min().expect("there are tiles") + join
     }
 
     /// The tile whose blocks take the least time together, and why.
-    pub fn tile(&self, target: &str, splits: usize) -> (Tile, String) {
-        let blocks = |tile: &Tile| tile.blocks(self.slabs, self.n) * splits;
-        let rounds = |tile: &Tile| blocks(tile).div_ceil(multiprocessors(target));
-        let cost = |tile: &&Tile| (rounds(tile) * tile.m() * tile.n * 100).div_ceil(tile.rate);
-        let best = *TILES.iter().min_by_key(cost).expect("there are tiles");
-        let reason = format!("{} tiles, at most {} on a multiprocessor", blocks(&best), rounds(&best));
-        (best, reason)
+    pub fn tile(&self, target: &str, splits: usize) -> (Tile, Fastest) {
+        let all = multiprocessors(target);
+        let blocks = |tile: &Tile| self.blocks(tile) * splits;
+        let cost = |tile: &Tile| (blocks(tile).div_ceil(all) * tile.m() * tile.n * 100).div_ceil(tile.rate);
+        let (best, rival) = cheapest(&TILES, |tile| [tile.m(), tile.n], cost);
+        (best, Fastest::of(blocks(&best), all, rival))
     }
 }
 

@@ -7,7 +7,7 @@ use unguide::ir::{Activation, Op, Padding};
 use unguide::launch::conv2d::{BwdOperands, Conv2d, Operands};
 use unguide::launch::params::{self as p, DevicePtr, Epilogue};
 use unguide::launch::tune::conv2d::{FEW, Form, OnHopper, Tile};
-use unguide::launch::tune::hopper;
+use unguide::launch::tune::{Fact, hopper};
 use unguide::launch::{Launch, Storage};
 use unguide::plan::StepState;
 use unguide::simt::Simt;
@@ -214,7 +214,7 @@ impl Trial {
     fn form(&self, chosen: Form, pixels: [usize; 2]) -> Form {
         let bits = hopper::pixel_bits(if self.conv.stats { 1 } else { self.launched().images }, pixels);
         match self.form {
-            Wish::General => Form::General { why: "the trial is about it" },
+            Wish::General => Form::General { why: Fact::NoVectors },
             Wish::Tiled(m, n, splits) => Form::Tiled(Tile { m, n, splits }),
             Wish::Gathered => Form::Gathered,
             Wish::Narrow => Form::Narrow,
@@ -347,7 +347,7 @@ impl Trial {
         let Conv2d { filter: [o, ..], channels: [c, _], .. } = trial.conv;
         let whole = match trial.form {
             Wish::General | Wish::Chosen => true,
-            Wish::Tiled(..) => o.is_multiple_of(8),
+            Wish::Tiled(..) | Wish::Hopper(..) => o.is_multiple_of(8),
             Wish::Gathered => trial.conv.bwd_form(0, TARGET) == Form::Gathered,
             Wish::Narrow => o.is_multiple_of(8) && c <= FEW,
         };
