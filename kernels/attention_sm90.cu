@@ -23,9 +23,9 @@
 //   2. The maximum of the tiles seen so far stands for lse; sums are rescaled when it grows.
 //   3. Keys beyond the end have the lowest score, and by that a weight below 2^-125 beside a value of zero; rows
 //      beyond the last query are zeros and not stored.
-//   4. Of narrow heads, whose products are shorter than their exponentials, every fourth (40) or eighth (64)
-//      exponential is a polynomial on the units that multiply and add: within 1.1e-4 of itself, a fifth of what
-//      rounding to f16 takes; 2^0 is 1.
+//   4. Of heads of up to 64, whose products take no longer than their exponentials, every eighth exponential is a
+//      polynomial on the units that multiply and add: within 1.1e-4 of itself, a fifth of what rounding to f16 may
+//      take; 2^0 is 1. More of them would fill the issue slots, which are the next bound.
 //
 // The order of all sums depends on u and d alone. Tokens are `*_row` elements apart, so that q, k and v can be slices
 // of one product. Written by the rules of the ISA and run on the SIMT layer; its speed is not measured.
@@ -50,7 +50,7 @@ struct Sizes {
     static constexpr Swizzle SWIZZLE = SPAN == 64 ? SWIZZLE_128 : SWIZZLE_64;
     static constexpr int Q_BYTES = QUERIES * SPANS * ROW, TILE_BYTES = KEYS * SPANS * ROW;
     static constexpr int STAGES = D <= 80 ? 6 : 4, Q_STAGES = D <= 80 || KEYS < 128 ? 2 : 1;
-    static constexpr int POLYNOMIAL = D <= 40 ? 4 : D <= 64 ? 8 : 0;  // one exponential of so many; 0: none
+    static constexpr int POLYNOMIAL = D <= 64 ? 8 : 0;  // one exponential of so many; 0: none
 
     struct Smem {
         alignas(1024) unsigned char q[Q_STAGES][Q_BYTES];
@@ -157,29 +157,32 @@ struct Rows {
     float highest[2], total[2], shrink[2];  // of base 2; total: this lane's columns alone; shrink: by the last tile
 };
 
+// The operand so many bytes behind that of a descriptor. An addition to its address alone: taking every one apart and
+// together again would be a tenth of a tile's instructions.
+DEVICE uint64_t behind(uint64_t descriptor, int bytes) {
+    return uint64_t(uint32_t(descriptor) + uint32_t(bytes >> 4)) | descriptor >> 32 << 32;
+}
+
 // s = q k^T of one tile of keys, on its way when this returns.
 template <typename T, typename S, int D, int KEYS>
-DEVICE void scores(float (&s)[KEYS / 2], uint32_t q, uint32_t k) {
+DEVICE void scores(float (&s)[KEYS / 2], uint64_t q, uint64_t k) {
     wgmma_fence();
 #pragma unroll
     for (int channel = 0; channel < D; channel += 16) {
         const int span = channel / S::SPAN, within = channel % S::SPAN * 2;
-        const uint32_t of_q = q + span * QUERIES * S::ROW + within, of_k = k + span * KEYS * S::ROW + within;
-        wgmma_m64k16<K_MAJOR, K_MAJOR>(s, wgmma_descriptor(of_q, 16, 8 * S::ROW, S::SWIZZLE),
-                                       wgmma_descriptor(of_k, 16, 8 * S::ROW, S::SWIZZLE), channel > 0, T{});
+        wgmma_m64k16<K_MAJOR, K_MAJOR>(s, behind(q, span * QUERIES * S::ROW + within),
+                                       behind(k, span * KEYS * S::ROW + within), channel > 0, T{});
     }
     wgmma_commit_group();
 }
 
 // o += p v for one tile of keys, or o = p v; on its way when this returns.
 template <typename T, typename S, int D, int KEYS>
-DEVICE void add_values(float (&o)[D / 2], const uint32_t (&weights)[KEYS / 16][4], uint32_t v, bool adds) {
+DEVICE void add_values(float (&o)[D / 2], const uint32_t (&weights)[KEYS / 16][4], uint64_t v, bool adds) {
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < KEYS / 16; ++i)
-        wgmma_m64k16<MN_MAJOR>(o, weights[i],
-                               wgmma_descriptor(v + i * 16 * S::ROW, KEYS * S::ROW, 8 * S::ROW, S::SWIZZLE),
-                               adds || i > 0, T{});
+        wgmma_m64k16<MN_MAJOR>(o, weights[i], behind(v, i * 16 * S::ROW), adds || i > 0, T{});
     wgmma_commit_group();
 }
 
@@ -258,13 +261,19 @@ DEVICE void consumer(const AttentionSm90Params& p, typename Sizes<D, KEYS>::Smem
     auto ring = Ring<S::STAGES>::at(smem.full, smem.empty);
     const int group = threadIdx.x / 128, steps = (p.u + KEYS - 1) / KEYS;
     const float scale = LOG2_E / sqrtf(float(D));
-    const auto tile = [&](int stage) { return cvta_to_shared(smem.ring[stage]); };
+    const auto keys = [&](int stage) {
+        return wgmma_descriptor(cvta_to_shared(smem.ring[stage]), 16, 8 * S::ROW, S::SWIZZLE);
+    };
+    const auto values = [&](int stage) {
+        return wgmma_descriptor(cvta_to_shared(smem.ring[stage]), KEYS * S::ROW, 8 * S::ROW, S::SWIZZLE);
+    };
     // The first turn is that of the first group.
     if (group == 1) bar_arrive(TURN, CONSUMERS);
 #pragma unroll 1
     for (int number = blockIdx.x; number < Item::count(p); number += gridDim.x) {
         const Item item(p, number);
-        const uint32_t q = cvta_to_shared(smem.q[queries.stage]) + group * 64 * S::ROW;
+        const uint32_t of_group = cvta_to_shared(smem.q[queries.stage]) + group * 64 * S::ROW;
+        const uint64_t q = wgmma_descriptor(of_group, 16, 8 * S::ROW, S::SWIZZLE);
         Rows<D> rows;
         float s[KEYS / 2];
         uint32_t weights[KEYS / 16][4];
@@ -273,7 +282,7 @@ DEVICE void consumer(const AttentionSm90Params& p, typename Sizes<D, KEYS>::Smem
         // 1. The weights of the first tile.
         queries.wait();
         ring.wait();
-        scores<T, S, D, KEYS>(s, q, tile(ring.stage));
+        scores<T, S, D, KEYS>(s, q, keys(ring.stage));
         wgmma_wait_group<0>();
         keep_registers(s);
         ring.release(ring.stage);
@@ -288,9 +297,9 @@ DEVICE void consumer(const AttentionSm90Params& p, typename Sizes<D, KEYS>::Smem
             const int k = ring.stage;
             ring.advance();
             bar_sync(TURN + group, CONSUMERS);
-            scores<T, S, D, KEYS>(s, q, tile(k));
+            scores<T, S, D, KEYS>(s, q, keys(k));
             ring.wait();
-            add_values<T, S, D, KEYS>(rows.o, weights, tile(ring.stage), step > 1);
+            add_values<T, S, D, KEYS>(rows.o, weights, values(ring.stage), step > 1);
             bar_arrive(TURN + (1 - group), CONSUMERS);
             wgmma_wait_group<1>();
             keep_registers(s);
@@ -311,7 +320,7 @@ DEVICE void consumer(const AttentionSm90Params& p, typename Sizes<D, KEYS>::Smem
         queries.advance();
 
         // 3. The values of the last tile, and the rows.
-        add_values<T, S, D, KEYS>(rows.o, weights, tile(ring.stage), steps > 1);
+        add_values<T, S, D, KEYS>(rows.o, weights, values(ring.stage), steps > 1);
         wgmma_wait_group<0>();
         keep_registers(rows.o);
         ring.release(ring.stage);

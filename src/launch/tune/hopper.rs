@@ -115,7 +115,7 @@ pub fn share_of(kernel: &Kernel) -> f64 {
 
 /// Heads there are kernels of attention for, and how much of the time the matrix units can be busy, in per cent: of
 /// narrow ones exponentials take longer than products.
-const HEADS: [(usize, usize); 4] = [(40, 75), (64, 95), (80, 100), (160, 100)];
+const HEADS: [(usize, usize); 4] = [(40, 70), (64, 95), (80, 100), (160, 100)];
 /// Keys of a tile, and how well it does, in per cent: a short one issues less at a time. The texts of Stable Diffusion
 /// have 77.
 const KEYS: [(usize, usize); 2] = [(128, 100), (80, 85)];
