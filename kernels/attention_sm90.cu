@@ -13,10 +13,10 @@
 // the other product still runs; p is an operand as it lies in the registers. The two groups issue in turns, so that
 // one multiplies while the other one makes weights.
 //
-// Natively 40 wide: a copy's box has 64 or 32 channels of one head, and channels are a dimension of their own in the
-// map, so that what a box has beyond the head's end is zeros which nobody reads. Of 40 channels s takes 48 (its
-// depth comes by 16: the last eight are those zeros), o takes 40. 80 and 160 lie as spans of 32 channels, 40 and 64
-// as one of 64, each [rows, span] and swizzled by its row.
+// Heads are as wide as they are: a copy's box has 64 or 32 channels of one head, and channels are a dimension of their
+// own in the map, so that what a box has beyond the head's end is zeros, which no copy fetches. Of 40 channels s takes
+// 48, since its depth comes by 16, the last eight of them such zeros, and o takes 40, five of the eight chunks of a
+// row. 80 and 160 lie as spans of 32 channels, 40 and 64 as one of 64, each [rows, span] and swizzled by its row.
 //
 // Departures from the formula, for speed or safety:
 //   1. Exponents are of 2: log2(e) / sqrt(d) is folded into one multiplication before the exponential.
@@ -32,11 +32,12 @@
 //
 // Reference: src/cpu/attention.rs. Class: contracted. Bound by: tensor cores; for d = 40 the exponentials as much.
 #include "params_sm90.cuh"
+#include "ring_sm90.cuh"
 #include "tiles.cuh"
 
 namespace attention_sm90 {
 
-constexpr int CONSUMERS = 256, PRODUCER = CONSUMERS, THREADS = CONSUMERS + 128;
+constexpr int THREADS = CONSUMERS + 128;
 constexpr int QUERIES = 128;  // of an item: 64 of each consumer warpgroup
 constexpr int TURN = 1;       // and TURN + 1: barriers of the consumers, one for the turns of each warpgroup
 constexpr float LOG2_E = 1.44269504088896341f, LN_2 = 0.69314718055994531f;
@@ -62,44 +63,6 @@ template <typename T, int D, int KEYS>
 __device__ constexpr int shared_bytes() {
     return sizeof(typename Sizes<D, KEYS>::Smem);
 }
-
-// Where a warp of either kind is in a ring of COUNT stages. Round r of a stage is complete when phase r of its `full`
-// has ended, and may begin when phase r - 1 of its `empty` has.
-template <int COUNT>
-struct Ring {
-    uint32_t full, empty;  // addresses of the stages' barriers
-    int stage;
-    uint32_t round;
-
-    static DEVICE_MEMBER Ring at(const uint64_t (&full)[COUNT], const uint64_t (&empty)[COUNT]) {
-        return {cvta_to_shared(full), cvta_to_shared(empty), 0, 0};
-    }
-    // One arrival at `full` announces the bytes; each of the eight warps that read arrives at `empty`.
-    DEVICE_MEMBER void initialise() const {
-        for (int i = 0; i < COUNT; ++i) {
-            mbarrier_init(full + i * 8, 1);
-            mbarrier_init(empty + i * 8, CONSUMERS / 32);
-        }
-    }
-    // The stage is free for that many bytes, which are counted by the barrier that this gives. By the producer.
-    DEVICE_MEMBER uint32_t fill(int bytes) const {
-        // Of the first round nobody waits: the phase before the first counts as ended.
-        mbarrier_wait_parity(empty + stage * 8, (round + 1) & 1);
-        mbarrier_arrive_expect_tx(full + stage * 8, bytes);
-        return full + stage * 8;
-    }
-    // The stage's bytes are there.
-    DEVICE_MEMBER void wait() const { mbarrier_wait_parity(full + stage * 8, round & 1); }
-    // This warp has read all of a stage.
-    DEVICE_MEMBER void release(int of) const {
-        if (threadIdx.x % 32 == 0) mbarrier_arrive(empty + of * 8);
-    }
-    DEVICE_MEMBER void advance() {
-        if (++stage < COUNT) return;
-        stage = 0;
-        ++round;
-    }
-};
 
 // Items are counted tiles of queries first, so that blocks which run together read the same keys.
 struct Item {
@@ -156,12 +119,6 @@ struct Rows {
     float o[D / 2];                      // as wgmma_m64k16 leaves it
     float highest[2], total[2], shrink[2];  // of base 2; total: this lane's columns alone; shrink: by the last tile
 };
-
-// The operand so many bytes behind that of a descriptor. An addition to its address alone: taking every one apart and
-// together again would be a tenth of a tile's instructions.
-DEVICE uint64_t behind(uint64_t descriptor, int bytes) {
-    return uint64_t(uint32_t(descriptor) + uint32_t(bytes >> 4)) | descriptor >> 32 << 32;
-}
 
 // s = q k^T of one tile of keys, on its way when this returns.
 template <typename T, typename S, int D, int KEYS>
@@ -225,13 +182,6 @@ DEVICE void softmax(Rows<D>& rows, float (&s)[KEYS / 2], float scale, int keys) 
     }
 }
 
-// Weights as the left operand of a product. Not while one reads the last ones.
-template <typename T, int KEYS>
-DEVICE void round_weights(uint32_t (&weights)[KEYS / 16][4], const float (&s)[KEYS / 2]) {
-#pragma unroll
-    for (int i = 0; i < KEYS / 4; ++i) weights[i / 4][i % 4] = rounded_pair(T{}, s[2 * i], s[2 * i + 1]);
-}
-
 // o and lse of the rows that there are; `first` is the first query of this thread's warp.
 template <typename T, int D>
 DEVICE void store(const AttentionSm90Params& p, const Item& item, const Rows<D>& rows, int first) {
@@ -288,7 +238,7 @@ DEVICE void consumer(const AttentionSm90Params& p, typename Sizes<D, KEYS>::Smem
         ring.release(ring.stage);
         ring.advance();
         softmax<D, KEYS, S::POLYNOMIAL>(rows, s, scale, p.u);
-        round_weights<T, KEYS>(weights, s);
+        as_operand<T>(weights, s);
         ring.wait();
 
         // 2. The weights of every other tile, while those of the tile before are multiplied.
@@ -314,7 +264,7 @@ DEVICE void consumer(const AttentionSm90Params& p, typename Sizes<D, KEYS>::Smem
             ring.release(v);
 #pragma unroll
             for (int i = 0; i < D / 2; ++i) rows.o[i] *= rows.shrink[i / 2 % 2];
-            round_weights<T, KEYS>(weights, s);
+            as_operand<T>(weights, s);
         }
         queries.release(queries.stage);
         queries.advance();

@@ -412,6 +412,8 @@ pub const KERNELS: &[Kernel] = &[
     hopper("attention_bf16_d80k128_sm90", "attention_sm90.cu", "bf16, 80, 128", "AttentionSm90Params", 197632),
     hopper("attention_bf16_d160k80_sm90", "attention_sm90.cu", "bf16, 160, 80", "AttentionSm90Params", 185344),
     hopper("attention_bf16_d160k128_sm90", "attention_sm90.cu", "bf16, 160, 128", "AttentionSm90Params", 205824),
+    hopper("attention_bwd_f16_d64k64_sm90", "attention_bwd_sm90.cu", "f16, 64", "AttentionBwdSm90Params", 132096),
+    hopper("attention_bwd_bf16_d64k64_sm90", "attention_bwd_sm90.cu", "bf16, 64", "AttentionBwdSm90Params", 132096),
     heads("attention_bwd_dq_f16_d40",    "attention_bwd_dq.cu",  "run", "f16, 40",   "AttentionBwdParams", 49152, 192),
     heads("attention_bwd_dkv_f16_d40",   "attention_bwd_dkv.cu", "run", "f16, 40",   "AttentionBwdParams", 49152, 255),
     heads("attention_bwd_dq_f16_d64",    "attention_bwd_dq.cu",  "run", "f16, 64",   "AttentionBwdParams", 65536, 192),

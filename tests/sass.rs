@@ -18,7 +18,13 @@ struct Made {
 const MADE: &[Made] = &[
     // Products of warpgroups on what boxes of tensors bring; the register file is dealt anew.
     Made {
-        files: &["gemm_sm90.cu", "conv2d_sm90.cu", "conv2d_dgrad_sm90.cu", "attention_sm90.cu"],
+        files: &[
+            "gemm_sm90.cu",
+            "conv2d_sm90.cu",
+            "conv2d_dgrad_sm90.cu",
+            "attention_sm90.cu",
+            "attention_bwd_sm90.cu",
+        ],
         with: &["HGMMA", "UTMALDG", "USETMAXREG", "SYNCS"],
         without: &["HMMA", "LDSM", "LDGSTS"],
     },

@@ -450,7 +450,7 @@ pub const MUTATIONS: &[Mutation] = &[
         "attention-hopper-weights-while-read",
         "attention_bf16_d64k128_sm90",
         WAIT_AND_RESCALE,
-        "round_weights<T, KEYS>(weights, s);\n            ring.wait();\n            wgmma_wait_group<0>();",
+        "as_operand<T>(weights, s);\n            ring.wait();\n            wgmma_wait_group<0>();",
     ),
     mutation(
         "attention-hopper-key-bound",
@@ -469,6 +469,25 @@ pub const MUTATIONS: &[Mutation] = &[
         "attention_f16_d160k80_sm90",
         "rows.o[i] *= rows.shrink[i / 2 % 2];",
         "rows.o[i] *= 1.f;",
+    ),
+    mutation("attention-bwd-hopper-own-wait", "attention_bwd_f16_d64k64_sm90", "    own.wait();\n", ""),
+    mutation(
+        "attention-bwd-hopper-scores-wait",
+        "attention_bwd_bf16_d64k64_sm90",
+        "wgmma_wait_group<0>();\n        keep_registers(s);",
+        "wgmma_wait_group<1>();\n        keep_registers(s);",
+    ),
+    mutation(
+        "attention-bwd-hopper-row-bound",
+        "attention_bwd_f16_d64k64_sm90",
+        "if (row >= rows) continue;",
+        "if (row > rows) continue;",
+    ),
+    mutation(
+        "attention-bwd-hopper-unscaled",
+        "attention_bwd_f16_d64k64_sm90",
+        "scaling::power_of(head.largest(p.t))",
+        "1.f",
     ),
     // -- guards ------------------------------------------------------------------------------------------
     mutation(

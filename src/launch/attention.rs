@@ -1,7 +1,7 @@
 //! Attention and its gradient: which kernels, in which order, over which grids.
 //!
 //! Four forms. *Tiled* kernels exist for the head widths of the models and want whole chunks of 16 bytes; on sm_90a
-//! those of [`super::hopper`] take their place where nothing is masked, forward alone. The *general* kernels take any width up to 256 and any alignment. Wider heads go in *pieces*: scores of some queries
+//! those of [`super::hopper`] take their place where nothing is masked. The *general* kernels take any width up to 256 and any alignment. Wider heads go in *pieces*: scores of some queries
 //! are a matrix in memory, its softmax is another, and products of matrices do the rest.
 //!
 //! The choice is a function of extents, strides and addresses alone, and says its reason. In pieces, how many
@@ -92,6 +92,22 @@ pub enum Form {
 pub struct Choice {
     pub form: Form,
     pub reason: &'static str,
+}
+
+impl Choice {
+    /// The same on a device of `target`, where tiles of sm_90a take so many keys, or why they do not.
+    fn on(self, target: &str, keys: std::result::Result<usize, &'static str>) -> Self {
+        if target != hopper::TARGET || self.form != Form::Tiled {
+            return self;
+        }
+        match keys {
+            Ok(keys) => {
+                let blocks = tune::hopper::blocks(target, i64::MAX);
+                Self { form: Form::Hopper { keys, blocks }, ..self }
+            }
+            Err(reason) => Self { reason, ..self },
+        }
+    }
 }
 
 impl fmt::Display for Choice {
@@ -187,18 +203,9 @@ impl Workspace {
 impl Forward {
     /// The form that is best here on a device of `target`. A function of one image, so that a batch changes no bit.
     pub fn choose(&self, target: &str) -> Choice {
-        let choice = self.sizes.choose(&[self.q, self.k, self.v, self.o]);
-        if target != hopper::TARGET || choice.form != Form::Tiled {
-            return choice;
-        }
         let Sizes { t, u, causal, .. } = self.sizes;
-        match tune::hopper::keys(t, u, causal) {
-            Ok(keys) => {
-                let blocks = tune::hopper::blocks(target, i64::MAX);
-                Choice { form: Form::Hopper { keys, blocks }, ..choice }
-            }
-            Err(reason) => Choice { reason, ..choice },
-        }
+        let choice = self.sizes.choose(&[self.q, self.k, self.v, self.o]);
+        choice.on(target, tune::hopper::keys(t, u, causal))
     }
 
     /// Bytes that [`Self::launches`] wants besides its operands.
@@ -280,11 +287,12 @@ impl Forward {
 }
 
 impl Backward {
-    /// The form that is best here.
-    pub fn choose(&self) -> Choice {
+    /// The form that is best here on a device of `target`, as for the forward pass.
+    pub fn choose(&self, target: &str) -> Choice {
         let mut tokens = vec![self.q, self.k, self.v, self.o, self.d_o, self.dq];
         tokens.extend(self.of_keys.into_iter().flat_map(|(dk, dv)| [dk, dv]));
-        self.sizes.choose(&tokens)
+        let Sizes { d, causal, .. } = self.sizes;
+        self.sizes.choose(&tokens).on(target, tune::hopper::rows_of_gradient(d, causal))
     }
 
     /// Bytes that [`Self::launches`] wants besides its operands.
@@ -307,8 +315,12 @@ impl Backward {
     pub fn launches(&self, form: Form, storage: Storage, workspace: DevicePtr) -> Result<Vec<Launch>> {
         match form {
             Form::General => Ok(vec![self.general(storage)?]),
-            // There are none for sm_90a.
-            Form::Tiled | Form::Hopper { .. } => {
+            Form::Hopper { keys, blocks } => {
+                let params = self.params(self.sums(&mut Workspace::new(workspace)))?;
+                let both = hopper::attention_bwd(&params, keys, blocks, storage)?;
+                Ok(vec![self.delta(storage, &params)?, both])
+            }
+            Form::Tiled => {
                 let Sizes { t, u, d, .. } = self.sizes;
                 let params = self.params(self.sums(&mut Workspace::new(workspace)))?;
                 let kernel = |part: &str| format!("attention_bwd_{part}_{}_d{d}", storage.name());

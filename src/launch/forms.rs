@@ -89,7 +89,7 @@ impl Form {
             }
             Op::AttentionBwd { heads, causal } => {
                 let gradient = Backward::of(&unit.root.op, heads, causal, inputs, outputs);
-                Self::AttentionBwd(gradient, gradient.choose().form)
+                Self::AttentionBwd(gradient, gradient.choose(target).form)
             }
             ref op => match pointwise::choose(op, inputs, outputs) {
                 pointwise::Form::Eights(_) => Self::Pointwise,
@@ -114,7 +114,7 @@ impl Form {
                 Choice::because(Why::LayerNorm(norms::choose_layer(norm.c, &addresses)))
             }
             Self::Attention(attention, _) => Choice::because(Why::Attention(attention.choose(target))),
-            Self::AttentionBwd(gradient, _) => Choice::because(Why::Attention(gradient.choose())),
+            Self::AttentionBwd(gradient, _) => Choice::because(Why::Attention(gradient.choose(target))),
             Self::GegluBwdOfPairs | Self::Pointwise | Self::General => {
                 Choice::because(Why::Elements(pointwise::choose(&unit.root.op, inputs, outputs)))
             }

@@ -3,7 +3,7 @@
 
 use bytemuck::pod_read_unaligned;
 
-use super::attention::{self, Forward};
+use super::attention::{self, Backward, Forward};
 use super::forms::Form;
 use super::params::{GroupFoldParams, GroupTilesParams, PlaceParams, Tile};
 use super::{Cost, Launch, hopper, tune};
@@ -42,7 +42,20 @@ pub(super) fn of(form: &Form, whole: Cost, launches: &[Launch]) -> Vec<Cost> {
             vec![Cost { executed_flops: hopper::attention_flops(sizes, keys), ..whole }]
         }
         Form::Attention(..) | Form::AttentionBwd(..) if launches.len() > 1 => {
-            let products = |launch: &&Launch| launch.kernel.name.starts_with("product");
+            let whole = match form {
+                &Form::AttentionBwd(
+                    Backward { sizes, of_keys, .. },
+                    attention::Form::Hopper { keys, .. },
+                ) => {
+                    let executed_flops = hopper::attention_bwd_flops(sizes, of_keys.is_some(), keys);
+                    Cost { executed_flops, ..whole }
+                }
+                _ => whole,
+            };
+            // Softmaxes, sums over rows and roundings do not count.
+            let products = |launch: &&Launch| {
+                launch.kernel.shared_bytes > 0 || launch.kernel.name.starts_with("product")
+            };
             let multiplying = launches.iter().filter(products).count().max(1) as u64;
             // Scores and their like are written once and read once.
             let bytes = (whole.bytes + 2 * form.workspace() as u64) / launches.len() as u64;

@@ -214,3 +214,45 @@ fn on_sm_90a_a_head_has_the_same_bits_whoever_stands_beside_it_and_however_many_
     // Queries do not know of each other.
     assert_eq!(run(1..2, 0..3, 20..140, 2), alone);
 }
+
+#[test]
+fn gradients_of_heads_of_64_take_one_launch_on_sm_90a_where_nothing_is_masked() {
+    let at = DevicePtr(1 << 20);
+    let of = |d: usize, causal: bool| {
+        let tokens = Tokens { at, row: 2 * d };
+        let sizes = Sizes { n: 1, t: 257, u: 257, heads: 2, d, causal };
+        let (q, k, v, o, d_o, dq) = (tokens, tokens, tokens, tokens, tokens, tokens);
+        Backward { sizes, q, k, v, o, d_o, lse: at, dq, of_keys: Some((tokens, tokens)) }
+    };
+    for (d, causal, words) in [
+        (64, false, "sm_90a, 64 keys at a time: a width with kernels of its own"),
+        (64, true, "tiled: tiles that a mask hides are left out there"),
+        (80, false, "tiled: of gradients there are kernels for heads of 64 alone"),
+    ] {
+        let choice = of(d, causal).choose("sm_90a");
+        assert!(choice.to_string().starts_with(words), "{choice}");
+    }
+    let launches = |backward: Backward| {
+        backward.launches(Form::Hopper { keys: 64, blocks: 1000 }, Storage::Bf16, DevicePtr(1 << 21))
+    };
+    let grids = |backward| -> Vec<(&str, [u32; 3])> {
+        let made = launches(backward).expect("legal");
+        made.iter().map(|launch| (launch.kernel.name, launch.grid)).collect()
+    };
+    // Three slabs of queries and three of keys, of two heads each.
+    let wanted = [("attention_bwd_delta_bf16", [33, 2, 1]), ("attention_bwd_bf16_d64k64_sm90", [12, 1, 1])];
+    assert_eq!(grids(of(64, false)), wanted);
+    let alone = Backward { of_keys: None, ..of(64, false) };
+    assert_eq!(grids(alone)[1].1, [6, 1, 1]);
+    let odd = Tokens { at, row: 132 };
+    for (backward, words) in [
+        (Backward { d_o: odd, ..of(64, false) }, "`d_o_row` must be a multiple of 8, found 132"),
+        (Backward { of_keys: Some((odd, odd)), ..of(64, false) }, "`dk_row` must be a multiple of 8"),
+        (Backward { lse: DevicePtr::NONE, ..of(64, false) }, "`lse` must be an address"),
+        (of(64, true), "knows no mask"),
+        (of(80, false), "no kernel `attention_bwd_bf16_d80k64_sm90`"),
+    ] {
+        let text = launches(backward).expect_err("refused").to_string();
+        assert!(text.contains(words), "{text}");
+    }
+}

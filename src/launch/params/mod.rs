@@ -4,6 +4,7 @@
 //! assert the sizes. What changes between two steps is not here but in a [`StepState`] that an address leads to.
 
 mod attention;
+mod attention_sm90;
 mod condition;
 mod conv2d;
 mod epilogue;
@@ -20,6 +21,7 @@ mod sm90;
 use bytemuck::{Pod, Zeroable};
 
 pub use attention::{AttentionBwdParams, AttentionParams, ProductParams, SoftmaxParams};
+pub use attention_sm90::{AttentionBwdSm90Params, AttentionSm90Params};
 pub use condition::{Condition, ConditionParams};
 pub use conv2d::{Conv2dBwdParams, Conv2dParams};
 pub use epilogue::Epilogue;
@@ -34,7 +36,7 @@ pub use method::{
 pub use norms::{GroupNormBwdParams, GroupNormParams, LayerNormBwdParams, LayerNormParams};
 pub use pointwise::{LayoutParams, PointwiseParams, TimestepParams};
 pub use rules::Rules;
-pub use sm90::{AttentionSm90Params, Conv2dBwdSm90Params, Conv2dSm90Params, GemmSm90Params};
+pub use sm90::{Conv2dBwdSm90Params, Conv2dSm90Params, GemmSm90Params};
 
 use super::maps::Map;
 use crate::manifest::Kernel;

@@ -4,7 +4,6 @@ use std::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::attention::{extents, native_width, tokens};
 use super::conv2d::Window;
 use super::{DevicePtr, Epilogue, Params, Rules, Tile};
 use crate::launch::maps::{Encoded, Map, Swizzle};
@@ -462,99 +461,5 @@ impl Params for Conv2dBwdSm90Params {
         let mut maps: Vec<Map> = (0..kinds * kinds).map(of_kind).collect();
         maps.push(filters(offset_of!(Self, filter_map), 1, extents, tile));
         maps
-    }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct AttentionSm90Params {
-    pub q: DevicePtr,
-    pub k: DevicePtr,
-    pub v: DevicePtr,
-    pub o: DevicePtr,
-    pub lse: DevicePtr,
-    // elements between two tokens
-    pub q_row: i32,
-    pub k_row: i32,
-    pub v_row: i32,
-    pub o_row: i32,
-    pub n: i32,
-    pub t: i32,
-    pub u: i32,
-    pub heads: i32,
-    pub d: i32,
-    pub pad: [i32; 13],
-    pub q_map: Encoded,
-    pub k_map: Encoded,
-    pub v_map: Encoded,
-}
-const _: () =
-    assert!(size_of::<AttentionSm90Params>() == 512 && offset_of!(AttentionSm90Params, q_map) == 128);
-
-impl AttentionSm90Params {
-    /// Slabs of queries, of every head of every image.
-    pub fn items(&self) -> i64 {
-        let [heads, n] = [self.heads, self.n].map(|extent| i64::from(extent.max(1)));
-        Rules::tiles(self.t, SLAB[0].into()).saturating_mul(heads).saturating_mul(n)
-    }
-
-    /// Keys of a tile.
-    fn keys(kernel: &Kernel) -> u32 {
-        kernel.arguments.split(", ").nth(2).and_then(|keys| keys.parse().ok()).unwrap_or(0)
-    }
-}
-
-impl Params for AttentionSm90Params {
-    const NAME: &'static str = "AttentionSm90Params";
-    const ADDRESSES: usize = 5;
-
-    fn check(&self, rules: &mut Rules) {
-        rules.given("lse", self.lse);
-        extents(rules, [self.n, self.t, self.u, self.heads], self.d, 0);
-        let width = i64::from(self.heads) * i64::from(self.d);
-        for (field, address, row, tokens_of_image) in [
-            (["q", "q_row"], self.q, self.q_row, self.t),
-            (["k", "k_row"], self.k, self.k_row, self.u),
-            (["v", "v_row"], self.v, self.v_row, self.u),
-            (["o", "o_row"], self.o, self.o_row, self.t),
-        ] {
-            tokens(rules, field, address, row, width);
-            // Tiles reach beyond the end, and a map's strides count an image.
-            let bytes = 2 * i64::from(tokens_of_image) * i64::from(row);
-            let fits = tokens_of_image <= i32::MAX - 512 && bytes < 1 << 40;
-            rules.holds(field[1], row, fits, "so short that an image is below 2^40 bytes");
-        }
-        let items = self.items();
-        rules.holds(
-            "grid",
-            items,
-            items <= i64::from(i32::MAX) - 1024,
-            "less than 2^31 - 1024 slabs of queries",
-        );
-        let grid @ [blocks, y, z] = rules.grid;
-        let fits = (1..=items).contains(&i64::from(blocks)) && [y, z] == [1, 1];
-        rules.holds("grid", format_args!("{grid:?}"), fits, "at most a block a slab of queries");
-    }
-
-    fn maps(&self, kernel: &Kernel) -> Vec<Map> {
-        let [n, t, u, heads] = [self.n, self.t, self.u, self.heads].map(|extent| extent as u64);
-        let d = native_width(kernel).unwrap_or(self.d) as u64;
-        // As in the kernel: heads of up to 64 channels are one span, wider ones come 32 at a time.
-        let (span, swizzle) = if d <= 64 { (64, Swizzle::B128) } else { (32, Swizzle::B64) };
-        let heads_of = |space: usize, address: usize, tokens: u64, row: i32, rows: u32| Map {
-            space,
-            address,
-            offset: 0,
-            extents: vec![d, heads, tokens, n],
-            strides: vec![2 * d, 2 * row as u64, 2 * row as u64 * tokens],
-            tile: vec![span, 1, rows, 1],
-            swizzle,
-        };
-        let keys = Self::keys(kernel);
-        vec![
-            heads_of(offset_of!(Self, q_map), 0, t, self.q_row, SLAB[0] as u32),
-            heads_of(offset_of!(Self, k_map), 1, u, self.k_row, keys),
-            heads_of(offset_of!(Self, v_map), 2, u, self.v_row, keys),
-        ]
     }
 }

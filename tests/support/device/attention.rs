@@ -17,8 +17,11 @@ pub fn proofs() -> Vec<Proof> {
     let all = trials().into_iter().flat_map(|trial| [false, true].map(|backward| (trial.clone(), backward)));
     // The weight of a single key does not move: its gradient is nothing but rounding.
     let all = all.filter(|(trial, backward)| !(*backward && trial.sizes.u == 1));
-    // On sm_90a the gradient is that of the others.
-    let all = all.filter(|(trial, backward)| !(*backward && matches!(trial.form, Some(Form::Hopper { .. }))));
+    // Tiles of sm_90a are of one direction, which follows from their rows.
+    let all = all.filter(|(trial, backward)| match trial.form {
+        Some(Form::Hopper { keys, .. }) => *backward == (keys == GRADIENT),
+        _ => true,
+    });
     let proof = |(trial, backward): (Trial, bool)| {
         let direction = if backward { "AttentionBwd" } else { "Attention" };
         let name = format!("{direction} {}", trial.name());
@@ -32,6 +35,8 @@ pub fn proofs() -> Vec<Proof> {
 
 /// What forms are chosen for.
 pub const TARGET: &str = "sm_80";
+/// Rows of a tile of a gradient on sm_90a.
+const GRADIENT: usize = 64;
 
 /// One attention with its operands, and how it is computed.
 #[derive(Clone, Debug)]
@@ -265,7 +270,7 @@ impl Trial {
         }
         let of_keys = (!self.dq_alone).then_some((dk, dv));
         let backward = Backward { sizes: self.sizes, q, k, v, o, d_o, lse, dq, of_keys };
-        let form = self.form.unwrap_or(backward.choose().form);
+        let form = self.form.unwrap_or(backward.choose(TARGET).form);
         let workspace = simt.alloc(backward.workspace(form));
         let launches: Vec<Launch> = backward.launches(form, storage, workspace).expect("a trial is legal");
         Prepared { launches, outputs }
@@ -330,6 +335,14 @@ fn trials() -> Vec<Trial> {
         trial([1, 20, 9216, 1, 64]).by(hopper(128, 1)),
         trial([1, 256, 77, 8, 160]).by(hopper(80, 5)),
         trial([1, 197, 197, 12, 64]).fused().by(hopper(128, 7)),
+        trial([1, 7, 70, 1, 64]).by(hopper(GRADIENT, 1)).small(),
+        trial([2, 65, 50, 2, 64]).paired().by(hopper(GRADIENT, 3)).small(),
+        trial([1, 129, 129, 1, 64]).fused().by(hopper(GRADIENT, 1)).small(),
+        trial([1, 33, 77, 2, 64]).dq_alone().by(hopper(GRADIENT, 1)).small(),
+        trial([1, 17, 130, 1, 64]).of(Fill::Gradients(1e-5)).by(hopper(GRADIENT, 1)).small(),
+        trial([1, 197, 130, 1, 64]).of(Fill::Gradients(300.0)).by(hopper(GRADIENT, 2)),
+        trial([1, 65, 257, 1, 64]).of(Fill::EqualKeys).by(hopper(GRADIENT, 1)),
+        trial([1, 197, 197, 12, 64]).fused().by(hopper(GRADIENT, 9)),
         // -- general: odd widths, and one that is not aligned ----------------------------------------------
         trial([1, 9, 35, 2, 33]).paired().small(),
         trial([2, 34, 7, 1, 33]).causal().small(),
