@@ -112,7 +112,7 @@ fn the_arena_has_little_more_than_what_is_alive_and_no_more_than_the_plan_says()
                 assert!(over <= 1.05, "{name} on {target}: {arena} bytes, {over} of what is alive");
                 // What does not fit into the gaps is in the figures of `unguide memory` as well. A small program has
                 // no large gaps for the parts of its sums.
-                let more = (step.arena_bytes / 50).max(256 << 10);
+                let more = (step.arena_bytes / 50).max(512 << 10);
                 assert!(arena <= step.arena_bytes + more, "{name} on {target}: {arena} bytes");
             }
         }
@@ -140,7 +140,7 @@ fn what_attends_to_the_same_tokens_is_projected_by_one_product_and_back_by_one()
 #[test]
 fn nothing_is_computed_of_the_gradients_of_a_texts_keys_and_values() {
     let guard = blueprint("sd15").guard().expect("a guard");
-    let program = lower(&planned("sd15", Steering::Xt { guard, frozen: false }, 1), Storage::F16, "sm_90a");
+    let program = lower(&planned("sd15", Steering::Xt { guard, frozen: false }, 1), Storage::F16, "sm_80");
     let steps = program.expect("launches").steps().into_iter().cloned().collect::<Vec<_>>();
     let of = |part: &str, what: &str| {
         let mine = steps.iter().filter(|step| step.launch.kernel.name.starts_with(part));

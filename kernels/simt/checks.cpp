@@ -281,7 +281,7 @@ static inline void hook(const void* address, int bytes, bool write, const void* 
     const Fiber& f = running();
     if (p >= c.stacks && p < c.stacks + (STACK_BYTES + 4096) * size_t(c.threads) && (p < f.stack_low || p >= f.stack_high + 64))
         note("FOREIGN STACK: block %u thread %d at @0x%x", c.block, current->linear, offset_of_caller(caller));
-    if (c.hopper.products_pending > 0 && belongs_to_a_product(p)) {
+    if (c.hopper.products_pending > 0 && belongs_to_a_product(p, write)) {
         const uint32_t pc = offset_of_caller(caller);
         if (c.reported.insert({pc, 1}).second)
             note("REGISTERS of a product that nobody has waited for: block %u thread %d at @0x%x", c.block,

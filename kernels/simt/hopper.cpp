@@ -404,12 +404,13 @@ static void do_wgmma(void** lanes) {
     Context& c = *context;
     const int number = current->warp;
     const auto of = [&](int lane) { return static_cast<const WgmmaArguments*>(lanes[lane]); };
-    Product p = {*of(0)->part, {}, {}, 0, 0, of(0)->pc, false};
+    Product p = {*of(0)->part, {}, {}, {}, 0, 0, of(0)->pc, false};
     if (number / 4 * 128 + 128 > c.threads) fail("WGMMA in warp %d of a block of %d threads", number, c.threads);
     for (int lane = 0; lane < 32; ++lane) {
         const Wgmma& part = *of(lane)->part;
         if (!same(part, p.whole)) fail("WGMMA differs between lanes 0 and %d of warp %d; @0x%x", lane, number, p.pc);
         p.d[lane] = part.d;
+        p.a_at[lane] = part.a;
         if (part.a != nullptr) memcpy(p.a[lane], part.a, 16);
     }
     if (p.whole.a == nullptr) check_descriptor(p.whole.a_desc, 64, p.whole.a_mn_major, p.pc);
@@ -489,11 +490,14 @@ void wgmma_wait(int groups_left, Site site) {
     meet(do_wait, &groups_left, "wgmma.wait_group", site);
 }
 
-// Whether this thread's address is an accumulator that a product may still write.
-bool belongs_to_a_product(const char* address) {
+// Whether this thread's address is an accumulator that a product may still write, or an operand in registers that it
+// may still read. The numbers of those are taken when it is issued, so that overwriting them is seen here alone.
+bool belongs_to_a_product(const char* address, bool write) {
     for (const Product& p : context->hopper.warps[current->warp].pending) {
         const char* d = reinterpret_cast<const char*>(p.d[current->lane]);
+        const char* a = reinterpret_cast<const char*>(p.a_at[current->lane]);
         if (address >= d && address < d + p.whole.n * 2) return true;
+        if (write && a != nullptr && address >= a && address < a + 16) return true;
     }
     return false;
 }

@@ -143,6 +143,7 @@ struct NamedBarrier {
 struct Product {
     Wgmma whole;
     float* d[32];
+    const uint32_t* a_at[32];
     uint32_t a[32][4];
     uint32_t group, clock, pc;
     bool done;
@@ -277,7 +278,7 @@ void count_access(const void* address, int bytes, bool write);
 bool perform_a_copy();
 void finish_hopper();
 std::string waiting_mbarriers();
-bool belongs_to_a_product(const char* address);
+bool belongs_to_a_product(const char* address, bool write);
 
 // cluster.cpp, which also has what ptx_cluster_sm90.cuh calls
 int blocks_of_cluster(const char* kernel);

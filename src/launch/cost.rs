@@ -12,7 +12,7 @@ pub struct Cost {
     /// As the mathematics has it, multiply-adds counting two: contractions only.
     pub flops: u64,
     /// What is really multiplied: whole tiles, and of an enlarged image the taps that are summed beforehand once.
-    /// Attention is counted as the mathematics has it.
+    /// Attention is counted as the mathematics has it, but on sm_90a.
     pub executed_flops: u64,
     /// Every operand read once, as far as it is needed, and every result written once, as they are stored.
     pub bytes: u64,

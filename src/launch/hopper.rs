@@ -1,12 +1,14 @@
-//! Products and convolutions as launches of the kernels for sm_90a: a few blocks that each take tile after tile.
+//! Products, convolutions and attention as launches of the kernels for sm_90a: a few blocks that each take tile after
+//! tile.
 
 use bytemuck::pod_read_unaligned;
 
+use super::attention::{Forward, Sizes};
 use super::conv2d::{self, BwdOperands, Conv2d, Geometry, Operands, join, largest};
 use super::gemm::{Gemm, Order, Places, int, join_launch};
 use super::params::{
-    Conv2dBwdSm90Params, Conv2dSm90Params, DevicePtr, Epilogue, GemmParams, GemmSm90Params, JoinParams,
-    Params, Tile,
+    AttentionBwdParams, AttentionBwdSm90Params, AttentionParams, AttentionSm90Params, Conv2dBwdSm90Params,
+    Conv2dSm90Params, DevicePtr, Epilogue, GemmParams, GemmSm90Params, JoinParams, Params, Tile,
 };
 use super::tune::conv2d::{Form, OnHopper};
 use super::tune::hopper::Parts;
@@ -54,11 +56,21 @@ fn clusters(tiles: i64, tile: &hopper::Tile) -> Result<[u32; 3]> {
 /// Tiles that the blocks of a launch take one after the other, parts of sums counted each; `None` for a kernel whose
 /// blocks make one each.
 pub fn items(launch: &Launch) -> Option<u64> {
-    let tile = Tile::of(launch.kernel).filter(|_| launch.kernel.cluster == 1)?;
-    let items = match launch.kernel.params {
-        GemmSm90Params::NAME => pod_read_unaligned::<GemmSm90Params>(&launch.params).items(tile),
-        Conv2dSm90Params::NAME => pod_read_unaligned::<Conv2dSm90Params>(&launch.params).items(tile),
-        Conv2dBwdSm90Params::NAME => pod_read_unaligned::<Conv2dBwdSm90Params>(&launch.params).items(tile),
+    let tile = Tile::of(launch.kernel).filter(|_| launch.kernel.cluster == 1);
+    let items = match (launch.kernel.params, tile) {
+        (GemmSm90Params::NAME, Some(tile)) => {
+            pod_read_unaligned::<GemmSm90Params>(&launch.params).items(tile)
+        }
+        (Conv2dSm90Params::NAME, Some(tile)) => {
+            pod_read_unaligned::<Conv2dSm90Params>(&launch.params).items(tile)
+        }
+        (Conv2dBwdSm90Params::NAME, Some(tile)) => {
+            pod_read_unaligned::<Conv2dBwdSm90Params>(&launch.params).items(tile)
+        }
+        (AttentionSm90Params::NAME, _) => pod_read_unaligned::<AttentionSm90Params>(&launch.params).items(),
+        (AttentionBwdSm90Params::NAME, _) => {
+            pod_read_unaligned::<AttentionBwdSm90Params>(&launch.params).items()
+        }
         _ => return None,
     };
     Some(items.unsigned_abs())
@@ -229,4 +241,90 @@ pub(super) fn backward(
     let m = n.saturating_mul(h).saturating_mul(w);
     let sum = JoinParams { sums, d: dx, epilogue, m, n: c, ..Default::default() };
     Ok(vec![parts, join(on.splits, storage, sum)?])
+}
+
+/// `o` and `lse`, so many keys at a time, by at most so many blocks.
+pub(super) fn attention(of: &Forward, keys: usize, blocks: u32, storage: Storage) -> Result<Launch> {
+    let AttentionParams { q, k, v, o, lse, q_row, k_row, v_row, o_row, n, t, u, heads, d, causal } =
+        of.params()?;
+    if causal != 0 {
+        return Err(Error::Bug("attention for sm_90a knows no mask".to_owned()));
+    }
+    let params = AttentionSm90Params {
+        q,
+        k,
+        v,
+        o,
+        lse,
+        q_row,
+        k_row,
+        v_row,
+        o_row,
+        n,
+        t,
+        u,
+        heads,
+        d,
+        ..Default::default()
+    };
+    let kernel = format!("attention_{}_{}", storage.name(), hopper::attention_variant(of.sizes.d, keys));
+    Launch::new(&kernel, [params.items().clamp(1, i64::from(blocks)) as u32, 1, 1], &params)
+}
+
+/// The gradients of that, with so many rows of the other tokens at a time.
+pub(super) fn attention_bwd(
+    of: &AttentionBwdParams,
+    rows: usize,
+    blocks: u32,
+    storage: Storage,
+) -> Result<Launch> {
+    if of.causal != 0 {
+        return Err(Error::Bug("attention for sm_90a knows no mask".to_owned()));
+    }
+    let &AttentionBwdParams { q, k, v, d_o, lse, delta, peak, dq, dk, dv, .. } = of;
+    let &AttentionBwdParams { q_row, k_row, v_row, d_o_row, dq_row, dk_row, dv_row, .. } = of;
+    let &AttentionBwdParams { n, t, u, heads, d, .. } = of;
+    let params = AttentionBwdSm90Params {
+        q,
+        k,
+        v,
+        d_o,
+        lse,
+        delta,
+        peak,
+        dq,
+        dk,
+        dv,
+        q_row,
+        k_row,
+        v_row,
+        d_o_row,
+        dq_row,
+        dk_row,
+        dv_row,
+        n,
+        t,
+        u,
+        heads,
+        d,
+        ..Default::default()
+    };
+    let variant = hopper::attention_variant(d.unsigned_abs() as usize, rows);
+    let kernel = format!("attention_bwd_{}_{variant}", storage.name());
+    Launch::new(&kernel, [params.items().clamp(1, i64::from(blocks)) as u32, 1, 1], &params)
+}
+
+/// What attention multiplies: whole tiles, and 16 channels of a score at a time.
+pub(super) fn attention_flops(sizes: Sizes, keys: usize) -> u64 {
+    let Sizes { n, t, u, heads, d, .. } = sizes;
+    let scores = t.next_multiple_of(hopper::SLAB) * u.next_multiple_of(keys);
+    2 * (n * heads * scores * (d.next_multiple_of(16) + d)) as u64
+}
+
+/// What its gradients multiply: three products for queries, and four for keys where theirs are wanted.
+pub(super) fn attention_bwd_flops(sizes: Sizes, of_keys: bool, rows: usize) -> u64 {
+    let Sizes { n, t, u, heads, d, .. } = sizes;
+    let pairs = |own: usize, other: usize| own.next_multiple_of(hopper::SLAB) * other.next_multiple_of(rows);
+    let products = 3 * pairs(t, u) + if of_keys { 4 * pairs(u, t) } else { 0 };
+    2 * (n * heads * products * d) as u64
 }

@@ -59,6 +59,9 @@ pub const FAMILIES: &[Family] = &[
     family(&["gemm_sm90.cu", "conv2d_sm90.cu", "conv2d_dgrad_sm90.cu"], Unit::Wgmma, 0.72, 0.80),
     // Exponentials between the products.
     family(&["attention_mma.cu"], Unit::Mma, 0.55, 0.80),
+    // The same behind products of other warps and of the tile before.
+    family(&["attention_sm90.cu"], Unit::Wgmma, 0.62, 0.80),
+    family(&["attention_bwd_sm90.cu"], Unit::Wgmma, 0.45, 0.80),
     family(&["attention_bwd_dq.cu", "attention_bwd_dkv.cu"], Unit::Mma, 0.45, 0.80),
     // Operands that come element by element; most of a fragment of eight columns goes unused.
     family(&["conv2d_gather.cu", "conv2d_narrow.cu"], Unit::Mma, 0.30, 0.60),

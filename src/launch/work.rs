@@ -3,9 +3,11 @@
 
 use bytemuck::pod_read_unaligned;
 
+use super::attention::{self, Backward, Forward};
 use super::forms::Form;
 use super::params::{
-    AttentionBwdParams, GroupFoldParams, GroupTilesParams, PlaceParams, ProductParams, SoftmaxParams, Tile,
+    AttentionBwdParams, AttentionBwdSm90Params, GroupFoldParams, GroupTilesParams, Params, PlaceParams,
+    ProductParams, SoftmaxParams, Tile,
 };
 use super::{Cost, Launch, hopper, tune};
 
@@ -39,8 +41,24 @@ pub(super) fn of(form: &Form, whole: Cost, launches: &[Launch]) -> Vec<Cost> {
             let backward = matches!(form, Form::GroupNormBwd(..));
             launches.iter().map(|launch| of_norm(whole, launch, backward)).collect()
         }
+        &Form::Attention(Forward { sizes, .. }, attention::Form::Hopper { keys, .. }) => {
+            vec![Cost { executed_flops: hopper::attention_flops(sizes, keys), ..whole }]
+        }
         Form::Attention(..) | Form::AttentionBwd(..) if launches.len() > 1 => {
-            launches.iter().map(of_attention).collect()
+            let of_launch = |launch: &Launch| match (form, launch.kernel.params) {
+                (
+                    &Form::AttentionBwd(
+                        Backward { sizes, of_keys, .. },
+                        attention::Form::Hopper { keys, .. },
+                    ),
+                    AttentionBwdSm90Params::NAME,
+                ) => {
+                    let executed_flops = hopper::attention_bwd_flops(sizes, of_keys.is_some(), keys);
+                    Cost { executed_flops, ..whole }
+                }
+                _ => of_attention(launch),
+            };
+            launches.iter().map(of_launch).collect()
         }
         _ => {
             let mut costs = vec![Cost::default(); launches.len()];

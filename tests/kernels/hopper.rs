@@ -74,7 +74,7 @@ fn products_through_a_ring_of_bulk_copies_are_right_under_every_schedule() {
 
 #[test]
 fn what_is_wrong_with_a_ring_is_reported_with_its_lines() {
-    let probes: [(&str, &[&str]); 18] = [
+    let probes: [(&str, &[&str]); 19] = [
         ("no_empty_wait", &["more than 1 arrivals", "probes_sm90.cu:"]),
         ("no_full_wait", &["READ BEFORE WAIT of a bulk copy", "a product of warp", "probes_sm90.cu:"]),
         ("released_before_read", &["RACE write after read", "a product of warp"]),
@@ -86,6 +86,7 @@ fn what_is_wrong_with_a_ring_is_reported_with_its_lines() {
         ("bytes_never_come", &["DEADLOCK", "lacks 0 of 1 arrivals and 16 bytes"]),
         ("no_wgmma_fence", &["MISSING wgmma.fence", "probes_sm90.cu:"]),
         ("registers_too_early", &["REGISTERS of a product", "probes_sm90.cu:"]),
+        ("operand_too_early", &["REGISTERS of a product", "probes_sm90.cu:"]),
         ("rewritten_unfenced", &["MISSING PROXY FENCE after a write", "probes_sm90.cu:"]),
         ("rewritten_fenced_late", &["MISSING PROXY FENCE after a write"]),
         ("rewritten_no_barrier", &["RACE read after write", "a product of warp"]),
