@@ -8,7 +8,7 @@ use unguide::backend::{Backend, Program, Stop};
 use unguide::cpu::Cpu;
 use unguide::error::{Error, Result};
 use unguide::ir::Graph;
-use unguide::launch::{Storage, params};
+use unguide::launch::Storage;
 use unguide::passes::run_all;
 use unguide::pipeline::programs::{self, Steering, names};
 use unguide::pipeline::{Blueprint, Model, Plans, Request, Target, Trace, generate};
@@ -145,7 +145,6 @@ fn open_step() -> StepState {
 /// otherwise. And it has programs share one arena, where every program of the simulated device has its own.
 #[test]
 fn the_simulated_device_takes_what_the_plan_says_and_touches_all_of_it() {
-    const STATE: usize = size_of::<params::StepState>();
     let model = open(&golden("tiny-sd1"));
     let blueprint = Blueprint::of(&model);
     let guard = || blueprint.guard().expect("a guard");
@@ -176,7 +175,8 @@ fn the_simulated_device_takes_what_the_plan_says_and_touches_all_of_it() {
         let run = |device: &SimtDevice, plan: &StepProgram| {
             let mut program = device.load_program(plan.clone(), model.weights()).expect("a program");
             let buffers = program.launches().buffer_bytes();
-            assert_eq!(program.device_bytes(), arena(plan) + buffers + STATE);
+            let state = program.launches().state_bytes();
+            assert_eq!(program.device_bytes(), arena(plan) + buffers + state);
             let alike = |name: &str, bytes: usize, planned: usize| {
                 assert!(bytes == planned || 2 * bytes == planned, "`{name}`: {bytes}, planned {planned}");
             };
@@ -188,7 +188,7 @@ fn the_simulated_device_takes_what_the_plan_says_and_touches_all_of_it() {
             let (touched, arena) = (program.touched_bytes(), arena(plan));
             assert!(touched <= arena && touched + ALIGN > arena, "{touched} of {arena}");
             // What the plan has too many.
-            (program.device_bytes(), plan.buffer_bytes() - buffers)
+            (program.device_bytes() - state, plan.buffer_bytes() - buffers)
         };
         let before = SimtDevice::new(Storage::F16, 2);
         run(&before, &plans.text);
@@ -201,7 +201,7 @@ fn the_simulated_device_takes_what_the_plan_says_and_touches_all_of_it() {
         let (step, decode) = (arena(&plans.step), arena(&plans.decode));
         let planned = plans.memory(&spec, &target);
         assert_eq!(weights, planned.weights_bytes);
-        assert_eq!(images - step.min(decode) - 2 * STATE, planned.total_bytes());
+        assert_eq!(images - step.min(decode), planned.total_bytes());
     }
 }
 

@@ -100,6 +100,18 @@ struct Knowledge {
     std::vector<uint32_t> clocks, fenced;
 };
 
+// What a thread of a block knew of its block when it counted.
+struct Told {
+    uint32_t block;
+    std::vector<uint32_t> clocks;
+};
+// The same, learnt by a thread of this block at that hour of its own.
+struct Learnt {
+    std::vector<uint32_t> clocks;
+    int thread;
+    uint32_t since;
+};
+
 // Actors besides threads: the products of a warp, and bulk copies in turn.
 constexpr int WARP_AGENTS = MOST_THREADS / 32, COPY_AGENTS = 32, AGENTS = WARP_AGENTS + COPY_AGENTS;
 
@@ -191,6 +203,8 @@ struct Context {
     std::vector<uint32_t> clocks;  // [threads, actors]
     std::vector<uint32_t> fenced;  // [threads, actors]: which writes of threads agents see; empty without agents
     std::vector<std::map<uint32_t, Accesses>> accesses;  // of every warp, by place
+    std::map<const void*, std::vector<Told>> told;       // of a launch, by counter
+    std::map<uint32_t, Learnt> learnt;                   // by this block, of others
     Hopper hopper;
 
     uint32_t* clock_of(int thread) { return clocks.data() + size_t(thread) * actors; }

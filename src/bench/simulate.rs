@@ -52,7 +52,7 @@ pub fn count(programs: &[&LaunchProgram], cases: &[&Case]) -> Result<Option<Vec<
 mod counting {
     use super::{Case, Result, Simulated};
     use crate::error::Error;
-    use crate::launch::params::{self, DevicePtr};
+    use crate::launch::params::DevicePtr;
     use crate::launch::{Addresses, Launch, LaunchProgram, relocate};
     use crate::simt::{Counts, Simt};
 
@@ -96,7 +96,7 @@ mod counting {
                     hint: " of addresses".to_owned(),
                 })
             };
-            let (arena, state) = (room(program.arena_bytes)?, room(size_of::<params::StepState>())?);
+            let (arena, state) = (room(program.arena_bytes)?, room(program.state_bytes())?);
             let all = room(program.weight_bytes())?;
             let at = |offset: usize| DevicePtr(all.0 + offset as u64);
             let weights = program.weights.iter().map(|weight| at(weight.offset)).collect();

@@ -5,7 +5,6 @@
 
 use super::params::{self as p, DevicePtr, Epilogue};
 use super::tune::conv2d::{FEW, Form, GATHERED, NARROW, Problem, Tile};
-use super::tune::gemm::JOIN;
 use super::{Launch, Storage};
 use crate::error::{Error, Result};
 use crate::ir::Padding;
@@ -44,6 +43,8 @@ pub struct Operands {
     pub one_vector: bool,
     /// Of [`Conv2d::workspace_bytes`].
     pub workspace: DevicePtr,
+    /// A u32 a block where there are parts, all zero; zero again afterwards.
+    pub arrived: DevicePtr,
 }
 
 /// Where the operands of a data gradient lie.
@@ -55,6 +56,8 @@ pub struct BwdOperands {
     pub epilogue: Epilogue,
     /// Of [`Conv2d::bwd_workspace_bytes`].
     pub workspace: DevicePtr,
+    /// As in [`Operands`].
+    pub arrived: DevicePtr,
 }
 
 impl Conv2d {
@@ -236,22 +239,22 @@ impl Conv2d {
 
     /// Pixels of one image that a tile of the statistics covers; `None` where that form gives none.
     pub fn statistics_tile(&self, form: Form) -> Option<usize> {
-        let Tile { m, splits, .. } = form.tile()?;
+        let Tile { m, .. } = form.tile()?;
         let Geometry { out, kinds, .. } = self.geometry();
         let whole =
             kinds == [1, 1] || (kinds == [2, 2] && largest(out, kinds).iter().product::<usize>() % m == 0);
-        if splits > 1 { Some(JOIN[0]) } else { whole.then_some(m) }
+        whole.then_some(m)
     }
 
     /// y = epilogue(conv(enlarged [x, x2])).
-    pub fn forward(&self, form: Form, storage: Storage, at: &Operands) -> Result<Vec<Launch>> {
+    pub fn forward(&self, form: Form, storage: Storage, at: &Operands) -> Result<Launch> {
         let rows = self.out().iter().product();
         let Some(tile) = form.tile() else {
             self.refuse_packed()?;
             let params = self.general(at);
             let grid = strided(self.images.saturating_mul(rows).saturating_mul(self.filter[0]));
             let (kernel, grid) = self.untiled("conv2d", form, storage, self.out(), grid);
-            return Ok(vec![Launch::new(&kernel, grid, &params)?]);
+            return Launch::new(&kernel, grid, &params);
         };
         let (geometry, kernel) = match form {
             Form::Gathered => (self.plain(), gathering("conv2d", storage, "gather")),
@@ -259,45 +262,24 @@ impl Conv2d {
         };
         let pixels = largest(geometry.out, geometry.kinds).iter().product();
         let grid = tile.grid(self.images, geometry.kinds[0] * geometry.kinds[1], pixels, self.filter[0]);
-        let params = p::Conv2dParams { splits: int(tile.splits), ..self.params(&geometry, at) };
-        let params = if tile.splits > 1 {
-            p::Conv2dParams {
-                y: DevicePtr::NONE,
-                sums: at.workspace,
-                epilogue: Epilogue::default(),
-                ..params
-            }
-        } else {
-            p::Conv2dParams { epilogue: self.epilogue(at), ..params }
-        };
-        let mut launches = vec![Launch::new(&kernel, grid, &params)?];
-        if tile.splits > 1 {
-            let (sums, d, epilogue) = (at.workspace, at.y, self.epilogue(at));
-            let (m, n) = (int(self.images * rows), int(self.filter[0]));
-            launches.push(join(
-                tile,
-                storage,
-                p::JoinParams { sums, d, epilogue, m, n, ..Default::default() },
-            )?);
+        let (sums, arrived) = in_parts(tile, (at.workspace, at.arrived));
+        let (splits, epilogue) = (int(tile.splits), self.epilogue(at));
+        let whole = p::Conv2dParams { splits, sums, epilogue, ..self.params(&geometry, at) };
+        match form {
+            Form::Gathered => Launch::new(&kernel, grid, &whole),
+            _ => Launch::new(&kernel, grid, &p::Conv2dTileParams { arrived, whole }),
         }
-        Ok(launches)
     }
 
     /// dx = epilogue(that source's share of the data gradient). Channels and statistics are not for gradients.
-    pub fn backward(
-        &self,
-        source: usize,
-        form: Form,
-        storage: Storage,
-        at: &BwdOperands,
-    ) -> Result<Vec<Launch>> {
+    pub fn backward(&self, source: usize, form: Form, storage: Storage, at: &BwdOperands) -> Result<Launch> {
         let rows = self.size.iter().product();
         let Some(tile) = form.tile() else {
             self.refuse_packed()?;
             let params = self.bwd_general(source, at);
             let grid = strided(self.images.saturating_mul(rows).saturating_mul(self.channels[source]));
             let (kernel, grid) = self.untiled("conv2d_bwd", form, storage, self.size, grid);
-            return Ok(vec![Launch::new(&kernel, grid, &params)?]);
+            return Launch::new(&kernel, grid, &params);
         };
         let geometry = self.geometry();
         let kernel = match form {
@@ -308,29 +290,13 @@ impl Conv2d {
         let pixels = self.written_pixels(geometry.stride).iter().product();
         let classes = geometry.stride[0] * geometry.stride[1];
         let grid = tile.grid(self.images, classes, pixels, geometry.channels[source]);
-        let params =
-            p::Conv2dBwdParams { splits: int(tile.splits), ..self.bwd_params(&geometry, source, at) };
-        let params = if tile.splits > 1 {
-            p::Conv2dBwdParams {
-                dx: DevicePtr::NONE,
-                sums: at.workspace,
-                epilogue: Epilogue::default(),
-                ..params
-            }
-        } else {
-            p::Conv2dBwdParams { epilogue: at.epilogue, ..params }
-        };
-        let mut launches = vec![Launch::new(&kernel, grid, &params)?];
-        if tile.splits > 1 {
-            let (sums, d, epilogue) = (at.workspace, at.dx, at.epilogue);
-            let (m, n) = (int(self.images * rows), int(self.channels[source]));
-            launches.push(join(
-                tile,
-                storage,
-                p::JoinParams { sums, d, epilogue, m, n, ..Default::default() },
-            )?);
+        let (sums, arrived) = in_parts(tile, (at.workspace, at.arrived));
+        let (splits, epilogue) = (int(tile.splits), at.epilogue);
+        let whole = p::Conv2dBwdParams { splits, sums, epilogue, ..self.bwd_params(&geometry, source, at) };
+        match form {
+            Form::Gathered => Launch::new(&kernel, grid, &whole),
+            _ => Launch::new(&kernel, grid, &p::Conv2dBwdTileParams { arrived, whole }),
         }
-        Ok(launches)
     }
 
     /// The kernel and the grid of a form without tiles, which writes images of `size`; `grid` is for the general one.
@@ -370,13 +336,9 @@ impl Conv2d {
     }
 }
 
-/// Adds the parts of a sum; the params lack what follows from the tile.
-fn join(tile: Tile, storage: Storage, params: p::JoinParams) -> Result<Launch> {
-    let p::JoinParams { m, n, epilogue, .. } = params;
-    let params = p::JoinParams { d_row: i64::from(n), splits: int(tile.splits), ..params };
-    let [rows, columns] = JOIN;
-    let [x, y] = p::Tile { m: int(rows), n: int(columns) }.blocks(&epilogue, m, n);
-    Launch::new(&format!("join_{}_m{rows}n{columns}", storage.name()), [x, y, 1], &params)
+/// Where the parts of sums go, and who counts them: nowhere, where the sums are whole.
+fn in_parts(tile: Tile, places: (DevicePtr, DevicePtr)) -> (DevicePtr, DevicePtr) {
+    if tile.splits > 1 { places } else { Default::default() }
 }
 
 /// The row of the manifest of [`Form::Gathered`].

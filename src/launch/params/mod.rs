@@ -20,9 +20,9 @@ use bytemuck::{Pod, Zeroable};
 
 pub use attention::{AttentionBwdParams, AttentionParams, ProductParams, SoftmaxParams};
 pub use condition::{Condition, ConditionParams};
-pub use conv2d::{Conv2dBwdParams, Conv2dParams};
+pub use conv2d::{Conv2dBwdParams, Conv2dBwdTileParams, Conv2dParams, Conv2dTileParams};
 pub use epilogue::Epilogue;
-pub use gemm::{GemmParams, JoinParams, Tile};
+pub use gemm::{GemmParams, GemmTileParams, Tile};
 pub use groups::{GroupApplyParams, GroupBwdParams, GroupFoldParams, GroupTilesParams};
 pub use images::{EmbedPatchesParams, EmbedTextParams, ResampleParams, UpsampleParams};
 pub use layout::{GatherParams, NormaliseParams, PlaceParams, SumCopiesParams};

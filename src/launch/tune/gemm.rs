@@ -55,8 +55,6 @@ pub const TILES: [Tile; 4] = [
 
 /// Of k in one step of every tile.
 pub const STEP: usize = 32;
-/// The tile of what joins splits.
-pub const JOIN: [usize; 2] = [32, 32];
 
 /// An image alone should give so many blocks: half a device, since images come in pairs.
 const BLOCKS_OF_AN_IMAGE: usize = 64;
@@ -73,8 +71,8 @@ pub fn choose(target: &str, extents: &Extents) -> Choice {
         };
     }
     let (splits, k_split) = splits(rows, n, k, batch);
-    // Statistics are those of a tile, so that there one image alone decides; of splits the join takes them.
-    let rows = if stats && splits == 1 { rows } else { rows * images };
+    // Statistics are those of a tile, so that there one image alone decides.
+    let rows = if stats { rows } else { rows * images };
     let blocks = |tile: &Tile| rows.div_ceil(tile.m) * n.div_ceil(tile.n) * batch * splits;
     // Blocks that the busiest multiprocessor gets, and what they cost it.
     let rounds = |tile: &Tile| blocks(tile).div_ceil(multiprocessors(target));
@@ -97,6 +95,16 @@ fn splits(rows: usize, n: usize, k: usize, batch: usize) -> (usize, usize) {
     let wanted = if batch > 1 { 1 } else { (BLOCKS_OF_AN_IMAGE / blocks).min(k / SHALLOWEST).max(1) };
     let k_split = k.div_ceil(wanted).next_multiple_of(STEP);
     (k.div_ceil(k_split), k_split)
+}
+
+impl Form {
+    /// Parts of the depth.
+    pub fn splits(&self) -> usize {
+        match *self {
+            Self::General => 1,
+            Self::Tiled { splits, .. } => splits,
+        }
+    }
 }
 
 impl Tile {

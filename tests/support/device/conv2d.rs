@@ -13,6 +13,7 @@ use unguide::simt::Simt;
 use unguide::tensor::{Shape, Tensor};
 use unguide::weights::pack;
 
+use super::gemm::COUNTERS;
 use super::{Output, Prepared, Proof, Wanted, put, rounded};
 use crate::support::{Class, Random, Value, run};
 
@@ -234,6 +235,7 @@ impl Trial {
         at.y = output.at;
         let form = self.form(conv.form(TARGET));
         at.workspace = workspace(simt, conv.workspace_bytes(form));
+        at.arrived = simt.put(&vec![0; COUNTERS]);
         let mut outputs = vec![output];
         if conv.stats {
             let tile = conv.statistics_tile(form).expect("the trial's form takes statistics");
@@ -241,8 +243,8 @@ impl Trial {
             outputs.push(Output::new(simt, &Shape::from([conv.images, tiles, conv.filter[0], 2]), None));
             at.epilogue.stats = outputs[1].at;
         }
-        let launches = conv.forward(form, storage, &at).expect("a trial is legal");
-        Prepared { launches, outputs }
+        let launch = conv.forward(form, storage, &at).expect("a trial is legal");
+        Prepared { launches: vec![launch], outputs }
     }
 
     fn epilogue(&self, simt: &mut Simt, values: &Values, storage: Storage) -> Epilogue {
@@ -355,8 +357,9 @@ impl Trial {
             let form = self.form(conv.bwd_form(source, TARGET));
             let workspace = workspace(simt, conv.bwd_workspace_bytes(source, form));
             let epilogue = Epilogue { residual, ..Epilogue::default() };
-            let at = BwdOperands { dy, filter, dx: dx.at, epilogue, workspace };
-            launches.extend(conv.backward(source, form, storage, &at).expect("a trial is legal"));
+            let arrived = simt.put(&vec![0; COUNTERS]);
+            let at = BwdOperands { dy, filter, dx: dx.at, epilogue, workspace, arrived };
+            launches.push(conv.backward(source, form, storage, &at).expect("a trial is legal"));
             outputs.push(dx);
         }
         Prepared { launches, outputs }
