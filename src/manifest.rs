@@ -169,6 +169,19 @@ const fn narrow(
     Kernel { threads: 128, shared_bytes, ..row }
 }
 
+/// A row for sm_90a, whose function is `run`: name, file, template arguments, params, dynamic shared memory. Two
+/// warpgroups multiply and one copies; how they share the registers of a multiprocessor they say themselves.
+const fn hopper(
+    name: &'static str,
+    file: &'static str,
+    arguments: &'static str,
+    params: &'static str,
+    shared_bytes: u32,
+) -> Kernel {
+    let row = general(name, file, "run", arguments, params, 168);
+    Kernel { threads: 384, shared_bytes, arch: Arch::Sm90a, ..row }
+}
+
 #[rustfmt::skip]
 pub const KERNELS: &[Kernel] = &[
     general("activate_f16",         "pointwise.cu",      "activate",        "f16",       "PointwiseParams",      40),
@@ -317,6 +330,18 @@ pub const KERNELS: &[Kernel] = &[
     tiled("gemm_bwd_bf16_m128n64k32s4",  "gemm_tile_bwd.cu", "bf16, 128, 64, 32, 4", "GemmTileParams", 49152, 168),
     tiled("gemm_bwd_f16_m64n64k32s4",    "gemm_tile_bwd.cu", "f16, 64, 64, 32, 4",   "GemmTileParams", 32768, 128),
     tiled("gemm_bwd_bf16_m64n64k32s4",   "gemm_tile_bwd.cu", "bf16, 64, 64, 32, 4",  "GemmTileParams", 32768, 128),
+    hopper("gemm_f16_m256n128k64s3_sm90",        "gemm_sm90.cu", "f16, 2, 128, 3, false", "GemmSm90Params", 214016),
+    hopper("gemm_bf16_m256n128k64s3_sm90",       "gemm_sm90.cu", "bf16, 2, 128, 3, false", "GemmSm90Params", 214016),
+    hopper("gemm_f16_m128n160k64s4_sm90",        "gemm_sm90.cu", "f16, 1, 160, 4, false", "GemmSm90Params", 230400),
+    hopper("gemm_bf16_m128n160k64s4_sm90",       "gemm_sm90.cu", "bf16, 1, 160, 4, false", "GemmSm90Params", 230400),
+    hopper("gemm_f16_m128n64k64s4_sm90",         "gemm_sm90.cu", "f16, 1, 64, 4, false", "GemmSm90Params", 132096),
+    hopper("gemm_bf16_m128n64k64s4_sm90",        "gemm_sm90.cu", "bf16, 1, 64, 4, false", "GemmSm90Params", 132096),
+    hopper("gemm_bwd_f16_m256n128k64s3_sm90",    "gemm_sm90.cu", "f16, 2, 128, 3, true", "GemmSm90Params", 214016),
+    hopper("gemm_bwd_bf16_m256n128k64s3_sm90",   "gemm_sm90.cu", "bf16, 2, 128, 3, true", "GemmSm90Params", 214016),
+    hopper("gemm_bwd_f16_m128n160k64s4_sm90",    "gemm_sm90.cu", "f16, 1, 160, 4, true", "GemmSm90Params", 230400),
+    hopper("gemm_bwd_bf16_m128n160k64s4_sm90",   "gemm_sm90.cu", "bf16, 1, 160, 4, true", "GemmSm90Params", 230400),
+    hopper("gemm_bwd_f16_m128n64k64s4_sm90",     "gemm_sm90.cu", "f16, 1, 64, 4, true", "GemmSm90Params", 132096),
+    hopper("gemm_bwd_bf16_m128n64k64s4_sm90",    "gemm_sm90.cu", "bf16, 1, 64, 4, true", "GemmSm90Params", 132096),
     general("conv2d_f16",           "conv2d.cu",         "run",             "f16",       "Conv2dParams",         96),
     general("conv2d_bf16",          "conv2d.cu",         "run",             "bf16",      "Conv2dParams",         96),
     general("conv2d_bwd_f16",       "conv2d_dgrad.cu",   "run",             "f16",       "Conv2dBwdParams",      96),
@@ -343,6 +368,18 @@ pub const KERNELS: &[Kernel] = &[
     narrow("conv2d_bwd_f16_n8", "backward", "f16", "Conv2dBwdParams"),
     narrow("conv2d_bf16_n8",     "run",      "bf16", "Conv2dParams"),
     narrow("conv2d_bwd_bf16_n8", "backward", "bf16", "Conv2dBwdParams"),
+    hopper("conv2d_f16_m256n128k64s3_sm90",        "conv2d_sm90.cu", "f16, 2, 128, 3", "Conv2dSm90Params", 214016),
+    hopper("conv2d_bf16_m256n128k64s3_sm90",       "conv2d_sm90.cu", "bf16, 2, 128, 3", "Conv2dSm90Params", 214016),
+    hopper("conv2d_f16_m128n160k64s4_sm90",        "conv2d_sm90.cu", "f16, 1, 160, 4", "Conv2dSm90Params", 230400),
+    hopper("conv2d_bf16_m128n160k64s4_sm90",       "conv2d_sm90.cu", "bf16, 1, 160, 4", "Conv2dSm90Params", 230400),
+    hopper("conv2d_f16_m128n64k64s4_sm90",         "conv2d_sm90.cu", "f16, 1, 64, 4", "Conv2dSm90Params", 132096),
+    hopper("conv2d_bf16_m128n64k64s4_sm90",        "conv2d_sm90.cu", "bf16, 1, 64, 4", "Conv2dSm90Params", 132096),
+    hopper("conv2d_bwd_f16_m256n128k64s3_sm90",    "conv2d_dgrad_sm90.cu", "f16, 2, 128, 3", "Conv2dBwdSm90Params", 214016),
+    hopper("conv2d_bwd_bf16_m256n128k64s3_sm90",   "conv2d_dgrad_sm90.cu", "bf16, 2, 128, 3", "Conv2dBwdSm90Params", 214016),
+    hopper("conv2d_bwd_f16_m128n160k64s4_sm90",    "conv2d_dgrad_sm90.cu", "f16, 1, 160, 4", "Conv2dBwdSm90Params", 230400),
+    hopper("conv2d_bwd_bf16_m128n160k64s4_sm90",   "conv2d_dgrad_sm90.cu", "bf16, 1, 160, 4", "Conv2dBwdSm90Params", 230400),
+    hopper("conv2d_bwd_f16_m128n64k64s4_sm90",     "conv2d_dgrad_sm90.cu", "f16, 1, 64, 4", "Conv2dBwdSm90Params", 132096),
+    hopper("conv2d_bwd_bf16_m128n64k64s4_sm90",    "conv2d_dgrad_sm90.cu", "bf16, 1, 64, 4", "Conv2dBwdSm90Params", 132096),
     general("attention_f16",        "attention.cu",      "run",             "f16",       "AttentionParams",      64),
     general("attention_bf16",       "attention.cu",      "run",             "bf16",      "AttentionParams",      64),
     general("attention_bwd_f16",        "attention_bwd.cu", "run",        "f16",                     "AttentionBwdParams", 80),

@@ -203,7 +203,7 @@ extern "C" fn launch(kernel: *const c_char, grid: *const u32, params: *const c_v
         (CStr::from_ptr(kernel).to_str().expect("a name"), *grid.cast::<[u32; 3]>(), params)
     };
     let kernel = manifest::find(name).expect("a row");
-    let launch = Launch { kernel, grid, params, addresses: 0 };
+    let launch = Launch { kernel, grid, params, addresses: 0, maps: Vec::new() };
     Simt::new().run(&launch, Mode::FAST).expect("a launch that is right");
     let mut spoil = SPOIL.lock().expect("nobody panics with it");
     if name.starts_with(spoil.kernel) {

@@ -429,9 +429,10 @@ fn steps_give_what_the_simulated_device_gives_bit_for_bit() {
         return;
     }
     let gpu = usable(0).expect("the stub");
+    let target = gpu.target().expect("a target");
     let count = stub_with_kernels();
     for storage in Storage::BOTH {
-        let expected = steps(&SimtDevice::new(storage, 1));
+        let expected = steps(&SimtDevice::new(storage, 1).like(target));
         let before = count(c"graph_launches");
         let device = CudaDevice::open(&gpu, storage, None).expect("opened");
         let got = steps(&device);
@@ -455,6 +456,7 @@ fn images_are_those_of_the_simulated_device_with_a_second_try_too() {
         return;
     }
     let gpu = usable(0).expect("the stub");
+    let target = gpu.target().expect("a target");
     let count = stub_with_kernels();
     let place = Place::new();
     for (folder, method) in [(golden::golden("tiny-sd1"), "safe"), (loud(&place), "plain")] {
@@ -471,7 +473,7 @@ fn images_are_those_of_the_simulated_device_with_a_second_try_too() {
             trace
         };
         let device = CudaDevice::open(&gpu, Storage::F16, None).expect("opened");
-        let (got, expected) = (run(&device), run(&SimtDevice::new(Storage::F16, 1)));
+        let (got, expected) = (run(&device), run(&SimtDevice::new(Storage::F16, 1).like(target)));
         for (name, expected) in expected.tensors() {
             let got = got.get(name).expect("the same tensors");
             let same = got.data().iter().zip(expected.data()).all(|(a, b)| a.to_bits() == b.to_bits());

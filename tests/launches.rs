@@ -7,7 +7,11 @@ use std::time::Instant;
 
 use bytemuck::pod_read_unaligned;
 use unguide::ir::{Flag, Node, Once, Op};
+use unguide::launch::choice::{Tiling, Why};
+use unguide::launch::device::Gpu;
 use unguide::launch::params::DevicePtr;
+use unguide::launch::predict::Prediction;
+use unguide::launch::tune::Reason;
 use unguide::launch::{Launch, LaunchProgram, LaunchStage, Location, Space, Storage, lower};
 use unguide::passes::{fuse, run_all};
 use unguide::pipeline::Blueprint;
@@ -115,6 +119,24 @@ fn the_arena_has_little_more_than_what_is_alive_and_no_more_than_the_plan_says()
 }
 
 #[test]
+fn a_plan_has_every_buffer_in_the_type_that_kernels_store_it_in() {
+    for blueprint in ["sd15", "sd21-base"].map(blueprint) {
+        let guard = || blueprint.guard().expect("a guard");
+        let through = |frozen| Steering::Xt { guard: guard(), frozen };
+        for steering in [Steering::None, Steering::Sld, Steering::X0(guard()), through(false), through(true)]
+        {
+            let step = planned_for(&blueprint, steering, 2);
+            let program = lower(&step, Storage::F16, "sm_80").expect("launches");
+            let stored: Vec<usize> = program.buffers.iter().map(|buffer| buffer.bytes()).collect();
+            let planned = plan::Storage::of(Storage::F16.dtype()).buffer_bytes(&step.graph);
+            for ((buffer, stored), planned) in step.graph.buffers.iter().zip(stored).zip(planned) {
+                assert_eq!(stored, planned, "{} of {}", buffer.name, blueprint.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn what_attends_to_the_same_tokens_is_projected_by_one_product_and_back_by_one() {
     let blueprint = blueprint("sd15");
     let guard = blueprint.guard().expect("a guard");
@@ -162,6 +184,43 @@ fn costs_of_a_node_are_shared_out_among_its_launches() {
     let cost = program.cost();
     let share = cost.executed_flops as f64 / cost.flops as f64;
     assert!((0.95..1.05).contains(&share), "{share}");
+}
+
+#[test]
+fn every_tile_of_a_step_says_why_it_was_chosen() {
+    for target in ["sm_90a", "sm_80"] {
+        let gpu = Gpu::of_target(target).expect("in the table");
+        let program = lower(&planned("sd15", safe("sd15"), 1), Storage::F16, target).expect("launches");
+        let (mut on_wgmma, mut elsewhere) = (0, 0);
+        for step in program.steps() {
+            let (kernel, file) = (step.launch.kernel.name, step.launch.kernel.file);
+            let Some(choice) = step.choice else {
+                assert!(file == "layout.cu" || file == "pointwise.cu", "nobody chose {kernel}");
+                continue;
+            };
+            assert!(!choice.why.to_string().is_empty(), "{kernel}");
+            if !file.starts_with("gemm") && !file.starts_with("conv2d") {
+                continue;
+            }
+            let Why::Product(reason) = choice.why else { panic!("{kernel}: {choice}") };
+            let Reason::Fastest(fastest) = reason else { continue };
+            let Tiling { tile: [m, n], step: depth, stages, .. } =
+                choice.tiling.expect("tiles were compared");
+            assert!(kernel.contains(&format!("_m{m}n{n}k{depth}s{stages}")), "{kernel}: {choice}");
+            let found = Prediction::of(&step.launch, &step.cost, gpu).expect("a family");
+            assert_eq!(found.tiles, fastest.tiles as u64, "{kernel}: {choice}");
+            assert!(found.busiest <= fastest.rounds as u64, "{kernel}: {choice}");
+            assert!(fastest.rival.is_some_and(|rival| rival.percent >= 100), "{kernel}: {choice}");
+            assert_eq!(
+                fastest.obstacle.is_some(),
+                target == "sm_90a" && !kernel.ends_with("_sm90"),
+                "{kernel}"
+            );
+            *(if kernel.ends_with("_sm90") { &mut on_wgmma } else { &mut elsewhere }) += 1;
+        }
+        assert_eq!(on_wgmma > 0, target == "sm_90a");
+        assert!(on_wgmma == 0 || on_wgmma > 10 * elsewhere, "{on_wgmma} on wgmma, {elsewhere} elsewhere");
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
-// epilogue.cuh - what becomes of the sums of a product before they are stored: of gemm, of conv2d and of their
-// general forms.
+// epilogue.cuh - what becomes of the sums of a product before they are stored: of gemm, of conv2d, of their
+// general forms and of what joins partial sums.
 //
 //     v[i, j] = act(sum[i, j] + bias[j] + channels[i / channel_rows, j]) + residual[i, j]
 //     GEGLU:    v[i, j] = u[i, 2j] gelu(u[i, 2j + 1]) + residual[i, j],  u = sum + bias + channels
@@ -103,7 +103,7 @@ DEVICE void to_rows(const typename Warps::Accumulators& acc, float* stage) {
                 const Floats2 pair = {{acc.of[i][j][half * 2], acc.of[i][j][half * 2 + 1]}};
                 *reinterpret_cast<Floats2*>(Stage<Warps>::at(stage, row, column)) = pair;
             }
-    sync_block();
+    Warps::sync();
 }
 
 // Stores a block's sums; `rows` is a Rows, or says likewise how many there are and where they go. `d` and `residual`
@@ -124,7 +124,7 @@ DEVICE void finish_rows(const Epilogue& e, const Places& rows, int column0, int 
     for (int item = threadIdx.x; item < rows.count * QUADS; item += Warps::THREADS) {
         const int line = item / QUADS, in_tile = item % QUADS * 4, column = column0 + in_tile;
         const int64_t row = rows.at(line);
-        if (column >= n) continue;
+        if (row < 0 || column >= n) continue;
         float* staged = Stage::at(stage, line, in_tile);
         float value[4], other[4];
         const Floats4 sums = *reinterpret_cast<const Floats4*>(staged);
@@ -170,7 +170,7 @@ DEVICE void finish_rows(const Epilogue& e, const Places& rows, int column0, int 
         }
     }
     if (e.stats.address == 0) return;
-    sync_block();
+    Warps::sync();
 
     // 2. The statistics: a thread a channel.
     float* stats = e.stats.as<float>() + rows.tile * n * 2;  // [n, 2]
@@ -202,7 +202,7 @@ DEVICE void store_sums(const Places& rows, int column0, int n, float* to, float*
     for (int item = threadIdx.x; item < rows.count * QUADS; item += Warps::THREADS) {
         const int line = item / QUADS, in_tile = item % QUADS * 4, column = column0 + in_tile;
         const int64_t row = rows.at(line);
-        if (column >= n) continue;
+        if (row < 0 || column >= n) continue;
         const Floats4 sums = *reinterpret_cast<const Floats4*>(Stage<Warps>::at(stage, line, in_tile));
         float* place = to + row * n + column;
         if (n % 4 == 0)
@@ -210,6 +210,32 @@ DEVICE void store_sums(const Places& rows, int column0, int n, float* to, float*
         else
             for (int i = 0; i < 4 && column + i < n; ++i) place[i] = sums.value[i];
     }
+}
+
+// Adds the bare sums of a block to its accumulators.
+template <typename Warps>
+DEVICE void add_sums(typename Warps::Accumulators& acc, const Rows& rows, int column0, int n, const float* from) {
+    const int lane = Warps::lane();
+#pragma unroll
+    for (int i = 0; i < Warps::FRAGMENTS_M; ++i)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int line = Warps::first_row() + i * 16 + half * 8 + lane / 4;
+            const float* row = from + (rows.first + line) * n;
+#pragma unroll
+            for (int j = 0; j < Warps::FRAGMENTS_N; ++j) {
+                const int column = column0 + Warps::first_column() + j * 8 + lane % 4 * 2;
+                if (line >= rows.count || column >= n) continue;
+                if (n % 2 == 0) {
+                    const Floats2 pair = *reinterpret_cast<const Floats2*>(row + column);
+                    acc.of[i][j][half * 2] += pair.value[0];
+                    acc.of[i][j][half * 2 + 1] += pair.value[1];
+                } else {
+                    acc.of[i][j][half * 2] += row[column];
+                    if (column + 1 < n) acc.of[i][j][half * 2 + 1] += row[column + 1];
+                }
+            }
+        }
 }
 
 }  // namespace epilogue

@@ -19,22 +19,22 @@ namespace split {
 
 // Stores this block's part of a tile: `part` of `parts`, each `stride` elements long in `sums`, f32 [parts, .., n].
 // True in the block that comes last: then the whole sums lie in `stage` (epilogue::to_rows), as the part did before.
-// All of the block must come here.
+// All that Warps::sync() waits for must come here.
 template <typename Warps, typename Places>
 DEVICE bool is_whole(const Places& rows, int column0, int n, float* sums, int64_t stride, int part, int parts,
                      uint32_t* arrived, float* stage) {
     typedef epilogue::Stage<Warps> Stage;
     // 1. The part, and whether it is the last.
     epilogue::store_sums<Warps>(rows, column0, n, sums + part * stride, stage);
-    sync_block();  // all of it is stored, and the stage is free
+    Warps::sync();  // all of it is stored, and the stage is free
     uint32_t* before = reinterpret_cast<uint32_t*>(stage);
     if (threadIdx.x == 0) {
         *before = atom_add_acq_rel_gpu(arrived, 1);
         if (*before == uint32_t(parts - 1)) *arrived = 0;
     }
-    sync_block();  // how many came before
+    Warps::sync();  // how many came before
     const bool is_last = *before == uint32_t(parts - 1);
-    sync_block();  // everybody knows
+    Warps::sync();  // everybody knows
     if (!is_last) return false;
 
     // 2. All parts, four columns of a row at a time.
@@ -42,8 +42,9 @@ DEVICE bool is_whole(const Places& rows, int column0, int n, float* sums, int64_
 #pragma unroll 1
     for (int item = threadIdx.x; item < rows.count * QUADS; item += Warps::THREADS) {
         const int line = item / QUADS, in_tile = item % QUADS * 4, column = column0 + in_tile;
-        if (column >= n) continue;
-        const float* place = sums + rows.at(line) * n + column;
+        const int64_t row = rows.at(line);
+        if (row < 0 || column >= n) continue;
+        const float* place = sums + row * n + column;
         Floats4 sum = {};
 #pragma unroll 4
         for (int other = 0; other < parts; ++other, place += stride) {
@@ -56,7 +57,7 @@ DEVICE bool is_whole(const Places& rows, int column0, int n, float* sums, int64_
         }
         *reinterpret_cast<Floats4*>(Stage::at(stage, line, in_tile)) = sum;
     }
-    sync_block();  // the sums
+    Warps::sync();  // the sums
     return true;
 }
 

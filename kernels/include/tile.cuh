@@ -65,6 +65,8 @@ struct Warps {
     static DEVICE_MEMBER int lane() { return int(threadIdx.x) % 32; }
     static DEVICE_MEMBER int first_row() { return int(threadIdx.x) / 32 / WARPS_N * WARP_M; }
     static DEVICE_MEMBER int first_column() { return int(threadIdx.x) / 32 % WARPS_N * WARP_N; }
+    // All of them wait for each other.
+    static DEVICE_MEMBER void sync() { sync_block(); }
 
     struct Accumulators {
         float of[FRAGMENTS_M][FRAGMENTS_N][4];  // fragment (i, j) is at first_row + 16 i, first_column + 8 j

@@ -112,17 +112,17 @@ pub const MUTATIONS: &[Mutation] = &[
     mutation(
         "split-barrier-before-count",
         "gemm_bwd_f16_m64n64k32s4",
-        "sync_block();  // all of it is stored, and the stage is free",
+        "Warps::sync();  // all of it is stored, and the stage is free",
         "",
     ),
     mutation(
         "split-barrier-behind-count",
         "conv2d_bwd_f16_m64n64k32s4",
-        "sync_block();  // how many came before",
+        "Warps::sync();  // how many came before",
         "",
     ),
-    mutation("split-barrier-before-sums", "conv2d_f16_m64n64k32s4", "sync_block();  // everybody knows", ""),
-    mutation("split-barrier-behind-sums", "gemm_f16_m64n64k32s4", "sync_block();  // the sums", ""),
+    mutation("split-barrier-before-sums", "conv2d_f16_m64n64k32s4", "Warps::sync();  // everybody knows", ""),
+    mutation("split-barrier-behind-sums", "gemm_f16_m64n64k32s4", "Warps::sync();  // the sums", ""),
     mutation(
         "split-adds-before-the-last",
         "conv2d_bf16_m64n64k32s4",
@@ -414,6 +414,40 @@ pub const MUTATIONS: &[Mutation] = &[
         "smem.b[fast][k];\n        sync_block();",
         "smem.b[fast][k];\n",
     ),
+    // -- products of sm_90a ------------------------------------------------------------------------------
+    mutation("hopper-full-wait", "gemm_f16_m128n64k64s4_sm90", FULL_WAIT, ""),
+    mutation(
+        "hopper-full-phase",
+        "gemm_bwd_f16_m128n64k64s4_sm90",
+        FULL_WAIT,
+        "mbarrier_wait_parity(cvta_to_shared(&smem.full[at.stage]), 0);",
+    ),
+    mutation(
+        "hopper-empty-phase",
+        "gemm_bf16_m128n64k64s4_sm90",
+        "(at.round + 1) & 1);",
+        "at.round > 0 ? at.round & 1 : 1);",
+    ),
+    mutation(
+        "hopper-initialisation-fence",
+        "gemm_f16_m128n64k64s4_sm90",
+        "            fence_mbarrier_init();\n",
+        "",
+    ),
+    mutation(
+        "hopper-released-while-read",
+        "conv2d_f16_m128n64k64s4_sm90",
+        "wgmma_wait_group<1>();",
+        "wgmma_wait_group<2>();",
+    ),
+    mutation("hopper-barrier-before-sums", "conv2d_bwd_f16_m128n64k64s4_sm90", SUMS_READ, ""),
+    mutation(
+        "hopper-right-edge",
+        "conv2d_bf16_m128n64k64s4_sm90",
+        "i >= all.lines || j >= all.columns) return -1;",
+        "i >= all.lines) return -1;",
+    ),
+    mutation("hopper-last-images", "conv2d_bwd_bf16_m128n64k64s4_sm90", "if (n >= all.images || i", "if (i"),
     // -- guards ------------------------------------------------------------------------------------------
     mutation(
         "gate-multiplied",
@@ -437,9 +471,11 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
 ];
 
-const BEFORE_ROWS: &str = "(stage, row, column)) = pair;\n            }\n    sync_block();";
+const FULL_WAIT: &str = "mbarrier_wait_parity(cvta_to_shared(&smem.full[at.stage]), at.round & 1);";
+const SUMS_READ: &str = "Warps::sync();  // the sums that were staged last have been read";
+const BEFORE_ROWS: &str = "(stage, row, column)) = pair;\n            }\n    Warps::sync();";
 const BEFORE_ROWS_GONE: &str = "(stage, row, column)) = pair;\n            }";
-const BEFORE_STATS: &str = "    sync_block();\n\n    // 2. The statistics";
+const BEFORE_STATS: &str = "    Warps::sync();\n\n    // 2. The statistics";
 const BEFORE_STATS_GONE: &str = "    // 2. The statistics";
 const LEADING: &str = "sync_block();  // the partials of an earlier call may still be read";
 const TRAILING: &str = "partials.of_warp[warp] = value;\n    sync_block();";

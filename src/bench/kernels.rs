@@ -12,6 +12,7 @@ use super::occupancy::{Occupancy, limits};
 use super::opcodes;
 use super::simulate::Simulated;
 use crate::ir::Graph;
+use crate::launch::choice::Choice;
 use crate::launch::device::Gpu;
 use crate::launch::{Cost, Launch, LaunchProgram, LaunchStep, binaries};
 
@@ -22,6 +23,8 @@ pub struct Case {
     /// Operands and results of the operation that it is for.
     pub shape: String,
     pub cost: Cost,
+    /// What was chosen for the operation, and why.
+    pub choice: Option<Choice>,
     /// Of the programs, the first that has it.
     pub program: usize,
     /// The first node that it is for, and how many there are.
@@ -72,11 +75,12 @@ pub fn cases<'p>(programs: impl IntoIterator<Item = (&'p Graph, &'p LaunchProgra
     let mut known: HashMap<Key, usize> = HashMap::new();
     for (index_of_program, (graph, program)) in programs.into_iter().enumerate() {
         let shapes = shapes(graph);
-        for LaunchStep { node, launch, cost, .. } in program.steps() {
+        for LaunchStep { node, launch, cost, choice } in program.steps() {
             let index = *known.entry(Key::of(launch)).or_insert_with(|| {
                 let shape = shapes.get(node.as_str()).cloned().unwrap_or_default();
                 let (launch, node) = (launch.clone(), node.clone());
-                cases.push(Case { launch, shape, cost: *cost, program: index_of_program, node, uses: 0 });
+                let (cost, choice, program) = (*cost, *choice, index_of_program);
+                cases.push(Case { launch, shape, cost, choice, program, node, uses: 0 });
                 cases.len() - 1
             });
             cases[index].uses += 1;

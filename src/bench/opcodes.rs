@@ -52,6 +52,15 @@ pub fn count(disassembler: &Path, module: &Module) -> Result<BTreeMap<String, Co
     if !module.target.starts_with("sm_") {
         return Ok(BTreeMap::new());
     }
+    Ok(classes(&listing(disassembler, module)?))
+}
+
+/// The same by mnemonic, without what follows its first point.
+pub fn mnemonics(disassembler: &Path, module: &Module) -> Result<BTreeMap<String, BTreeMap<String, u32>>> {
+    Ok(tally(&listing(disassembler, module)?, str::to_owned))
+}
+
+fn listing(disassembler: &Path, module: &Module) -> Result<String> {
     let broken = |problem: String| Error::Device { device: disassembler.display().to_string(), problem };
     let mut file = tempfile::NamedTempFile::new().map_err(|e| Error::io("create", env::temp_dir(), e))?;
     file.write_all(module.binary).map_err(|e| Error::io("write", file.path(), e))?;
@@ -65,22 +74,28 @@ pub fn count(disassembler: &Path, module: &Module) -> Result<BTreeMap<String, Co
         let line = words.lines().next().unwrap_or("it says nothing");
         return Err(broken(format!("{} for {}: {line}", module.file, module.target)));
     }
-    Ok(classes(&String::from_utf8_lossy(&output.stdout)))
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Reads a listing: entry points are sections `.text.NAME`, instructions lines that begin with an offset.
 fn classes(listing: &str) -> BTreeMap<String, Counts> {
-    let mut found: BTreeMap<String, Counts> = BTreeMap::new();
+    tally(listing, |mnemonic| {
+        CLASSES.iter().find(|(_, members)| members.contains(&mnemonic)).map_or("other", |class| class.0)
+    })
+}
+
+fn tally<'l, K: Ord>(listing: &'l str, class: impl Fn(&'l str) -> K) -> BTreeMap<String, BTreeMap<K, u32>> {
+    let mut found: BTreeMap<String, BTreeMap<K, u32>> = BTreeMap::new();
     let mut current = None;
     for line in listing.lines() {
-        if let Some(rest) = line.trim_start().strip_prefix(".section") {
+        // Not `.sectionflags`, which stands inside of one.
+        let section = line.trim_start().strip_prefix(".section");
+        if let Some(rest) = section.filter(|rest| rest.starts_with(char::is_whitespace)) {
             let name = rest.trim_start().split(',').next().unwrap_or_default();
             current = name.strip_prefix(".text.").map(str::to_owned);
         }
         if let (Some(kernel), Some(mnemonic)) = (&current, mnemonic(line)) {
-            let class =
-                CLASSES.iter().find(|(_, members)| members.contains(&mnemonic)).map_or("other", |c| c.0);
-            *found.entry(kernel.clone()).or_default().entry(class).or_default() += 1;
+            *found.entry(kernel.clone()).or_default().entry(class(mnemonic)).or_default() += 1;
         }
     }
     found
@@ -105,6 +120,7 @@ mod tests {
     fn instructions_are_counted_by_entry_point_and_class() {
         let listing = "
 \t.section\t.text.gemm_f16,\"ax\",@progbits
+\t.sectionflags\t@\"SHF_BARRIERS=2\"
 gemm_f16:
         /*0000*/                   LDC R1, c[0x0][0x28] ;
         /*0010*/              @!P0 LDGSTS.E.BYPASS.128 [R3], [R4.64] ;

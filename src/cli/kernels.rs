@@ -8,8 +8,10 @@ use super::print_line;
 use crate::bench::kernels::{Case, cases};
 use crate::error::{Error, Result};
 use crate::ir::{Flag, Once};
+use crate::launch::choice::{Choice, Tiling, Why};
 use crate::launch::device::Gpu;
 use crate::launch::predict::{FILL_US, GAP_US, Prediction};
+use crate::launch::tune::{Fastest, Obstacle, Reason, Rival};
 use crate::launch::{LaunchStage, LaunchStep};
 use crate::weights::EmbeddedFiles;
 
@@ -37,10 +39,10 @@ pub fn run(args: &InspectLaunchesArgs, demo: EmbeddedFiles) -> Result<()> {
         gpu.name
     ))?;
     print_line(format!(
-        "{:<30} {:>4} {:>6} {:>6} {:>4} {:>9} {:>9} {:>8} {:>9}  shape",
-        "kernel", "uses", "blocks", "rounds", "eff%", "floor_us", "pred_us", "bound", "above_us"
+        "{:<30} {:>4} {:>6} {:>6} {:>5} {:>5} {:>9} {:>9} {:>8} {:>9}  shape",
+        "kernel", "uses", "tiles", "rounds", "tile%", "full%", "floor_us", "pred_us", "bound", "above_us"
     ))?;
-    rows.iter().try_for_each(|row| print_line(row.line()))?;
+    rows.iter().try_for_each(|row| print_line(row.lines()))?;
     print_line("")?;
     print_line(format!("{:<24} {:>8} {:>10} {:>12}", "runs", "launches", "floor_us", "predicted_us"))?;
     parts.iter().try_for_each(|part| {
@@ -72,28 +74,50 @@ impl Row {
         self.case.uses as f64 * (self.prediction.us - self.floor_us)
     }
 
-    fn line(&self) -> String {
-        let Prediction { blocks, busiest, efficiency, us, bound, .. } = self.prediction;
-        format!(
-            "{:<30} {:>4} {blocks:>6} {busiest:>6} {:>4.0} {:>9.2} {us:>9.2} {bound:>8} {:>9.1}  {}",
+    /// The numbers, and below them what was chosen and why.
+    fn lines(&self) -> String {
+        let Prediction { tiles, busiest, of_tiles, of_rounds, us, bound, .. } = self.prediction;
+        let numbers = format!(
+            "{:<30} {:>4} {tiles:>6} {busiest:>6} {:>5.0} {:>5.0} {:>9.2} {us:>9.2} {bound:>8} {:>9.1}  {}",
             self.case.launch.kernel.name,
             self.case.uses,
-            100.0 * efficiency,
+            100.0 * of_tiles,
+            100.0 * of_rounds,
             self.floor_us,
             self.above_floor_us(),
             self.case.shape
-        )
+        );
+        self.case.choice.map_or(numbers.clone(), |choice| format!("{numbers}\n    {choice}"))
     }
 
     fn json(&self) -> Value {
-        let Prediction { blocks, busiest, efficiency, compute_us, memory_us, us, bound } = self.prediction;
+        let Prediction { blocks, tiles, busiest, of_tiles, of_rounds, compute_us, memory_us, us, bound } =
+            self.prediction;
         json!({
             "kernel": self.case.launch.kernel.name, "node": self.case.node, "shape": self.case.shape,
-            "uses": self.case.uses, "blocks": blocks, "rounds": busiest, "efficiency": efficiency,
+            "uses": self.case.uses, "blocks": blocks, "tiles": tiles, "rounds": busiest,
+            "efficiency": self.prediction.efficiency(), "tile_efficiency": of_tiles, "round_efficiency": of_rounds,
             "floor_us": self.floor_us, "compute_us": compute_us, "memory_us": memory_us, "predicted_us": us,
-            "bound": bound.to_string(),
+            "bound": bound.to_string(), "choice": self.case.choice.as_ref().map(choice),
         })
     }
+}
+
+fn choice(choice: &Choice) -> Value {
+    let mut line = json!({ "why": choice.why.to_string() });
+    if let Some(Tiling { tile, step, stages, splits, slab }) = choice.tiling {
+        line["tile"] = json!(tile);
+        line["step"] = json!(step);
+        line["stages"] = json!(stages);
+        line["splits"] = json!(splits);
+        line["slab"] = json!(slab);
+    }
+    if let Why::Product(Reason::Fastest(Fastest { rival, obstacle, .. })) = choice.why {
+        line["rival"] =
+            json!(rival.map(|Rival { tile, percent }| json!({ "tile": tile, "percent": percent })));
+        line["obstacle"] = json!(obstacle.map(Obstacle::words));
+    }
+    line
 }
 
 /// What runs under one condition.

@@ -66,6 +66,10 @@ table! {
             sys::CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, sys::CUstream,
             *mut *mut c_void, *mut *mut c_void,
         ),
+        tensor_map: "cuTensorMapEncodeTiled"(
+            *mut sys::CUtensorMap, c_int, c_uint, Address, *const u64, *const u64, *const c_uint, *const c_uint, c_int,
+            c_int, c_int, c_int,
+        ),
     }
 }
 

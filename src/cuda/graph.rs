@@ -171,7 +171,8 @@ impl Builder<'_> {
 
     fn kernel(&mut self, graph: sys::CUgraph, before: &mut Before, launch: &Launch) -> Result<()> {
         let function = self.shared.kernels.function(launch.kernel)?;
-        let params = Params::new(&launch.params);
+        let encoded = launch.encoded(|at, map| self.shared.context.tensor_map(at, map));
+        let params = Params::new(&self.shared.answer(encoded)?);
         let mut pointer = params.pointer();
         let [x, y, z] = launch.grid;
         let node = sys::CUDA_KERNEL_NODE_PARAMS {

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 use super::driver::{Address, Answer, Driver};
+use crate::launch::maps::{Encoded, Map, Swizzle};
+use crate::launch::params::DevicePtr;
 
 /// The primary context of a device.
 pub struct Context {
@@ -51,6 +53,46 @@ impl Context {
         // SAFETY: both results have a place.
         let code = unsafe { (self.driver.calls.memory_info)(&mut free, &mut total) };
         self.driver.check("cuMemGetInfo", code).map(|()| free)
+    }
+
+    /// A tensor for bulk copies, as the driver encodes it; zeros lie outside of it.
+    pub fn tensor_map(&self, at: DevicePtr, map: &Map) -> Answer<Encoded> {
+        use sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_UINT16;
+        use sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
+        use sys::CUtensorMapSwizzle_enum as Of;
+        let swizzle = match map.swizzle {
+            Swizzle::None => Of::CU_TENSOR_MAP_SWIZZLE_NONE,
+            Swizzle::B32 => Of::CU_TENSOR_MAP_SWIZZLE_32B,
+            Swizzle::B64 => Of::CU_TENSOR_MAP_SWIZZLE_64B,
+            Swizzle::B128 => Of::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
+        let (rank, near) = (map.extents.len(), vec![1; map.extents.len()]);
+        assert!(map.strides.len() + 1 == rank && map.tile.len() == rank, "a tensor of {rank} dimensions");
+        let mut encoded = Encoded::default();
+        let to = ptr::from_mut(&mut encoded).cast();
+        let kinds = [CU_TENSOR_MAP_DATA_TYPE_UINT16 as c_int, swizzle as c_int];
+        let fetched = CU_TENSOR_MAP_L2_PROMOTION_L2_128B as c_int;
+        let (extents, strides, tile) = (map.extents.as_ptr(), map.strides.as_ptr(), map.tile.as_ptr());
+        // SAFETY: the result has the size and alignment of the driver's type; each array has as many numbers as the
+        // rank says, strides one less. The address is not followed. Neither interleaved nor filled with NaN.
+        let code = unsafe {
+            let encode = self.driver.calls.tensor_map;
+            encode(
+                to,
+                kinds[0],
+                rank as c_uint,
+                at.0,
+                extents,
+                strides,
+                tile,
+                near.as_ptr(),
+                0,
+                kinds[1],
+                fetched,
+                0,
+            )
+        };
+        self.driver.check("cuTensorMapEncodeTiled", code).map(|()| encoded)
     }
 
     /// A module from the bytes of a cubin, or of PTX that ends in NUL.

@@ -482,7 +482,8 @@ impl Executor for Eager<'_> {
         self.stop.check()?;
         let launch = &step.launch;
         let function = self.shared.kernels.function(launch.kernel)?;
-        let queued = self.shared.stream.launch(function, launch.grid, &launch.params);
+        let encoded = launch.encoded(|at, map| self.shared.context.tensor_map(at, map));
+        let queued = encoded.and_then(|params| self.shared.stream.launch(function, launch.grid, &params));
         queued.map_err(|failure| self.shared.launch_error(step, failure.to_string()))?;
         self.last = Some(step.clone());
         Ok(())

@@ -4,8 +4,10 @@
 //! (`tune::conv2d`) and the bytes that a sum in parts needs; addresses come last.
 
 use super::params::{self as p, DevicePtr, Epilogue};
-use super::tune::conv2d::{FEW, Form, GATHERED, NARROW, Problem, Tile};
-use super::{Launch, Storage};
+use super::tune::conv2d::{FEW, Form, GATHERED, NARROW, OnHopper, Problem, Tile};
+use super::tune::hopper::{STEP, box_of_an_image, slabs};
+use super::tune::{Fact, Fastest, Obstacle, Reason};
+use super::{Launch, Storage, hopper};
 use crate::error::{Error, Result};
 use crate::ir::Padding;
 use crate::tensor::Shape;
@@ -111,18 +113,23 @@ impl Conv2d {
 impl Conv2d {
     /// The form that the forward kernel takes on a device of `target`.
     pub fn form(&self, target: &str) -> Form {
+        self.choose(target).0
+    }
+
+    /// The same, and why.
+    pub fn choose(&self, target: &str) -> (Form, Reason) {
         let Geometry { out, channels, taps, kinds, .. } = self.geometry();
         if channels.iter().any(|c| !c.is_multiple_of(8)) {
             return if self.filter[0] < FEW {
-                Form::General { why: "a few channels are made of few" }
+                general(Fact::FewFromFew)
             } else if self.enlarged.is_some() || channels[1] > 0 {
-                Form::General { why: "channels in no whole vectors of 8 come from one image, as it is" }
+                general(Fact::NoVectorsAside)
             } else {
-                Form::Gathered
+                (Form::Gathered, Reason::Only(Fact::NoVectors))
             };
         }
         if self.filter[0] <= FEW && self.is_narrow() && !self.stats {
-            return Form::Narrow;
+            return (Form::Narrow, Reason::Only(Fact::FewMade));
         }
         let problem = Problem {
             images: if self.stats { 1 } else { self.images },
@@ -131,23 +138,28 @@ impl Conv2d {
             columns: self.filter[0],
             steps: taps[0] * taps[1] * channels.iter().sum::<usize>().div_ceil(DEPTH),
         };
-        Form::Tiled(problem.tile(target))
+        tiled(&problem, target, || hopper::form(self))
     }
 
     /// The form that the data gradient takes, for that source's share.
     pub fn bwd_form(&self, source: usize, target: &str) -> Form {
+        self.choose_bwd(source, target).0
+    }
+
+    /// The same, and why.
+    pub fn choose_bwd(&self, source: usize, target: &str) -> (Form, Reason) {
         let Geometry { taps, stride, kinds, up, channels, .. } = self.geometry();
         let o = self.filter[0];
         if o.is_multiple_of(8) && channels[0] <= FEW && self.is_narrow() {
-            return Form::Narrow;
+            return (Form::Narrow, Reason::Only(Fact::FewMade));
         }
         let whole = [o.is_multiple_of(8), channels.iter().all(|c| c.is_multiple_of(8))];
         if whole != [true, true] {
             let patches = whole[0] && self.is_patches() && channels[0] >= FEW;
             return if patches || (whole[1] && self.stride == 1 && !up) {
-                Form::Gathered
+                (Form::Gathered, Reason::Only(Fact::NoVectors))
             } else {
-                Form::General { why: "the channels are no whole vectors of 8" }
+                general(Fact::NoVectors)
             };
         }
         // The largest class of pixels has the taps whose distance is a multiple of the stride.
@@ -163,7 +175,7 @@ impl Conv2d {
             columns: channels[source],
             steps: lines[0] * lines[1] * o.div_ceil(DEPTH),
         };
-        Form::Tiled(problem.tile(target))
+        tiled(&problem, target, || hopper::bwd_form(self, source))
     }
 
     /// Elements of the filter as it is packed.
@@ -210,21 +222,29 @@ impl Conv2d {
     /// Over classes of lines and of columns: how many there are, and their taps.
     fn executed(&self, form: Form, sides: [Vec<(usize, usize)>; 2], columns: usize, depth: usize) -> u64 {
         let [lines, across] = &sides;
-        let classes = lines.iter().flat_map(|y| across.iter().map(move |x| (y.0 * x.0, y.1 * x.1)));
-        let products = classes.map(|(pixels, taps)| match form {
-            Form::General { .. } => pixels * columns * taps * depth,
-            Form::Narrow => pixels * FEW * taps * depth,
-            Form::Gathered => {
-                let [pixels, columns] =
-                    [pixels.next_multiple_of(GATHERED.m), columns.next_multiple_of(GATHERED.n)];
-                pixels * columns * (taps * depth).next_multiple_of(DEPTH)
-            }
-            Form::Tiled(Tile { m, n, .. }) => {
-                let [pixels, columns] = [pixels.next_multiple_of(m), columns.next_multiple_of(n)];
-                pixels * columns * taps * depth.next_multiple_of(DEPTH)
+        let classes = lines.iter().flat_map(|y| across.iter().map(move |x| ([y.0, x.0], y.1 * x.1)));
+        let products = classes.map(|(size, taps)| {
+            let (images, pixels) = (self.images, size[0] * size[1]);
+            match form {
+                Form::General { .. } => images * pixels * columns * taps * depth,
+                Form::Narrow => images * pixels * FEW * taps * depth,
+                // Slabs go on from image to image.
+                Form::Hopper(OnHopper { tile, bits, .. }) => {
+                    let rows = tile.rows(slabs(images, size, bits));
+                    rows * columns.next_multiple_of(tile.n) * taps * depth.next_multiple_of(STEP)
+                }
+                Form::Gathered => {
+                    let [pixels, columns] =
+                        [pixels.next_multiple_of(GATHERED.m), columns.next_multiple_of(GATHERED.n)];
+                    images * pixels * columns * (taps * depth).next_multiple_of(DEPTH)
+                }
+                Form::Tiled(Tile { m, n, .. }) => {
+                    let [pixels, columns] = [pixels.next_multiple_of(m), columns.next_multiple_of(n)];
+                    images * pixels * columns * taps * depth.next_multiple_of(DEPTH)
+                }
             }
         });
-        2 * (self.images * products.sum::<usize>()) as u64
+        2 * products.sum::<usize>() as u64
     }
 
     /// Bytes of [`Operands::workspace`].
@@ -239,8 +259,14 @@ impl Conv2d {
 
     /// Pixels of one image that a tile of the statistics covers; `None` where that form gives none.
     pub fn statistics_tile(&self, form: Form) -> Option<usize> {
-        let Tile { m, .. } = form.tile()?;
         let Geometry { out, kinds, .. } = self.geometry();
+        let m = match form {
+            Form::Hopper(OnHopper { bits, .. }) => {
+                let of_an_image = box_of_an_image(largest(out, kinds)).filter(|found| *found == bits);
+                return of_an_image.map(|[x, y]| 1 << (x + y));
+            }
+            _ => form.tile()?.m,
+        };
         let whole =
             kinds == [1, 1] || (kinds == [2, 2] && largest(out, kinds).iter().product::<usize>() % m == 0);
         whole.then_some(m)
@@ -249,6 +275,9 @@ impl Conv2d {
     /// y = epilogue(conv(enlarged [x, x2])).
     pub fn forward(&self, form: Form, storage: Storage, at: &Operands) -> Result<Launch> {
         let rows = self.out().iter().product();
+        if let Form::Hopper(on) = form {
+            return hopper::forward(self, on, storage, at);
+        }
         let Some(tile) = form.tile() else {
             self.refuse_packed()?;
             let params = self.general(at);
@@ -262,7 +291,7 @@ impl Conv2d {
         };
         let pixels = largest(geometry.out, geometry.kinds).iter().product();
         let grid = tile.grid(self.images, geometry.kinds[0] * geometry.kinds[1], pixels, self.filter[0]);
-        let (sums, arrived) = in_parts(tile, (at.workspace, at.arrived));
+        let (sums, arrived) = in_parts(tile.splits, (at.workspace, at.arrived));
         let (splits, epilogue) = (int(tile.splits), self.epilogue(at));
         let whole = p::Conv2dParams { splits, sums, epilogue, ..self.params(&geometry, at) };
         match form {
@@ -274,6 +303,9 @@ impl Conv2d {
     /// dx = epilogue(that source's share of the data gradient). Channels and statistics are not for gradients.
     pub fn backward(&self, source: usize, form: Form, storage: Storage, at: &BwdOperands) -> Result<Launch> {
         let rows = self.size.iter().product();
+        if let Form::Hopper(on) = form {
+            return hopper::backward(self, source, on, storage, at);
+        }
         let Some(tile) = form.tile() else {
             self.refuse_packed()?;
             let params = self.bwd_general(source, at);
@@ -290,7 +322,7 @@ impl Conv2d {
         let pixels = self.written_pixels(geometry.stride).iter().product();
         let classes = geometry.stride[0] * geometry.stride[1];
         let grid = tile.grid(self.images, classes, pixels, geometry.channels[source]);
-        let (sums, arrived) = in_parts(tile, (at.workspace, at.arrived));
+        let (sums, arrived) = in_parts(tile.splits, (at.workspace, at.arrived));
         let (splits, epilogue) = (int(tile.splits), at.epilogue);
         let whole = p::Conv2dBwdParams { splits, sums, epilogue, ..self.bwd_params(&geometry, source, at) };
         match form {
@@ -324,7 +356,7 @@ impl Conv2d {
     }
 
     /// What becomes of the sums of y.
-    fn epilogue(&self, at: &Operands) -> Epilogue {
+    pub(super) fn epilogue(&self, at: &Operands) -> Epilogue {
         let rows = self.out().iter().product::<usize>();
         let given = |address: DevicePtr, rows: usize| if address == DevicePtr::NONE { 0 } else { int(rows) };
         let channel_rows = if at.one_vector { rows * self.images } else { rows };
@@ -337,8 +369,26 @@ impl Conv2d {
 }
 
 /// Where the parts of sums go, and who counts them: nowhere, where the sums are whole.
-fn in_parts(tile: Tile, places: (DevicePtr, DevicePtr)) -> (DevicePtr, DevicePtr) {
-    if tile.splits > 1 { places } else { Default::default() }
+pub(super) fn in_parts(splits: usize, places: (DevicePtr, DevicePtr)) -> (DevicePtr, DevicePtr) {
+    if splits > 1 { places } else { Default::default() }
+}
+
+fn general(why: Fact) -> (Form, Reason) {
+    (Form::General { why }, Reason::Only(why))
+}
+
+/// Tiles: on sm_90a those that `on_hopper` chooses, unless something is in the way.
+fn tiled(
+    problem: &Problem,
+    target: &str,
+    on_hopper: impl Fn() -> std::result::Result<(Form, Fastest), Obstacle>,
+) -> (Form, Reason) {
+    let chosen = if target == hopper::TARGET { on_hopper().map_err(Some) } else { Err(None) };
+    let (form, why) = chosen.unwrap_or_else(|obstacle| {
+        let (tile, why) = problem.tile(target);
+        (Form::Tiled(tile), Fastest { obstacle, ..why })
+    });
+    (form, Reason::Fastest(why))
 }
 
 /// The row of the manifest of [`Form::Gathered`].
@@ -350,17 +400,17 @@ fn gathering(op: &str, storage: Storage, what: &str) -> String {
 const DEPTH: usize = 32;
 
 /// A convolution as the tiled kernels see it; of two numbers the first is that of lines.
-struct Geometry {
+pub(super) struct Geometry {
     /// What the filter slides over, and what it makes.
-    seen: [usize; 2],
-    out: [usize; 2],
-    channels: [usize; 2],
-    taps: [usize; 2],
-    stride: [usize; 2],
-    before: [usize; 2],
+    pub seen: [usize; 2],
+    pub out: [usize; 2],
+    pub channels: [usize; 2],
+    pub taps: [usize; 2],
+    pub stride: [usize; 2],
+    pub before: [usize; 2],
     /// Kinds of output lines and columns with filters of their own.
-    kinds: [usize; 2],
-    up: bool,
+    pub kinds: [usize; 2],
+    pub up: bool,
 }
 
 impl Conv2d {
@@ -380,7 +430,7 @@ impl Conv2d {
     }
 
     /// As it is least work.
-    fn geometry(&self) -> Geometry {
+    pub(super) fn geometry(&self) -> Geometry {
         let plain = self.plain();
         if self.sub_pixel {
             let kinds = self.cropped().map(|cropped| if cropped { 3 } else { 2 });
@@ -495,12 +545,12 @@ impl Conv2d {
 }
 
 /// Lines and columns of the largest kind of output pixels.
-fn largest(out: [usize; 2], kinds: [usize; 2]) -> [usize; 2] {
+pub(super) fn largest(out: [usize; 2], kinds: [usize; 2]) -> [usize; 2] {
     [0, 1].map(|i| if kinds[i] > 1 { (out[i] / 2).max(1) } else { out[i] })
 }
 
 /// Extents beyond 32 bits break a rule of the kernels: which one, they say.
-fn int(n: usize) -> i32 {
+pub(super) fn int(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
 }
 

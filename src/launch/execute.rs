@@ -131,8 +131,9 @@ mod tests {
                 grid: [1; 3],
                 params: Vec::new(),
                 addresses: 0,
+                maps: Vec::new(),
             };
-            let step = LaunchStep { node: node.to_owned(), launch, cost: Default::default() };
+            let step = LaunchStep { node: node.to_owned(), launch, cost: Default::default(), choice: None };
             LaunchStage::Run(vec![step])
         };
         let gated = LaunchStage::If(Flag::Sample(BufferId(5)), vec![run("back")]);

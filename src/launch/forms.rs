@@ -5,15 +5,17 @@
 //! all of it.
 
 use super::attention::{self, Backward, Forward};
+use super::choice::{Choice, Why};
 use super::conv2d::{BwdOperands, Conv2d, Operands};
 use super::device::MOST_BLOCKS;
 use super::gemm::{After, Channels, Gemm, Order, Places};
 use super::norms::{self, GroupNorm, LayerNorm, Stats, TileStats};
-use super::params::{DevicePtr, Epilogue};
+use super::params::{DevicePtr, Epilogue, Tile};
 use super::pointwise;
 use super::tune::conv2d::{self as tune, Form as Convolving};
+use super::tune::hopper::SLAB;
 use super::unit::{Reads, Unit};
-use super::{Launch, Operand, Packing, Storage, general};
+use super::{Launch, Operand, Packing, Storage, general, hopper};
 use crate::error::Result;
 use crate::ir::Op;
 use crate::tensor::Shape;
@@ -99,6 +101,29 @@ impl Form {
         }
     }
 
+    /// What was chosen on a device of `target`, and why.
+    pub fn choice(&self, unit: &Unit<'_>, target: &str, reads: &Reads, outputs: &[Operand]) -> Choice {
+        let inputs = &reads.inputs;
+        match self {
+            Self::Gemm(product, target) => Choice::of_gemm(product.choice(target)),
+            Self::Conv2d(conv, _) => Choice::of_conv2d(conv, false, target),
+            Self::Conv2dBwd(conv, _) => Choice::of_conv2d(conv, true, target),
+            Self::GroupNorm(_, form, _) | Self::GroupNormBwd(_, form, _) => {
+                Choice::because(Why::GroupNorm(*form))
+            }
+            Self::LayerNorm(norm) | Self::LayerNormBwd(norm) => {
+                let addresses: Vec<DevicePtr> =
+                    inputs.iter().chain(outputs).map(|operand| operand.at).collect();
+                Choice::because(Why::LayerNorm(norms::choose_layer(norm.c, &addresses)))
+            }
+            Self::Attention(attention, _) => Choice::because(Why::Attention(attention.choose())),
+            Self::AttentionBwd(gradient, _) => Choice::because(Why::Attention(gradient.choose())),
+            Self::GegluBwdOfPairs | Self::Pointwise | Self::General => {
+                Choice::because(Why::Elements(pointwise::choose(&unit.root.op, inputs, outputs)))
+            }
+        }
+    }
+
     /// The same with statistics of what it makes, if it can take them: with the rows of a tile, and their bytes.
     pub fn measuring(&self, target: &'static str) -> Option<(Self, usize, usize)> {
         let bytes =
@@ -155,8 +180,14 @@ impl Form {
             Self::Conv2d(_, form) | Self::Conv2dBwd(_, form) => form.splits(),
             _ => 1,
         };
-        let blocks = launch.grid.iter().map(|&blocks| blocks as usize).product::<usize>();
-        if splits > 1 { blocks / splits } else { 0 }
+        // Blocks of sm_90a take tile after tile, of one slab of rows or of two.
+        let blocks = launch.grid.iter().map(|&blocks| u64::from(blocks)).product::<u64>();
+        let rows = Tile::of(launch.kernel).map_or(0, |tile| tile.m.unsigned_abs() as usize);
+        let tiles = match hopper::items(launch) {
+            Some(items) => items as usize * (rows / SLAB),
+            None => blocks as usize,
+        };
+        if splits > 1 { tiles / splits } else { 0 }
     }
 
     /// In running order. `workspace` has as many bytes as [`Self::workspace`] says.

@@ -3,6 +3,7 @@
 
 use super::params::{DevicePtr, Epilogue, GemmParams, GemmTileParams, Tile};
 use super::tune::gemm::{self as tune, Choice, Extents, Form};
+use super::tune::hopper;
 use super::{Launch, Storage};
 use crate::error::{Error, Result};
 
@@ -104,6 +105,7 @@ impl Gemm {
         match self.choice(target).form {
             Form::General => None,
             Form::Tiled { tile, .. } => Some(tile.m),
+            Form::Hopper { .. } => Some(hopper::SLAB),
         }
     }
 
@@ -113,6 +115,10 @@ impl Gemm {
         match self.choice(target).form {
             Form::Tiled { tile, splits, k_split } if addresses.iter().all(|at| at.0.is_multiple_of(16)) => {
                 self.tiled(&tile, splits, k_split, storage, at)
+            }
+            Form::Hopper { tile, splits, k_split } if addresses.iter().all(|at| at.0.is_multiple_of(16)) => {
+                let depths = [splits, k_split];
+                super::hopper::gemm(self, &tile, depths, |items| hopper::blocks(target, items), storage, at)
             }
             _ => self.general(storage, at),
         }
@@ -149,7 +155,7 @@ impl Gemm {
         Launch::new(&kernel, [x, y, grid_of([1, 1, z])[2]], &params)
     }
 
-    fn params(&self, at: &Places) -> Result<GemmParams> {
+    pub(super) fn params(&self, at: &Places) -> Result<GemmParams> {
         let After { bias, channels, activation, residual, stats } = self.after;
         let given = |given: bool, at: DevicePtr| if given { at } else { DevicePtr::NONE };
         let of_image = self.m / self.images.max(1);
@@ -188,7 +194,7 @@ impl Gemm {
     }
 }
 
-fn int(extent: usize) -> Result<i32> {
+pub(super) fn int(extent: usize) -> Result<i32> {
     i32::try_from(extent).map_err(|_| {
         let problem = format!("{extent} is an extent that no kernel counts to");
         Error::Shape { node: String::new(), op: "gemm", problem }
@@ -208,14 +214,18 @@ mod tests {
     #[test]
     fn the_batch_chooses_among_tiles_but_not_how_sums_are_made() {
         let layers = [(64, 1280, 1280), (4096, 320, 320), (256, 1280, 5120), (77, 768, 768), (1, 1280, 320)];
-        for (rows, n, k) in layers {
+        for ((rows, n, k), target) in
+            layers.into_iter().flat_map(|layer| [(layer, "sm_80"), (layer, "sm_90a")])
+        {
             let forms = [1, 2, 16].map(|images| {
                 let mut gemm = Gemm { images, ..Gemm::new(rows * images, n, k, Order::ByColumns) };
-                let Form::Tiled { splits, k_split, .. } = gemm.choice("sm_90a").form else {
+                let (Form::Tiled { splits, k_split, .. } | Form::Hopper { splits, k_split, .. }) =
+                    gemm.choice(target).form
+                else {
                     panic!("{rows} x {n} x {k} is aligned")
                 };
                 gemm.after.stats = true;
-                (splits, k_split, gemm.stat_rows("sm_90a"))
+                (splits, k_split, gemm.stat_rows(target))
             });
             assert!(forms.iter().all(|form| *form == forms[0]), "{rows} x {n} x {k}: {forms:?}");
         }
@@ -227,14 +237,27 @@ mod tests {
         assert_eq!(odd.choice("sm_80").to_string(), "general: rows of operands are not aligned to 16 bytes");
         let level = Gemm { images: 2, ..Gemm::new(8192, 320, 320, Order::ByColumns) };
         let text = level.choice("sm_90a").to_string();
-        assert_eq!(text, "m128n160k32s4: 128 blocks, at most 1 on a multiprocessor");
-        let small = Gemm { images: 2, ..Gemm::new(128, 1280, 1280, Order::ByRows) };
-        let text = small.choice("sm_90a").to_string();
+        let rival = "256 x 128 takes 155 % of the time";
+        assert_eq!(text, format!("m128n160k64s4_sm90: 128 tiles, at most 1 on a multiprocessor; {rival}"));
+        let deep = Gemm { images: 2, ..Gemm::new(128, 1280, 5120, Order::ByRows) };
+        let text = deep.choice("sm_90a").to_string();
+        let rival = "128 x 160 takes 167 % of the time";
         assert_eq!(
             text,
-            "m64n64k32s4 x 3: 120 blocks, at most 1 on a multiprocessor, depth in 3 parts of 448"
+            format!("m128n64k64s4_sm90 x 6 of 896: 120 tiles, at most 1 on a multiprocessor; {rival}")
         );
-        assert_eq!(small.workspace("sm_90a"), 3 * 128 * 1280 * 4);
+        assert_eq!(deep.workspace("sm_90a"), 6 * 128 * 1280 * 4);
+        let small = Gemm { images: 2, ..Gemm::new(128, 1280, 1280, Order::ByRows) };
+        assert_eq!(small.workspace("sm_90a"), 4 * 128 * 1280 * 4);
+        let text = small.choice("sm_80").to_string();
+        let rival = "64 x 64 takes 121 % of the time";
+        assert_eq!(
+            text,
+            format!("m128n64k32s4 x 3 of 448: 60 tiles, at most 1 on a multiprocessor; {rival}")
+        );
+        let few = Gemm { images: 2, ..Gemm::new(2, 1280, 320, Order::ByColumns) };
+        let text = few.choice("sm_90a").to_string();
+        assert!(text.ends_with("; not on wgmma: an image has fewer rows than half a slab"), "{text}");
     }
 
     #[test]

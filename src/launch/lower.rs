@@ -14,6 +14,7 @@ mod operands;
 use std::collections::{HashMap, HashSet};
 use std::mem::offset_of;
 
+use super::choice::Choice;
 use super::device::MOST_BLOCKS;
 use super::direct::Direct;
 use super::forms::{Around, Form};
@@ -251,8 +252,9 @@ impl<'a> Lowering<'a> {
             }
         }
         let costs = work::of(&form, Cost::of(&step.graph, &unit, self.storage), &launches);
+        let choice = form.choice(&unit, self.target, &reads, &outputs);
         for (launch, cost) in launches.into_iter().zip(costs) {
-            self.emit(node, launch, cost, run);
+            self.emit(node, launch, cost, Some(choice), run);
         }
         for at in reads.addresses() {
             if let Some(Location { space: Space::Scratch(index), .. }) = Location::of(at) {
@@ -294,8 +296,15 @@ impl<'a> Lowering<'a> {
         Location::start(Space::Scratch(index)).symbol()
     }
 
-    fn emit(&self, node: &Node, launch: Launch, cost: Cost, run: &mut Vec<LaunchStep>) {
-        run.push(LaunchStep { node: node.name.clone(), launch, cost });
+    fn emit(
+        &self,
+        node: &Node,
+        launch: Launch,
+        cost: Cost,
+        choice: Option<Choice>,
+        run: &mut Vec<LaunchStep>,
+    ) {
+        run.push(LaunchStep { node: node.name.clone(), launch, cost, choice });
     }
 
     fn store(&mut self, node: &Node, buffer: BufferId, row: Row, run: &mut Vec<LaunchStep>) -> Result<()> {
@@ -344,7 +353,7 @@ impl<'a> Lowering<'a> {
         };
         let index = from.row_of.or(to.row_of).map_or(DevicePtr::NONE, Location::symbol);
         let launch = place.launch((x, out), MOST_BLOCKS, index, [from.at, DevicePtr::NONE, to.at])?;
-        self.emit(node, launch, Cost { bytes: bytes as u64, ..Cost::default() }, run);
+        self.emit(node, launch, Cost { bytes: bytes as u64, ..Cost::default() }, None, run);
         Ok(())
     }
 }

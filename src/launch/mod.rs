@@ -8,6 +8,7 @@
 mod attending;
 pub mod attention;
 pub mod binaries;
+pub mod choice;
 pub mod conv2d;
 mod cost;
 pub mod device;
@@ -16,9 +17,11 @@ mod execute;
 mod forms;
 pub mod gemm;
 mod general;
+pub mod hopper;
 pub mod layout;
 mod location;
 mod lower;
+pub mod maps;
 pub mod norms;
 pub mod params;
 pub mod pointwise;
@@ -38,6 +41,7 @@ pub use execute::{Addresses, Executor, execute, execute_hoisted};
 pub use general::{Kinds, Operand, general, kinds};
 pub use location::{Location, Space, relocate};
 pub use lower::lower;
+use maps::Map;
 use params::{Params, Rules};
 pub use program::{DeviceBuffer, LaunchProgram, LaunchStage, LaunchStep};
 pub use weights::{PIECE_BYTES, Packing, Weight, WeightKey, from_bytes, to_bytes};
@@ -80,6 +84,8 @@ pub struct Launch {
     /// The bytes of the kernel's params struct. It begins with [`Launch::addresses`] addresses of eight bytes.
     pub params: Vec<u8>,
     pub addresses: usize,
+    /// Tensors that the kernel copies in bulk; their places in `params` are empty.
+    pub maps: Vec<Map>,
 }
 
 impl Launch {
@@ -95,7 +101,8 @@ impl Launch {
         rules.holds("grid", format_args!("{grid:?}"), fits, "1 to 2^31 - 1, 65535 and 65535 blocks");
         params.check(&mut rules);
         rules.verdict()?;
-        Ok(Self { kernel, grid, params: bytes_of(params).to_vec(), addresses: P::ADDRESSES })
+        let maps = params.maps(kernel);
+        Ok(Self { kernel, grid, params: bytes_of(params).to_vec(), addresses: P::ADDRESSES, maps })
     }
 }
 

@@ -1,20 +1,21 @@
 //! How long a launch is likely to take, said before anybody measured it.
 //!
 //! ```text
-//! busiest = ceil(blocks / multiprocessors)                       the blocks that the fullest multiprocessor gets
-//! compute = busiest * executed / blocks / (unit's rate * share / multiprocessors)
+//! busiest = ceil(blocks / multiprocessors) * ceil(tiles / blocks)   the tiles that the fullest multiprocessor gets
+//! compute = busiest * executed / tiles / (unit's rate * share / multiprocessors)
 //! memory  = bytes / (bandwidth * share * min(1, 2 blocks / multiprocessors))
 //! time    = max(compute, memory) + FILL + GAP
 //! ```
 //!
-//! `executed` is what the blocks really multiply: tails of tiles and of depths are in it. The shares are one table,
-//! [`FAMILIES`], and guesses until a device was there: they follow what published kernels of the same technique
+//! A block makes one tile, or stays and makes one after the other ([`hopper::items`]). `executed` is what they really
+//! multiply: tails of tiles and of depths are in it. The shares are one table, [`FAMILIES`], times what `tune` says of
+//! the tile on sm_90a, and guesses until a device was there: they follow what published kernels of the same technique
 //! reach. A prediction that a measurement contradicts is to be explained, not tuned away.
 
 use std::fmt;
 
 use super::device::Gpu;
-use super::{Cost, Launch};
+use super::{Cost, Launch, hopper, tune};
 
 /// Between two kernels of a graph that wait for each other, in microseconds.
 pub const GAP_US: f64 = 1.0;
@@ -54,6 +55,8 @@ pub const FAMILIES: &[Family] = &[
     family(&["gemm_tile.cu", "gemm_tile_bwd.cu"], Unit::Mma, 0.85, 0.80),
     // The same with addresses of taps in its loads.
     family(&["conv2d_tile.cu", "conv2d_dgrad_tile.cu"], Unit::Mma, 0.80, 0.80),
+    // A ring of bulk copies that a warpgroup of its own fills.
+    family(&["gemm_sm90.cu", "conv2d_sm90.cu", "conv2d_dgrad_sm90.cu"], Unit::Wgmma, 0.72, 0.80),
     // Exponentials between the products.
     family(&["attention_mma.cu"], Unit::Mma, 0.55, 0.80),
     family(&["attention_bwd_dq.cu", "attention_bwd_dkv.cu"], Unit::Mma, 0.45, 0.80),
@@ -85,10 +88,14 @@ pub enum Bound {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prediction {
     pub blocks: u64,
-    /// Rounds of blocks over the device, with as many on a multiprocessor as there are.
+    /// What they make, parts of sums counted each: a block one, or one after the other.
+    pub tiles: u64,
+    /// Tiles that the fullest multiprocessor makes.
     pub busiest: u64,
-    /// Useful products of those that the fullest multiprocessor has time for: tails of tiles and of the grid.
-    pub efficiency: f64,
+    /// Useful products of those that tiles make.
+    pub of_tiles: f64,
+    /// Tiles of those that the device has time for while the fullest multiprocessor makes its own.
+    pub of_rounds: f64,
     pub compute_us: f64,
     pub memory_us: f64,
     pub us: f64,
@@ -124,14 +131,21 @@ impl Unit {
 }
 
 impl Prediction {
+    /// Useful products of those that the device has time for.
+    pub fn efficiency(&self) -> f64 {
+        self.of_tiles * self.of_rounds
+    }
+
     /// `None` for a kernel that stands in no row of [`FAMILIES`].
     pub fn of(launch: &Launch, cost: &Cost, gpu: &Gpu) -> Option<Self> {
         let family = Family::of(launch.kernel.file)?;
         let blocks: u64 = launch.grid.iter().map(|&n| u64::from(n)).product();
-        let multiprocessors = u64::from(gpu.multiprocessors);
-        let busiest = blocks.div_ceil(multiprocessors);
-        let rate = family.unit.rate(gpu) * family.compute / multiprocessors as f64;
-        let compute_us = busiest as f64 * cost.executed_flops as f64 / blocks as f64 / rate;
+        let (tiles, multiprocessors) =
+            (hopper::items(launch).unwrap_or(blocks), u64::from(gpu.multiprocessors));
+        let busiest = blocks.div_ceil(multiprocessors) * tiles.div_ceil(blocks);
+        let share = family.compute * tune::hopper::share_of(launch.kernel);
+        let rate = family.unit.rate(gpu) * share / multiprocessors as f64;
+        let compute_us = busiest as f64 * cost.executed_flops as f64 / tiles as f64 / rate;
         let drawn = (2.0 * blocks as f64 / multiprocessors as f64).min(1.0);
         let memory_us = cost.bytes as f64 / (gpu.gb_per_second * 1e3 * family.memory * drawn);
         let (work, around) = (compute_us.max(memory_us), FILL_US + GAP_US);
@@ -144,11 +158,13 @@ impl Prediction {
             0 => 1.0,
             executed => cost.flops as f64 / executed as f64,
         };
-        let filled = blocks as f64 / (busiest * multiprocessors) as f64;
+        let filled = tiles as f64 / (busiest * multiprocessors) as f64;
         Some(Self {
             blocks,
+            tiles,
             busiest,
-            efficiency: useful * filled,
+            of_tiles: useful,
+            of_rounds: filled,
             compute_us,
             memory_us,
             us: work + around,
@@ -198,7 +214,7 @@ mod tests {
         let cost = Cost { flops: 1 << 40, executed_flops: 1 << 40, bytes: 0 };
         let (full, more) = (of(132, cost), of(133, cost));
         assert_eq!((full.busiest, more.busiest), (1, 2));
-        assert!((full.efficiency - 1.0).abs() < 1e-12 && more.efficiency < 0.51);
+        assert!((full.efficiency() - 1.0).abs() < 1e-12 && more.of_rounds < 0.51);
         assert!(more.compute_us > 1.9 * full.compute_us && more.bound == Bound::Compute);
     }
 
@@ -206,6 +222,6 @@ mod tests {
     fn padding_is_paid_and_is_not_useful() {
         let whole = of(132, Cost { flops: 1 << 40, executed_flops: 1 << 40, bytes: 0 });
         let padded = of(132, Cost { flops: 1 << 39, executed_flops: 1 << 40, bytes: 0 });
-        assert_eq!((whole.us, padded.efficiency), (padded.us, 0.5));
+        assert_eq!((whole.us, padded.of_tiles), (padded.us, 0.5));
     }
 }

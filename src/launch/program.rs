@@ -1,5 +1,6 @@
 //! A step as launches: a plain value, the same for every device that runs it.
 
+use super::choice::Choice;
 use super::params::StepState;
 use super::{Cost, Launch, Packing, Storage, Weight, from_bytes, to_bytes};
 use crate::error::{Error, Result};
@@ -67,6 +68,8 @@ pub struct LaunchStep {
     pub launch: Launch,
     /// Its share of the work of the node, where that takes several launches.
     pub cost: Cost,
+    /// What was chosen for the node; none where elements only change their place.
+    pub choice: Option<Choice>,
 }
 
 impl LaunchProgram {

@@ -6,7 +6,7 @@ use bytemuck::pod_read_unaligned;
 use super::attention;
 use super::forms::Form;
 use super::params::{GroupFoldParams, GroupTilesParams, PlaceParams, Tile};
-use super::{Cost, Launch};
+use super::{Cost, Launch, hopper, tune};
 
 /// Bytes of an element of the storage type.
 const STORED: u64 = 2;
@@ -17,7 +17,8 @@ const SINGLE: u64 = 4;
 pub(super) fn of(form: &Form, whole: Cost, launches: &[Launch]) -> Vec<Cost> {
     match form {
         Form::Gemm(product, target) => {
-            let whole = Cost { executed_flops: of_tiles(&launches[0], product.k as u64), ..whole };
+            let splits = product.choice(target).form.splits();
+            let whole = Cost { executed_flops: of_tiles(&launches[0], splits, product.k), ..whole };
             vec![in_parts(whole, product.workspace(target))]
         }
         Form::Conv2d(conv, form) => {
@@ -58,12 +59,17 @@ pub(super) fn of(form: &Form, whole: Cost, launches: &[Launch]) -> Vec<Cost> {
     }
 }
 
-/// Products of whole tiles and steps of `k`.
-fn of_tiles(launch: &Launch, k: u64) -> u64 {
-    // The general form has tiles of 32 x 32; splits are along z and share k.
+/// Products of whole tiles and steps of `k`, which is in so many parts.
+fn of_tiles(launch: &Launch, splits: usize, k: usize) -> u64 {
+    // The general form has tiles of 32 x 32.
     let Tile { m, n } = Tile::of(launch.kernel).unwrap_or(Tile { m: 32, n: 32 });
     let [x, y, _] = launch.grid.map(u64::from);
-    2 * x * y * u64::from(m.unsigned_abs()) * u64::from(n.unsigned_abs()) * k.next_multiple_of(32)
+    let (tiles, step) = match hopper::items(launch) {
+        Some(items) => (items / splits as u64, tune::hopper::STEP),
+        // Parts are along z.
+        None => (x * y, tune::gemm::STEP),
+    };
+    2 * tiles * u64::from(m.unsigned_abs()) * u64::from(n.unsigned_abs()) * k.next_multiple_of(step) as u64
 }
 
 /// A contraction whose parts are written and read again.

@@ -21,7 +21,7 @@ use crate::passes;
 use crate::plan::{self, ALIGN, Fuse, Param, StepProgram, StepState};
 use crate::tensor::DType;
 
-/// What the launches are made for: the forms that every GPU since Ampere runs.
+/// What the launches are made for unless somebody says: the forms that every GPU since Ampere runs.
 const TARGET: &str = "sm_80";
 
 /// Fewer blocks are not worth a thread.
@@ -30,6 +30,7 @@ const FEWEST_BLOCKS: u32 = 4;
 /// A device that is this process' own CPU.
 pub struct SimtDevice {
     storage: Storage,
+    target: &'static str,
     threads: usize,
     limit: Option<usize>,
     weights: Arc<Mutex<Weights>>,
@@ -47,12 +48,17 @@ struct Weights {
 impl SimtDevice {
     /// The blocks of a launch are shared out among `threads` threads. No bit depends on how many there are.
     pub fn new(storage: Storage, threads: usize) -> Self {
-        Self { storage, threads, limit: None, weights: Arc::default() }
+        Self { storage, target: TARGET, threads, limit: None, weights: Arc::default() }
     }
 
     /// The same, with programs that take `bytes` at most in all, weights included.
     pub fn within(self, bytes: Option<usize>) -> Self {
         Self { limit: bytes, ..self }
+    }
+
+    /// The same, with the launches of that one of [`crate::manifest::TARGETS`].
+    pub fn like(self, target: &'static str) -> Self {
+        Self { target, ..self }
     }
 
     /// Bytes of all weights that were taken in.
@@ -62,7 +68,7 @@ impl SimtDevice {
 
     /// [`Backend::load`] with its own type.
     pub fn load_program(&self, step: StepProgram, source: &dyn WeightSource) -> Result<SimtProgram> {
-        let program = lower(&step, self.storage, TARGET)?;
+        let program = lower(&step, self.storage, self.target)?;
         let weights = lock(&self.weights).take_all(&program, source)?;
         let mut simt = Simt::new();
         let arena = simt.alloc(program.arena_bytes);
@@ -122,15 +128,17 @@ impl Backend for SimtDevice {
     }
 
     fn wider(&self) -> Option<Box<dyn Backend>> {
-        let Self { threads, limit, .. } = *self;
-        let wider = || Self { storage: Storage::Bf16, threads, limit, weights: Arc::clone(&self.weights) };
+        let Self { target, threads, limit, .. } = *self;
+        let wider =
+            || Self { storage: Storage::Bf16, target, threads, limit, weights: Arc::clone(&self.weights) };
         (self.storage == Storage::F16).then(|| Box::new(wider()) as Box<dyn Backend>)
     }
 
     /// Copies and workspaces that find no room in the plan's arena.
     fn scratch_bytes(&self, program: &StepProgram) -> usize {
         // A program that cannot be lowered is refused when it is loaded.
-        lower(program, self.storage, TARGET).map_or(0, |lowered| lowered.arena_bytes - program.arena_bytes)
+        lower(program, self.storage, self.target)
+            .map_or(0, |lowered| lowered.arena_bytes - program.arena_bytes)
     }
 
     fn limit(&self) -> Option<usize> {
@@ -138,7 +146,7 @@ impl Backend for SimtDevice {
     }
 
     fn weights(&self, program: &StepProgram) -> Vec<(String, usize)> {
-        lower(program, self.storage, TARGET)
+        lower(program, self.storage, self.target)
             .map_or_else(|_| program.weights(), |lowered| lowered.weight_names())
     }
 

@@ -17,7 +17,9 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 pub use device::{SimtDevice, SimtProgram};
 pub use runtime::{Counts, Simt};
-pub use tensor_map::{Swizzle, TensorMap};
+pub use tensor_map::TensorMap;
+
+pub use crate::launch::maps::Swizzle;
 
 /// How one launch runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

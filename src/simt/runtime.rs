@@ -1,5 +1,6 @@
 //! The runtime in `kernels/simt`, behind safe functions.
 
+use std::borrow::Cow;
 use std::ffi::{CString, c_char, c_void};
 use std::ops::Range;
 use std::ptr::{self, NonNull};
@@ -169,8 +170,14 @@ impl Simt {
 
     /// Runs a launch to its end.
     pub fn run(&mut self, launch: &Launch, mode: Mode) -> Result<Counts, SimtError> {
-        let kernel = launch.kernel;
-        self.launch(kernel.name, launch.grid, kernel.threads, kernel.shared_bytes, &launch.params, mode)
+        let (kernel, params) = (launch.kernel, Self::params(launch)?);
+        self.launch(kernel.name, launch.grid, kernel.threads, kernel.shared_bytes, &params, mode)
+    }
+
+    /// The params with their tensor maps as this device takes them.
+    pub fn params(launch: &Launch) -> Result<Cow<'_, [u8]>, SimtError> {
+        let encoded = launch.encoded(TensorMap::encode);
+        encoded.map_err(|rule| SimtError::new(launch.kernel.name, &format!("TENSOR MAP: not {rule}")))
     }
 
     /// Runs a kernel to its end. `params` are the bytes of its params struct.
@@ -205,18 +212,18 @@ impl Simt {
         blocks: Range<u32>,
         mode: Mode,
     ) -> Result<Counts, SimtError> {
-        let kernel = launch.kernel;
+        let (kernel, params) = (launch.kernel, Self::params(launch)?);
         let variant = if mode.checked { "checked" } else { "fast" };
         let mode = RawMode::new(mode, blocks);
-        self.start((variant, kernel.name), launch.grid, kernel.shared_bytes, &launch.params, mode)
+        self.start((variant, kernel.name), launch.grid, kernel.shared_bytes, &params, mode)
     }
 
     /// What these blocks of a launch do to memory. Nothing is checked, and products on tensor cores are left out: the
     /// numbers in memory mean nothing afterwards.
     pub fn count_blocks(&mut self, launch: &Launch, blocks: Range<u32>) -> Result<Counts, SimtError> {
-        let kernel = launch.kernel;
+        let (kernel, params) = (launch.kernel, Self::params(launch)?);
         let mode = RawMode { counts_alone: 1, ..RawMode::new(Mode::FAST, blocks) };
-        self.start(("checked", kernel.name), launch.grid, kernel.shared_bytes, &launch.params, mode)
+        self.start(("checked", kernel.name), launch.grid, kernel.shared_bytes, &params, mode)
     }
 
     /// Runs a variant of a kernel that is linked under that name, with the kernel's own params.

@@ -5,16 +5,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::launch::maps::{ELEMENT_BYTES, Encoded, Map, Swizzle};
 use crate::launch::params::DevicePtr;
-
-/// How 16-byte chunks of a box's rows are permuted in shared memory; the value is a row's bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Swizzle {
-    None = 0,
-    B32 = 32,
-    B64 = 64,
-    B128 = 128,
-}
 
 /// Stands in params, aligned. Words: address; rank, bytes of an element, swizzle and a mark; 5 extents; 4 strides;
 /// 5 extents of the box in 32 bits each. Innermost dimensions are first.
@@ -25,6 +17,12 @@ pub struct TensorMap([u64; 16]);
 const MARK: u64 = 0x756e_6775;
 
 impl TensorMap {
+    /// What a launch says of one of its tensors.
+    pub fn encode(address: DevicePtr, map: &Map) -> Result<Encoded, &'static str> {
+        let Map { extents, strides, tile, swizzle, .. } = map;
+        Self::tiled(address, ELEMENT_BYTES, extents, strides, tile, *swizzle).map(|map| Encoded(map.0))
+    }
+
     /// A tensor of `element_bytes` at `address`, its `strides` in bytes from the second dimension on, of which a copy
     /// takes `tile`. The error is the rule that is broken.
     pub fn tiled(

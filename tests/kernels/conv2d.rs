@@ -5,7 +5,8 @@ use unguide::ir::Padding;
 use unguide::launch::Storage;
 use unguide::launch::conv2d::{BwdOperands, Conv2d, Operands};
 use unguide::launch::params::DevicePtr;
-use unguide::launch::tune::conv2d::{Form, TILES, Tile};
+use unguide::launch::tune::conv2d::{Form, OnHopper, TILES, Tile};
+use unguide::launch::tune::hopper;
 use unguide::simt::{Counts, Mode, Simt};
 
 use crate::support::device::conv2d::{Ends, PLAIN, TARGET, Trial, Wish};
@@ -128,7 +129,16 @@ fn statistics_are_those_of_what_is_stored() {
         ..PLAIN
     };
     let of_few = Conv2d { channels: [4, 0], ..plain };
+    // Slabs of eight columns and 16 lines, three of each image; and one of each kind of pixel.
+    let slabs = Conv2d { size: [16, 24], ..plain };
+    let kinds = Conv2d { size: [8, 16], enlarged: Some([16, 32]), ..doubled };
     for (conv, form) in [
+        (slabs, Wish::Hopper(0, 1, 2)),
+        (slabs, Wish::Hopper(2, 2, 3)),
+        // Slabs of two images, the last of one.
+        (Conv2d { images: 3, size: [8, 8], ..plain }, Wish::Hopper(0, 1, 1)),
+        (Conv2d { images: 3, size: [8, 8], ..plain }, Wish::Hopper(2, 3, 2)),
+        (kinds, Wish::Hopper(0, 1, 1)),
         (plain, Wish::Tiled(64, 64, 1)),
         (plain, Wish::Tiled(64, 64, 2)),
         (doubled, Wish::Tiled(64, 64, 1)),
@@ -136,17 +146,27 @@ fn statistics_are_those_of_what_is_stored() {
     ] {
         let trial = Trial::new(Conv2d { stats: true, ..conv }, Ends::All, form);
         let outputs = outcome(&trial, DIRECTIONS[0], Mode::FAST).0;
+        let class = if conv.sub_pixel { conv.size } else { conv.out() };
+        let bits = hopper::box_of_an_image(class).unwrap_or_default();
         let form = match form {
             Wish::Tiled(m, n, splits) => Form::Tiled(Tile { m, n, splits }),
+            Wish::Hopper(tile, splits, blocks) => {
+                Form::Hopper(OnHopper { tile: hopper::TILES[tile], splits, bits, blocks })
+            }
             _ => Form::Gathered,
         };
         let rows = conv.statistics_tile(form).expect("it takes them");
         let ([height, width], o) = (conv.out(), conv.filter[0]);
-        // Pixels in the order of tiles: kind by kind.
+        // Pixels in the order of tiles: kind by kind, slab by slab.
         let mut pixels: Vec<(usize, usize)> =
             (0..height * width).map(|pixel| (pixel / width, pixel % width)).collect();
         if conv.sub_pixel {
             pixels.sort_by_key(|(i, j)| (i % 2, j % 2));
+        }
+        if let Form::Hopper(_) = form {
+            let scale = if conv.sub_pixel { 2 } else { 1 };
+            let [x, y] = bits;
+            pixels.sort_by_key(|(i, j)| (i % scale, j % scale, i / scale >> y, j / scale >> x));
         }
         let tiles = pixels.len().div_ceil(rows);
         for (at, got) in outputs[1].chunks_exact(2).enumerate() {

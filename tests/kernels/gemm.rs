@@ -5,10 +5,11 @@ use unguide::launch::Storage;
 use unguide::launch::gemm::{After, Order, Places};
 use unguide::launch::params::DevicePtr;
 use unguide::launch::tune::gemm::{STEP, TILES};
+use unguide::launch::tune::hopper;
 use unguide::simt::{Counts, Mode, Schedule, Simt};
 use unguide::tensor::Tensor;
 
-use crate::support::device::gemm::Trial;
+use crate::support::device::gemm::{Form, Trial};
 
 const ORDERS: [Order; 2] = [Order::ByColumns, Order::ByRows];
 
@@ -44,6 +45,29 @@ fn every_tile_and_every_schedule_gives_the_same_bits() {
         }
         for mode in Mode::all() {
             assert!(outcome(&trial(TILES[3]), Storage::Bf16, mode).0 == want, "{order:?} {mode:?}");
+        }
+    }
+}
+
+#[test]
+fn tiles_of_sm_90a_do_each_product_once_and_give_the_same_bits() {
+    for order in ORDERS {
+        for tile in hopper::TILES {
+            let [m, n, k] = [tile.m(), tile.n, 5 * hopper::STEP];
+            let trial = Trial { form: Form::Hopper(tile, k, 1), ..Trial::new(order, TILES[0], [m, n, k]) };
+            let (_, counts) = outcome(&trial, Storage::F16, Mode::FAST);
+            // A warp has 16 rows.
+            assert_eq!(counts[0].wgmma as usize, m / 16 * k / 16, "{order:?} {tile}");
+            assert_eq!(counts[0].async_bytes as usize, (m + n) * k * 2, "{order:?} {tile}");
+        }
+        let after = After { bias: true, residual: true, ..After::default() };
+        let outputs = |tile, blocks| {
+            let trial = Trial::new(order, TILES[0], [270, 72, 136]).after(after);
+            outcome(&Trial { form: Form::Hopper(tile, 136, blocks), ..trial }, Storage::Bf16, Mode::FAST).0
+        };
+        let want = outputs(hopper::TILES[0], 1);
+        for (tile, blocks) in hopper::TILES.into_iter().flat_map(|tile| [(tile, 1), (tile, 2)]) {
+            assert!(outputs(tile, blocks) == want, "{order:?} {tile} on {blocks}");
         }
     }
 }

@@ -344,6 +344,28 @@ int cuLaunchKernel(Function* function, unsigned x, unsigned y, unsigned z, unsig
     return launch(function, grid, params[0]);
 }
 
+// As the simulated device encodes them: bases, extents and boxes of 16-bit elements, one after the other.
+int cuTensorMapEncodeTiled(uint64_t* map, int kind, unsigned rank, uint64_t base, const uint64_t* extents,
+                           const uint64_t* strides, const unsigned* box, const unsigned* steps, int interleave, int swizzle,
+                           int, int fill) {
+    const unsigned widths[4] = {0, 32, 64, 128};
+    if (kind != 1 || rank < 1 || rank > 5 || base % 16 != 0 || !inside(base, 1) || interleave != 0 || swizzle < 0 ||
+        swizzle > 3 || fill != 0 || (swizzle != 0 && box[0] * 2 != widths[swizzle])) {
+        return mistake();
+    }
+    memset(map, 0, 128);
+    map[0] = base;
+    map[1] = rank | 2 << 8 | widths[swizzle] << 16 | uint64_t(0x756e6775) << 32;
+    for (unsigned i = 0; i < 5; i++) {
+        if (i < rank && (steps[i] != 1 || box[i] < 1 || box[i] > 256 || extents[i] < 1)) return mistake();
+        if (i > 0 && i < rank && strides[i - 1] % 16 != 0) return mistake();
+        map[2 + i] = i < rank ? extents[i] : 1;
+        if (i > 0 && i < rank) map[6 + i] = strides[i - 1];
+        map[11 + i / 2] |= uint64_t(i < rank ? box[i] : 1) << (i % 2 * 32);
+    }
+    return state();
+}
+
 int cuGraphCreate(Graph** graph, unsigned) {
     *graph = new Graph;
     counts.graphs++;

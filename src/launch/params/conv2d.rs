@@ -249,24 +249,24 @@ fn is_narrow(rules: &Rules) -> bool {
 }
 
 /// What a convolution and its gradient have in common; of two numbers the first is that of lines.
-struct Window {
-    images: i32,
+pub(super) struct Window {
+    pub images: i32,
     /// Of an image that is written.
-    pixels: i32,
+    pub pixels: i32,
     /// What the filter slides over, and what it makes.
-    sizes: [[i32; 2]; 2],
-    taps: [i32; 2],
-    strides: [i32; 2],
-    before: [i32; 2],
-    kinds: [i32; 2],
-    up: i32,
-    channels: i32,
-    filters: i32,
-    splits: i32,
+    pub sizes: [[i32; 2]; 2],
+    pub taps: [i32; 2],
+    pub strides: [i32; 2],
+    pub before: [i32; 2],
+    pub kinds: [i32; 2],
+    pub up: i32,
+    pub channels: i32,
+    pub filters: i32,
+    pub splits: i32,
 }
 
 impl Window {
-    fn check(&self, rules: &mut Rules) {
+    pub fn check(&self, rules: &mut Rules) {
         let fields = [
             ["h", "height", "r", "stride_y", "top", "kinds_y"],
             ["w", "width", "s", "stride_x", "left", "kinds_x"],
@@ -387,7 +387,7 @@ impl Window {
         self.epilogue(rules, epilogue, columns, true);
     }
 
-    fn epilogue(&self, rules: &mut Rules, epilogue: &Epilogue, columns: i32, tuned: bool) {
+    pub fn epilogue(&self, rules: &mut Rules, epilogue: &Epilogue, columns: i32, tuned: bool) {
         rules.holds("activation", epilogue.activation, epilogue.activation != Epilogue::GEGLU, "not GEGLU");
         if epilogue.stats != DevicePtr::NONE {
             let whole = epilogue.stat_rows == self.pixels;

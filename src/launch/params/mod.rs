@@ -15,6 +15,7 @@ mod method;
 mod norms;
 mod pointwise;
 mod rules;
+mod sm90;
 
 use bytemuck::{Pod, Zeroable};
 
@@ -33,7 +34,10 @@ pub use method::{
 pub use norms::{GroupNormBwdParams, GroupNormParams, LayerNormBwdParams, LayerNormParams};
 pub use pointwise::{LayoutParams, PointwiseParams, TimestepParams};
 pub use rules::Rules;
+pub use sm90::{Conv2dBwdSm90Params, Conv2dSm90Params, GemmSm90Params};
 
+use super::maps::Map;
+use crate::manifest::Kernel;
 use crate::{ir, plan};
 
 /// A kernel's params, and what they must be.
@@ -45,6 +49,11 @@ pub trait Params: Pod {
 
     /// Says what does not hold: the kernel relies on every rule.
     fn check(&self, rules: &mut Rules);
+
+    /// Tensors that `kernel` copies in bulk.
+    fn maps(&self, _kernel: &Kernel) -> Vec<Map> {
+        Vec::new()
+    }
 }
 
 /// An address on the device; 0 is none.

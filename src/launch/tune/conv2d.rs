@@ -5,7 +5,8 @@
 
 use std::fmt;
 
-use super::multiprocessors;
+use super::reason::cheapest;
+use super::{Fact, Fastest, hopper, multiprocessors};
 use crate::launch::Storage;
 
 /// What a tiled convolution makes of one image, and of how many.
@@ -33,13 +34,25 @@ pub struct Tile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
     General {
-        why: &'static str,
+        why: Fact,
     },
     Tiled(Tile),
+    Hopper(OnHopper),
     /// In tiles whose operands come element by element: channels in no whole vectors.
     Gathered,
     /// To at most [`FEW`] channels, each pixel read but once.
     Narrow,
+}
+
+/// A tile on the matrix units of sm_90a.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OnHopper {
+    pub tile: hopper::Tile,
+    pub splits: usize,
+    /// Of a slab's box; see [`hopper::pixel_bits`].
+    pub bits: [u32; 2],
+    /// That take the tiles, at most.
+    pub blocks: u32,
 }
 
 /// Channels that [`Form::Narrow`] makes at most, and of which the others want as many.
@@ -84,16 +97,14 @@ impl Problem {
         wanted.min(self.steps / LEAST_STEPS).clamp(1, MOST_SPLITS)
     }
 
-    /// The tile whose blocks take the least time together on a device of `target`: full waves, each as long as its
-    /// tile is large.
-    pub fn tile(&self, target: &str) -> Tile {
-        let splits = self.splits();
-        let cost = |&(m, n, speed): &(usize, usize, usize)| {
-            let blocks = self.images * splits * self.blocks(m, n);
-            blocks.div_ceil(multiprocessors(target)) * m * n * 100 / speed
-        };
-        let (m, n, _) = TILES.into_iter().min_by_key(cost).expect("there are tiles");
-        Tile { m, n, splits }
+    /// The tile whose blocks take the least time together on a device of `target`, and why: full waves, each as long
+    /// as its tile is large.
+    pub fn tile(&self, target: &str) -> (Tile, Fastest) {
+        let (splits, all) = (self.splits(), multiprocessors(target));
+        let blocks = |m: usize, n: usize| self.images * splits * self.blocks(m, n);
+        let cost = |&(m, n, speed): &(usize, usize, usize)| blocks(m, n).div_ceil(all) * m * n * 100 / speed;
+        let ((m, n, _), rival) = cheapest(&TILES, |&(m, n, _)| [m, n], cost);
+        (Tile { m, n, splits }, Fastest::of(blocks(m, n), all, rival))
     }
 }
 
@@ -101,7 +112,7 @@ impl Form {
     /// What a block makes, where that is a tile of pixels by channels.
     pub fn tile(&self) -> Option<Tile> {
         match *self {
-            Self::General { .. } | Self::Narrow => None,
+            Self::General { .. } | Self::Narrow | Self::Hopper(_) => None,
             Self::Tiled(tile) => Some(tile),
             Self::Gathered => Some(GATHERED),
         }
@@ -110,7 +121,7 @@ impl Form {
     /// Parts whose sums are kept: none where the sum is whole.
     pub fn splits(&self) -> usize {
         match *self {
-            Self::Tiled(Tile { splits, .. }) if splits > 1 => splits,
+            Self::Tiled(Tile { splits, .. }) | Self::Hopper(OnHopper { splits, .. }) if splits > 1 => splits,
             _ => 0,
         }
     }
@@ -132,7 +143,12 @@ impl Tile {
 impl fmt::Display for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::General { why } => write!(f, "general form: {why}"),
+            Self::General { why } => write!(f, "general form: {}", why.words()),
+            Self::Hopper(OnHopper { tile, splits, bits: [x, y], .. }) => {
+                let n = hopper::SLAB.ilog2() - x - y;
+                write!(f, "{tile}, slabs of {} x {} x {} pixels", 1 << n, 1 << y, 1 << x)?;
+                if *splits > 1 { write!(f, ", sums in {splits} parts") } else { Ok(()) }
+            }
             Self::Tiled(Tile { m, n, splits: 1 }) => write!(f, "tiles of {m} x {n}"),
             Self::Tiled(Tile { m, n, splits }) => write!(f, "tiles of {m} x {n}, sums in {splits} parts"),
             Self::Gathered => write!(f, "tiles of {} x {}, element by element", GATHERED.m, GATHERED.n),
@@ -151,22 +167,27 @@ mod tests {
 
     #[test]
     fn large_images_take_large_tiles_and_whole_sums() {
-        assert_eq!(problem(1, 512 * 512, 128, 36).tile("sm_90a"), Tile { m: 128, n: 128, splits: 1 });
-        assert_eq!(problem(2, 4096, 320, 90).tile("sm_90a"), Tile { m: 128, n: 64, splits: 1 });
+        let (tile, why) = problem(1, 512 * 512, 128, 36).tile("sm_90a");
+        assert_eq!(tile, Tile { m: 128, n: 128, splits: 1 });
+        assert_eq!(
+            why.to_string(),
+            "2048 tiles, at most 16 on a multiprocessor; 128 x 64 takes 117 % of the time"
+        );
+        assert_eq!(problem(2, 4096, 320, 90).tile("sm_90a").0, Tile { m: 128, n: 64, splits: 1 });
     }
 
     #[test]
     fn small_images_with_long_sums_are_split() {
-        let tile = problem(2, 64, 1280, 360).tile("sm_90a");
+        let (tile, _) = problem(2, 64, 1280, 360).tile("sm_90a");
         assert_eq!(tile, Tile { m: 64, n: 64, splits: 4 });
         assert_eq!(Form::Tiled(tile).to_string(), "tiles of 64 x 64, sums in 4 parts");
-        assert_eq!(problem(1, 64, 1280, 20).tile("sm_90a").splits, 1);
+        assert_eq!(problem(1, 64, 1280, 20).tile("sm_90a").0.splits, 1);
     }
 
     #[test]
     fn the_order_of_a_sum_is_that_of_one_image() {
         for (pixels, columns, steps) in [(64, 1280, 720), (117, 320, 90), (256, 640, 180), (4096, 4, 90)] {
-            let splits = |images| problem(images, pixels, columns, steps).tile("sm_90a").splits;
+            let splits = |images| problem(images, pixels, columns, steps).tile("sm_90a").0.splits;
             assert!((2..40).all(|images| splits(images) == splits(1)));
         }
     }

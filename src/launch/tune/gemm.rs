@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::multiprocessors;
+use super::reason::cheapest;
+use super::{Fact, Fastest, Obstacle, Reason, hopper, multiprocessors};
 
 /// What the choice depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,10 +22,10 @@ pub struct Extents {
 }
 
 /// How the product is made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
     pub form: Form,
-    pub reason: String,
+    pub reason: Reason,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub enum Form {
     General,
     /// On tensor cores, the depth in that many parts of `k_split`.
     Tiled { tile: Tile, splits: usize, k_split: usize },
+    /// The same on those of sm_90a, by bulk copies.
+    Hopper { tile: hopper::Tile, splits: usize, k_split: usize },
 }
 
 /// A row of the manifest, and how well it does.
@@ -53,8 +56,9 @@ pub const TILES: [Tile; 4] = [
     Tile { m: 64, n: 64, rate: 70 },
 ];
 
-/// Of k in one step of every tile.
+/// Of k in one step of every tile, and steps that its ring holds.
 pub const STEP: usize = 32;
+pub const STAGES: usize = 4;
 
 /// An image alone should give so many blocks: half a device, since images come in pairs.
 const BLOCKS_OF_AN_IMAGE: usize = 64;
@@ -65,28 +69,49 @@ const SHALLOWEST: usize = 256;
 pub fn choose(target: &str, extents: &Extents) -> Choice {
     let Extents { rows, images, n, k, batch, aligned, stats } = *extents;
     if !aligned {
-        return Choice {
-            form: Form::General,
-            reason: "rows of operands are not aligned to 16 bytes".to_owned(),
-        };
+        return Choice { form: Form::General, reason: Reason::Only(Fact::Unaligned) };
+    }
+    // One image decides, so that a batch changes no bit.
+    let obstacle = match () {
+        () if batch > 1 => Some(Obstacle::Batch),
+        () if rows < LEAST_ROWS => Some(Obstacle::FewRows),
+        () => None,
+    };
+    if target == "sm_90a" && obstacle.is_none() {
+        return on_hopper(target, extents);
     }
     let (splits, k_split) = splits(rows, n, k, batch);
     // Statistics are those of a tile, so that there one image alone decides.
     let rows = if stats { rows } else { rows * images };
     let blocks = |tile: &Tile| rows.div_ceil(tile.m) * n.div_ceil(tile.n) * batch * splits;
-    // Blocks that the busiest multiprocessor gets, and what they cost it.
-    let rounds = |tile: &Tile| blocks(tile).div_ceil(multiprocessors(target));
-    let cost = |tile: &Tile| (rounds(tile) * tile.m * tile.n * 100).div_ceil(tile.rate);
-    let mut best = TILES[0];
-    for tile in &TILES[1..] {
-        if cost(tile) < cost(&best) {
-            best = *tile;
-        }
-    }
-    let depth = if splits > 1 { format!(", depth in {splits} parts of {k_split}") } else { String::new() };
-    let (blocks, rounds) = (blocks(&best), rounds(&best));
-    let reason = format!("{blocks} blocks, at most {rounds} on a multiprocessor{depth}");
-    Choice { form: Form::Tiled { tile: best, splits, k_split }, reason }
+    let all = multiprocessors(target);
+    let cost = |tile: &Tile| (blocks(tile).div_ceil(all) * tile.m * tile.n * 100).div_ceil(tile.rate);
+    let (tile, rival) = cheapest(&TILES, |tile| [tile.m, tile.n], cost);
+    let obstacle = obstacle.filter(|_| target == "sm_90a");
+    let reason = Fastest { obstacle, ..Fastest::of(blocks(&tile), all, rival) };
+    Choice { form: Form::Tiled { tile, splits, k_split }, reason: Reason::Fastest(reason) }
+}
+
+/// With fewer rows most of a slab is nothing.
+const LEAST_ROWS: usize = 64;
+
+fn on_hopper(target: &str, extents: &Extents) -> Choice {
+    let Extents { rows, images, n, k, stats, .. } = *extents;
+    let of = |rows: usize| hopper::Work {
+        groups: 1,
+        slabs: rows.div_ceil(hopper::SLAB),
+        n,
+        steps: k.div_ceil(hopper::STEP),
+    };
+    let k_split = k.div_ceil(of(2 * rows).splits()).next_multiple_of(hopper::STEP);
+    let splits = k.div_ceil(k_split);
+    // Slabs go on from image to image, unless statistics are taken.
+    let work = match stats {
+        true => hopper::Work { groups: images, ..of(rows) },
+        false => of(rows * images),
+    };
+    let (tile, reason) = work.tile(target, splits);
+    Choice { form: Form::Hopper { tile, splits, k_split }, reason: Reason::Fastest(reason) }
 }
 
 /// In how many parts, and of how much of k: of one image alone.
@@ -98,11 +123,11 @@ fn splits(rows: usize, n: usize, k: usize, batch: usize) -> (usize, usize) {
 }
 
 impl Form {
-    /// Parts of the depth.
+    /// In how many parts the depth is.
     pub fn splits(&self) -> usize {
         match *self {
             Self::General => 1,
-            Self::Tiled { splits, .. } => splits,
+            Self::Tiled { splits, .. } | Self::Hopper { splits, .. } => splits,
         }
     }
 }
@@ -110,16 +135,21 @@ impl Form {
 impl Tile {
     /// The variant in names of kernels.
     pub fn variant(&self) -> String {
-        format!("m{}n{}k{STEP}s4", self.m, self.n)
+        format!("m{}n{}k{STEP}s{STAGES}", self.m, self.n)
     }
 }
 
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = |k_split: usize| match self.form.splits() {
+            1 => String::new(),
+            splits => format!(" x {splits} of {k_split}"),
+        };
         match self.form {
-            Form::General => write!(f, "general: {}", self.reason),
-            Form::Tiled { tile, splits: 1, .. } => write!(f, "{}: {}", tile.variant(), self.reason),
-            Form::Tiled { tile, splits, .. } => write!(f, "{} x {splits}: {}", tile.variant(), self.reason),
+            Form::General => write!(f, "general")?,
+            Form::Tiled { tile, k_split, .. } => write!(f, "{}{}", tile.variant(), parts(k_split))?,
+            Form::Hopper { tile, k_split, .. } => write!(f, "{tile}{}", parts(k_split))?,
         }
+        write!(f, ": {}", self.reason)
     }
 }

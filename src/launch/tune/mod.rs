@@ -5,6 +5,10 @@
 
 pub mod conv2d;
 pub mod gemm;
+pub mod hopper;
+mod reason;
+
+pub use reason::{Fact, Fastest, Obstacle, Reason, Rival};
 
 /// Multiprocessors of the devices that a binary is made for.
 pub(crate) fn multiprocessors(target: &str) -> usize {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use unguide::ir::{Activation, Op, Padding};
 use unguide::launch::conv2d::{BwdOperands, Conv2d, Operands};
 use unguide::launch::params::{self as p, DevicePtr, Epilogue};
-use unguide::launch::tune::conv2d::{FEW, Form, Tile};
+use unguide::launch::tune::conv2d::{FEW, Form, OnHopper, Tile};
+use unguide::launch::tune::{Fact, hopper};
 use unguide::launch::{Launch, Storage};
 use unguide::plan::StepState;
 use unguide::simt::Simt;
@@ -48,6 +49,8 @@ pub enum Wish {
     Tiled(usize, usize, usize),
     Gathered,
     Narrow,
+    /// A tile of sm_90a by its number, with sums in so many parts, on so many blocks.
+    Hopper(usize, usize, u32),
     /// Whatever the choice says.
     Chosen,
 }
@@ -68,7 +71,7 @@ pub const TARGET: &str = "sm_80";
 
 fn trials() -> Vec<Trial> {
     use Ends::{All, Bare, Bias};
-    use Wish::{Chosen, Gathered, General, Narrow, Tiled};
+    use Wish::{Chosen, Gathered, General, Hopper, Narrow, Tiled};
     let asymmetric = Padding { top: 0, left: 0, bottom: 1, right: 1 };
     let conv = |images, size, channels, filter| Conv2d { images, size, channels, filter, ..PLAIN };
     let strided = |stride, padding, conv| Conv2d { stride, padding, ..conv };
@@ -111,6 +114,16 @@ fn trials() -> Vec<Trial> {
         (strided(1, Padding::NONE, conv(1, [8, 20], [136, 0], [4, 3, 3])), Bare, Narrow),
         (conv(2, [9, 17], [3, 0], [40, 3, 3]), All, Narrow),
         (strided(1, asymmetric, conv(1, [10, 33], [8, 0], [104, 3, 3])), All, Narrow),
+        // Slabs of sm_90a: of one image and of several, ragged in every direction, rings that go round, tiles after each
+        // other on a block, sources that meet at a step, four kinds of pixels, sums in parts.
+        (conv(2, [9, 13], [64, 24], [72, 3, 3]), All, Hopper(2, 1, 1)),
+        (conv(3, [5, 6], [40, 0], [40, 3, 3]), All, Hopper(2, 1, 2)),
+        (strided(1, Padding::NONE, conv(1, [7, 11], [72, 0], [136, 1, 1])), Bias, Hopper(2, 1, 1)),
+        (conv(1, [17, 18], [8, 0], [136, 3, 3]), Bias, Hopper(0, 1, 1)),
+        (conv(1, [12, 13], [64, 8], [168, 3, 3]), Bare, Hopper(1, 1, 2)),
+        (sub_pixel([8, 10], conv(2, [4, 5], [64, 8], [40, 3, 3])), All, Hopper(2, 1, 1)),
+        (sub_pixel([16, 34], conv(1, [8, 17], [16, 0], [16, 3, 3])), Bare, Hopper(0, 1, 2)),
+        (conv(2, [7, 11], [64, 0], [72, 3, 3]), All, Hopper(2, 4, 2)),
         // Channels as they are.
         (conv(1, [9, 8], [4, 0], [320, 3, 3]), Bias, Chosen),
         (conv(1, [9, 20], [128, 0], [3, 3, 3]), Bias, Chosen),
@@ -120,6 +133,7 @@ fn trials() -> Vec<Trial> {
         (conv(1, [5, 7], [320, 0], [129, 3, 3]), Bias, Chosen),
         (conv(1, [8, 8], [640, 320], [320, 3, 3]), All, Chosen),
         (sub_pixel([8, 7], conv(1, [4, 4], [320, 0], [320, 3, 3])), Bias, Chosen),
+        (conv(2, [8, 8], [640, 320], [320, 3, 3]), All, Hopper(1, 4, 4)),
     ];
     trials.map(|(conv, ends, form)| Trial::new(conv, ends, form)).into()
 }
@@ -197,12 +211,18 @@ impl Trial {
         }
     }
 
-    fn form(&self, chosen: Form) -> Form {
+    /// `pixels` are those of a class, of so many images.
+    fn form(&self, chosen: Form, pixels: [usize; 2]) -> Form {
+        let of_an_image = hopper::box_of_an_image(pixels).filter(|_| self.conv.stats);
+        let bits = of_an_image.unwrap_or_else(|| hopper::pixel_bits(self.launched().images, pixels));
         match self.form {
-            Wish::General => Form::General { why: "the trial is about it" },
+            Wish::General => Form::General { why: Fact::NoVectors },
             Wish::Tiled(m, n, splits) => Form::Tiled(Tile { m, n, splits }),
             Wish::Gathered => Form::Gathered,
             Wish::Narrow => Form::Narrow,
+            Wish::Hopper(tile, splits, blocks) => {
+                Form::Hopper(OnHopper { tile: hopper::TILES[tile], splits, bits, blocks })
+            }
             Wish::Chosen => chosen,
         }
     }
@@ -233,7 +253,8 @@ impl Trial {
         at.epilogue = self.epilogue(simt, &values, storage);
         let output = Output::new(simt, values.residual.shape(), stored);
         at.y = output.at;
-        let form = self.form(conv.form(TARGET));
+        let halved = if conv.sub_pixel { conv.out().map(|extent| extent / 2) } else { conv.out() };
+        let form = self.form(conv.form(TARGET), halved);
         at.workspace = workspace(simt, conv.workspace_bytes(form));
         at.arrived = simt.put(&vec![0; COUNTERS]);
         let mut outputs = vec![output];
@@ -329,7 +350,7 @@ impl Trial {
         let Conv2d { filter: [o, ..], channels: [c, _], .. } = trial.conv;
         let whole = match trial.form {
             Wish::General | Wish::Chosen => true,
-            Wish::Tiled(..) => o.is_multiple_of(8),
+            Wish::Tiled(..) | Wish::Hopper(..) => o.is_multiple_of(8),
             Wish::Gathered => trial.conv.bwd_form(0, TARGET) == Form::Gathered,
             Wish::Narrow => o.is_multiple_of(8) && c <= FEW,
         };
@@ -354,7 +375,7 @@ impl Trial {
             let dx = Output::new(simt, x.shape(), stored);
             // What was there before stands in for another path's gradient.
             let residual = if self.ends == Ends::All { put(simt, x, stored) } else { DevicePtr::NONE };
-            let form = self.form(conv.bwd_form(source, TARGET));
+            let form = self.form(conv.bwd_form(source, TARGET), conv.size);
             let workspace = workspace(simt, conv.bwd_workspace_bytes(source, form));
             let epilogue = Epilogue { residual, ..Epilogue::default() };
             let arrived = simt.put(&vec![0; COUNTERS]);

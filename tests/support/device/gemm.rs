@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use unguide::ir::{Activation, Op};
 use unguide::launch::gemm::{After, Channels, Gemm, Order, Places};
+use unguide::launch::hopper;
 use unguide::launch::params::{Epilogue, activation};
 use unguide::launch::tune::gemm::{TILES, Tile};
+use unguide::launch::tune::hopper as sm90;
 use unguide::launch::{Launch, Storage};
 use unguide::plan::StepState;
 use unguide::simt::Simt;
@@ -36,6 +38,8 @@ pub enum Form {
     General,
     /// That tile, with so much of k in a split.
     Tiled(Tile, usize),
+    /// That tile of sm_90a, with so much of k in a split, by so many blocks.
+    Hopper(sm90::Tile, usize, u32),
     /// What is chosen for that target.
     Chosen(&'static str),
 }
@@ -112,6 +116,35 @@ fn trials() -> Vec<Trial> {
             Trial { form: Form::General, ..tiled(least, 9, 5, 3) }.batch(2).after(residual),
         ]);
     }
+    for order in [ByColumns, ByRows] {
+        let [pair, wide, narrow] = sm90::TILES;
+        let on = |tile: sm90::Tile, blocks: u32, extents: [usize; 3]| Trial {
+            form: Form::Hopper(tile, extents[2], blocks),
+            ..Trial::new(order, least, extents)
+        };
+        all.extend([
+            // Less than a tile, and less than a step.
+            on(narrow, 1, [1, 8, 8]),
+            // A ring that goes round, tiles after each other on one block and on two, ragged in every direction.
+            on(narrow, 1, [130, 72, 328]).after(residual).act(Act::Of(Silu)),
+            on(narrow, 2, [140, 136, 72])
+                .images(2)
+                .after(After { stats: true, ..channels(Channels::OfImages) }),
+            on(wide, 1, [65, 144, 200]).after(residual).act(Act::Geglu),
+            on(wide, 2, [129, 168, 136]).after(bias).act(Act::Of(Gelu)),
+            on(pair, 1, [300, 136, 264]).after(residual),
+            on(pair, 1, [390, 16, 72]).images(3).after(After { stats: true, ..residual }),
+            // Images of one slab each, where the tile has two.
+            on(pair, 2, [140, 24, 72]).images(2).after(After { stats: true, ..bias }),
+            // Depth in parts: the last is shorter.
+            on(narrow, 2, [66, 40, 200])
+                .split(64)
+                .images(2)
+                .after(After { stats: true, ..residual })
+                .act(Act::Of(Relu)),
+            on(wide, 1, [7, 16, 136]).split(128).after(bias).act(Act::Of(Tanh)),
+        ]);
+    }
     let tiled = |m: usize, n: usize, k: usize| Trial::new(ByColumns, least, [m, n, k]);
     all.extend([
         // Columns that are not taken four at a time.
@@ -142,7 +175,7 @@ impl Trial {
     }
 
     pub fn split(mut self, k_split: usize) -> Self {
-        if let Form::Tiled(_, of_split) = &mut self.form {
+        if let Form::Tiled(_, of_split) | Form::Hopper(_, of_split, _) = &mut self.form {
             *of_split = k_split;
         }
         self
@@ -175,6 +208,7 @@ impl Trial {
         let form = match self.form {
             Form::General => "general".to_owned(),
             Form::Tiled(tile, k_split) => format!("{} by {k_split}", tile.variant()),
+            Form::Hopper(tile, k_split, blocks) => format!("{tile} by {k_split} on {blocks}"),
             Form::Chosen(target) => format!("chosen for {target}"),
         };
         let act = self.act;
@@ -193,6 +227,7 @@ impl Trial {
     fn stat_rows(&self) -> usize {
         match self.form {
             Form::Tiled(tile, _) => tile.m,
+            Form::Hopper(..) => sm90::SLAB,
             Form::Chosen(target) => self.gemm.stat_rows(target).expect("a tuned form"),
             Form::General => 1,
         }
@@ -228,6 +263,10 @@ impl Trial {
                 let splits = self.gemm.k.div_ceil(k_split);
                 self.gemm.tiled(&tile, splits, k_split, storage, places)
             }
+            Form::Hopper(tile, k_split, blocks) => {
+                let depths = [self.gemm.k.div_ceil(k_split), k_split];
+                hopper::gemm(&self.gemm, &tile, depths, |_| blocks, storage, places)
+            }
             Form::Chosen(target) => self.gemm.launch(target, storage, places),
         };
         launch.expect("a trial is legal")
@@ -244,7 +283,7 @@ impl Trial {
         let operands = self.operands();
         let stored = |simt: &mut Simt, value: &Value<f32>| put(simt, value, Some(storage));
         let splits = match self.form {
-            Form::Tiled(_, k_split) => k.div_ceil(k_split),
+            Form::Tiled(_, k_split) | Form::Hopper(_, k_split, _) => k.div_ceil(k_split),
             _ => 1,
         };
         let target = if let Form::Chosen(target) = self.form { target } else { "sm_80" };

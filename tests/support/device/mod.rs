@@ -121,7 +121,7 @@ impl Prepared {
         for launch in &self.launches {
             if launch.kernel.name == row {
                 let (name, shared) = (launch.kernel.name, launch.kernel.shared_bytes);
-                simt.launch_variant(&variant, name, launch.grid, shared, &launch.params, mode)?;
+                simt.launch_variant(&variant, name, launch.grid, shared, &Simt::params(launch)?, mode)?;
             } else {
                 simt.run(launch, mode)?;
             }

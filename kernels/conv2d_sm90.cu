@@ -1,0 +1,96 @@
+// conv2d_sm90 - conv2d with wgmma and bulk copies: conv2d_tile.cu for sm_90a, stride 1.
+//
+//     y[m, o] = epilogue(sum_{r, s, c} x[pixel of m under tap (r, s), c] f[o, r, s, c])
+//
+// One block makes tiles of PAIRS slabs of 128 pixels (conv_sm90.cuh) by N channels, one after the other, through
+// mainloop_sm90.cuh. A step brings 64 channels of one tap: each slab's pixels by one copy of a box of the image, moved
+// by the tap, and those channels of N filters by another. Two tensors side by side are two maps.
+//
+// Sub-pixel form (kinds = 2): as in conv2d_tile.cu, for an exactly twofold image; each of the four kinds of output pixel
+// is a class of slabs with a filter of 2 x 2 taps on the small image.
+//
+// Items are counted channels first, so that blocks which run together read the same pixels; then tiles, kinds, splits.
+//
+// Departures from the formula:
+//   1. With splits > 1 an item sums a share of the steps; the last one of a tile adds the shares (split.cuh).
+//   2. The order of a sum depends on the image's shape and `splits` alone, not on PAIRS, N, boxes or the batch.
+//   3. In the sub-pixel form the sums of taps are rounded to storage, once each; nothing else differs.
+//
+// Needs c, c2 in whole vectors of 8, c in whole steps where there is a c2, and addresses of 16 bytes; o may be any.
+// Written by the rules of the ISA and run on the SIMT layer; its speed is not measured.
+//
+// Reference: src/cpu/conv.rs. Class: contracted. Bound by: tensor cores; DRAM for small images with wide filters.
+#include "conv_sm90.cuh"
+#include "params_sm90.cuh"
+
+namespace conv2d_sm90 {
+
+constexpr int THREADS = mainloop::THREADS;
+
+template <typename T, int PAIRS, int N, int STAGES>
+__device__ constexpr int shared_bytes() {
+    return sizeof(typename mainloop::Loop<PAIRS, N, STAGES, false>::Smem);
+}
+
+// A tile of one kind, or its share of the steps.
+template <typename T, typename Loop>
+struct Work {
+    const Conv2dSm90Params& p;
+    conv_sm90::Slabs slabs;
+    int tile, column0, kind, part;
+    int first;  // step
+    int steps;
+
+    DEVICE_MEMBER conv_sm90::Slab slab(int pair) const {
+        const int line = kind / p.kinds, column = kind % p.kinds;
+        return conv_sm90::slab(slabs, tile * Loop::PAIRS + pair, p.kinds, line, column, p.height, p.width);
+    }
+    DEVICE_MEMBER void copy(int step, uint32_t a, uint32_t b, uint32_t full) const {
+        const int of_x = conv_sm90::chunks(p.c), of_tap = of_x + conv_sm90::chunks(p.c2);
+        const int tap = (first + step) / of_tap, chunk = (first + step) % of_tap;
+        const bool second = chunk >= of_x;
+        const int channel = (second ? chunk - of_x : chunk) * mainloop::DEPTH;
+        const int down = tap / p.s - (p.kinds == 1 ? p.top : 1 - kind / p.kinds);
+        const int across = tap % p.s - (p.kinds == 1 ? p.left : 1 - kind % p.kinds);
+        for (int pair = 0; pair < Loop::PAIRS; ++pair) {
+            const conv_sm90::Slab of = slab(pair);
+            cp_async_bulk_tensor_4d(a + pair * Loop::A_BYTES, second ? p.x2_map : p.x_map, full, channel,
+                                    of.column + across, of.line + down, of.image);
+        }
+        cp_async_bulk_tensor_4d(b, p.filter_map, full, second ? p.c + channel : channel, tap, column0, kind);
+    }
+    DEVICE_MEMBER void store(const typename Loop::Warps::Accumulators& acc, int pair, float* sums) const {
+        typedef typename Loop::Warps Warps;
+        const conv_sm90::Slab of = slab(pair);
+        if (of.count == 0) return;  // an odd number of slabs
+        epilogue::to_rows<Warps>(acc, sums);
+        if (p.sums.address != 0) {
+            const int columns = (p.o + Loop::N - 1) / Loop::N;
+            const int tiles = (slabs.count() + Loop::PAIRS - 1) / Loop::PAIRS;
+            const int counter = ((kind * tiles + tile) * Loop::PAIRS + pair) * columns + column0 / Loop::N;
+            if (!split::is_whole<Warps>(of, column0, p.o, p.sums.as<float>(), int64_t(p.n) * p.height * p.width * p.o, part,
+                                        p.splits, p.arrived.as<uint32_t>() + counter, sums))
+                return;
+        }
+        conv_sm90::finish<T, Warps>(p.epilogue, of, column0, p.o, p.y.as<T>(), sums);
+    }
+};
+
+template <typename T, int PAIRS, int N, int STAGES>
+__device__ void run(const Conv2dSm90Params& p) {
+    typedef mainloop::Loop<PAIRS, N, STAGES, false> Loop;
+    typedef typename Loop::Smem Smem;
+    DYNAMIC_SHARED(Smem, smem);
+    KERNEL_ASSERT(blockDim.x == THREADS && p.c % 8 == 0 && p.c2 % 8 == 0 && (p.c2 == 0 || p.c % mainloop::DEPTH == 0));
+    const conv_sm90::Slabs slabs = {p.n, p.height / p.kinds, p.width / p.kinds, p.x_bits, p.y_bits};
+    const int columns = (p.o + N - 1) / N, tiles = (slabs.count() + PAIRS - 1) / PAIRS, kinds = p.kinds * p.kinds;
+    const int steps = p.r * p.s * (conv_sm90::chunks(p.c) + conv_sm90::chunks(p.c2));
+    Loop::template run<T>(smem, columns * tiles * kinds * p.splits, [&](int item) {
+        const int rest = item / columns / tiles, part = rest / kinds;
+        const conv_sm90::Share share = conv_sm90::share(steps, part, p.splits);
+        return Work<T, Loop>{p,     slabs, item / columns % tiles, item % columns * N, rest % kinds, part, share.first,
+                             share.steps};
+    });
+}
+
+}  // namespace conv2d_sm90

@@ -1,0 +1,208 @@
+//! Products and convolutions as launches of the kernels for sm_90a: a few blocks that each take tile after tile.
+
+use bytemuck::pod_read_unaligned;
+
+use super::conv2d::{self, BwdOperands, Conv2d, Geometry, Operands, in_parts, largest};
+use super::gemm::{Gemm, Order, Places, int};
+use super::params::{Conv2dBwdSm90Params, Conv2dSm90Params, GemmParams, GemmSm90Params, Params, Tile};
+use super::tune::conv2d::{Form, OnHopper};
+use super::tune::{Fastest, Obstacle, hopper};
+use super::{Launch, Storage};
+use crate::error::Result;
+
+/// That tile, with the depth in so many parts of so much; `blocks` says how many take so many tiles.
+pub fn gemm(
+    gemm: &Gemm,
+    tile: &hopper::Tile,
+    [splits, k_split]: [usize; 2],
+    blocks: impl Fn(i64) -> u32,
+    storage: Storage,
+    at: &Places,
+) -> Result<Launch> {
+    let op = if gemm.order == Order::ByColumns { "gemm" } else { "gemm_bwd" };
+    let kernel = format!("{op}_{}_{}", storage.name(), tile.variant());
+    let GemmParams { a, b, d, epilogue, a_row, d_row, b_column, b_k, m, n, k, .. } = gemm.params(at)?;
+    let b_row = b_column.max(b_k);
+    let (sums, arrived) = in_parts(splits, (at.workspace, at.arrived));
+    let k_split = if splits > 1 { int(k_split)? } else { 0 };
+    let params = GemmSm90Params {
+        a,
+        b,
+        d,
+        sums,
+        arrived,
+        epilogue,
+        a_row,
+        b_row,
+        d_row,
+        m,
+        n,
+        k,
+        k_split,
+        ..Default::default()
+    };
+    let size = Tile { m: int(tile.m())?, n: int(tile.n)? };
+    Launch::new(&kernel, [blocks(params.items(size)), 1, 1], &params)
+}
+
+/// Tiles that the blocks of a launch take one after the other, parts of sums counted each; `None` for a kernel whose
+/// blocks make one each.
+pub fn items(launch: &Launch) -> Option<u64> {
+    let tile = Tile::of(launch.kernel)?;
+    let items = match launch.kernel.params {
+        GemmSm90Params::NAME => pod_read_unaligned::<GemmSm90Params>(&launch.params).items(tile),
+        Conv2dSm90Params::NAME => pod_read_unaligned::<Conv2dSm90Params>(&launch.params).items(tile),
+        Conv2dBwdSm90Params::NAME => pod_read_unaligned::<Conv2dBwdSm90Params>(&launch.params).items(tile),
+        _ => return None,
+    };
+    Some(items.unsigned_abs())
+}
+
+/// With fewer pixels of an image, or channels that are made, most of a slab is nothing.
+const LEAST_PIXELS: usize = 64;
+const LEAST_CHANNELS: usize = 32;
+/// What these kernels are for.
+pub(super) const TARGET: &str = "sm_90a";
+
+/// What a convolution takes on a device for sm_90a, or what is in the way. Whether it is for these kernels and how sums
+/// are made follows from one image.
+pub(super) fn form(conv: &Conv2d) -> std::result::Result<(Form, Fastest), Obstacle> {
+    let Geometry { out, channels, taps, kinds, .. } = fitting(conv)?;
+    let [c, c2] = channels;
+    if c2 > 0 && !c.is_multiple_of(hopper::STEP) {
+        return Err(Obstacle::SourcesWithinAStep);
+    }
+    let steps = taps[0] * taps[1] * (c.div_ceil(hopper::STEP) + c2.div_ceil(hopper::STEP));
+    choose(conv, largest(out, kinds), kinds[0] * kinds[1], conv.filter[0], steps)
+}
+
+/// The same for a data gradient.
+pub(super) fn bwd_form(conv: &Conv2d, source: usize) -> std::result::Result<(Form, Fastest), Obstacle> {
+    let Geometry { taps, kinds, channels, .. } = fitting(conv)?;
+    let steps = kinds[0] * kinds[1] * taps[0] * taps[1] * conv.filter[0].div_ceil(hopper::STEP);
+    choose(conv, conv.size, 1, channels[source], steps)
+}
+
+fn fitting(conv: &Conv2d) -> std::result::Result<Geometry, Obstacle> {
+    let geometry = conv.geometry();
+    if geometry.up || geometry.kinds.contains(&3) {
+        return Err(Obstacle::Enlarged);
+    }
+    if geometry.stride == [1, 1] { Ok(geometry) } else { Err(Obstacle::Stride) }
+}
+
+fn choose(
+    conv: &Conv2d,
+    pixels: [usize; 2],
+    classes: usize,
+    n: usize,
+    steps: usize,
+) -> std::result::Result<(Form, Fastest), Obstacle> {
+    if pixels[0] * pixels[1] < LEAST_PIXELS {
+        return Err(Obstacle::FewPixels);
+    }
+    if n < LEAST_CHANNELS {
+        return Err(Obstacle::FewChannels);
+    }
+    let work = |images: usize, bits: [u32; 2]| hopper::Work {
+        groups: classes,
+        slabs: hopper::slabs(images, pixels, bits),
+        n,
+        steps,
+    };
+    let splits = work(2, hopper::pixel_bits(2, pixels)).splits();
+    let of_an_image = hopper::box_of_an_image(pixels).filter(|_| conv.stats);
+    let bits = of_an_image.unwrap_or_else(|| hopper::pixel_bits(conv.images, pixels));
+    let (tile, why) = work(conv.images, bits).tile(TARGET, splits);
+    Ok((Form::Hopper(OnHopper { tile, splits, bits, blocks: hopper::blocks(TARGET, i64::MAX) }), why))
+}
+
+/// As [`Conv2d::forward`].
+pub(super) fn forward(conv: &Conv2d, on: OnHopper, storage: Storage, at: &Operands) -> Result<Launch> {
+    let Geometry { seen: [h, w], out, channels, taps: [r, s], before, kinds, .. } = conv.geometry();
+    let [n, h, w, height, width] = [conv.images, h, w, out[0], out[1]].map(conv2d::int);
+    let [c, c2, o, r, s] = [channels[0], channels[1], conv.filter[0], r, s].map(conv2d::int);
+    let [top, left, kinds, splits] = [before[0], before[1], kinds[0], on.splits].map(conv2d::int);
+    let [x_bits, y_bits] = on.bits.map(|bits| bits as i32);
+    let Operands { x, x2, filter, y, .. } = *at;
+    let (sums, arrived) = in_parts(on.splits, (at.workspace, at.arrived));
+    let whole = Conv2dSm90Params {
+        x,
+        x2,
+        filter,
+        y,
+        sums,
+        arrived,
+        epilogue: conv.epilogue(at),
+        n,
+        h,
+        w,
+        c,
+        c2,
+        o,
+        r,
+        s,
+        top,
+        left,
+        height,
+        width,
+        kinds,
+        splits,
+        x_bits,
+        y_bits,
+        ..Default::default()
+    };
+    let kernel = format!("conv2d_{}_{}", storage.name(), on.tile.variant());
+    let items = whole.items(Tile { m: int(on.tile.m())?, n: int(on.tile.n)? });
+    let grid = [items.clamp(1, i64::from(on.blocks)) as u32, 1, 1];
+    Launch::new(&kernel, grid, &whole)
+}
+
+/// As [`Conv2d::backward`].
+pub(super) fn backward(
+    conv: &Conv2d,
+    source: usize,
+    on: OnHopper,
+    storage: Storage,
+    at: &BwdOperands,
+) -> Result<Launch> {
+    let Geometry { out, channels, taps: [r, s], before, kinds, .. } = conv.geometry();
+    let [n, h, w, height, width] = [conv.images, conv.size[0], conv.size[1], out[0], out[1]].map(conv2d::int);
+    let first = if source == 0 { 0 } else { channels[0] };
+    let [channels, first, c] = [channels[0] + channels[1], first, channels[source]].map(conv2d::int);
+    let [o, r, s] = [conv.filter[0], r, s].map(conv2d::int);
+    let [top, left, kinds, splits] = [before[0], before[1], kinds[0], on.splits].map(conv2d::int);
+    let [x_bits, y_bits] = on.bits.map(|bits| bits as i32);
+    let BwdOperands { dy, filter, dx, epilogue, .. } = *at;
+    let (sums, arrived) = in_parts(on.splits, (at.workspace, at.arrived));
+    let whole = Conv2dBwdSm90Params {
+        dy,
+        filter,
+        dx,
+        sums,
+        arrived,
+        epilogue,
+        n,
+        h,
+        w,
+        channels,
+        first,
+        c,
+        o,
+        r,
+        s,
+        top,
+        left,
+        height,
+        width,
+        kinds,
+        splits,
+        x_bits,
+        y_bits,
+        ..Default::default()
+    };
+    let kernel = format!("conv2d_bwd_{}_{}", storage.name(), on.tile.variant());
+    let items = whole.items(Tile { m: int(on.tile.m())?, n: int(on.tile.n)? });
+    let grid = [items.clamp(1, i64::from(on.blocks)) as u32, 1, 1];
+    Launch::new(&kernel, grid, &whole)
+}
