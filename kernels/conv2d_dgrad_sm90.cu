@@ -11,8 +11,8 @@
 // gathers 2 x 2 taps: four walks behind each other.
 //
 // Departures from the formula:
-//   1. With splits > 1 an item sums a share of the steps and stores its bare sums; join.cu adds them. Or the BLOCKS of a
-//      cluster share a tile's steps (cluster_sm90.cuh).
+//   1. With splits > 1 an item sums a share of the steps; the last one of a tile adds the shares (split.cuh). Or the
+//      BLOCKS of a cluster share a tile's steps (cluster_sm90.cuh).
 //   2. The order of a sum depends on the image's shape and `splits` alone, not on PAIRS, N, boxes or the batch.
 //
 // Needs o, channels, first and c in whole vectors of 8 and addresses of 16 bytes. Written by the rules of the ISA and
@@ -36,7 +36,7 @@ template <typename T, typename Loop>
 struct Work {
     const Conv2dBwdSm90Params& p;
     conv_sm90::Slabs slabs;
-    int tile, column0, split;
+    int tile, column0, part;
     int first;  // step
     int steps;
 
@@ -64,8 +64,11 @@ struct Work {
         if (of.count == 0) return;  // an odd number of slabs
         epilogue::to_rows<Warps>(acc, sums);
         if (p.sums.address != 0) {
-            float* part = p.sums.as<float>() + int64_t(split) * p.n * p.h * p.w * p.c;
-            return epilogue::store_sums<Warps>(of, column0, p.c, part, sums);
+            const int columns = (p.c + Loop::N - 1) / Loop::N;
+            const int counter = (tile * Loop::PAIRS + pair) * columns + column0 / Loop::N;
+            if (!split::is_whole<Warps>(of, column0, p.c, p.sums.as<float>(), int64_t(p.n) * p.h * p.w * p.c, part,
+                                        p.splits, p.arrived.as<uint32_t>() + counter, sums))
+                return;
         }
         finish(of, sums);
     }
@@ -93,9 +96,9 @@ __device__ void run(const Conv2dBwdSm90Params& p) {
     const int columns = (p.c + N - 1) / N, tiles = (slabs.count() + PAIRS - 1) / PAIRS;
     const int steps = p.kinds * p.kinds * p.r * p.s * conv_sm90::chunks(p.o);
     const int items = columns * tiles;
-    const auto work = [&](int item, int split) {
-        const mainloop::Share share = mainloop::share(steps, split, p.splits);
-        return Work<T, Loop>{p, slabs, item / columns, item % columns * N, split, share.first, share.steps};
+    const auto work = [&](int item, int part) {
+        const mainloop::Share share = mainloop::share(steps, part, p.splits);
+        return Work<T, Loop>{p, slabs, item / columns, item % columns * N, part, share.first, share.steps};
     };
     if constexpr (BLOCKS > 1)
         cluster::run<T, Loop, BLOCKS>(smem, work);

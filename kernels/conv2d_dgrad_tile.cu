@@ -13,14 +13,16 @@
 //     sub-pixel   the same with packed filters (conv2d_tile.cu): 2 lines of taps a kind of output pixel
 //
 // Departures from the formula:
-//   1. With splits > 1 a block sums a share of the steps and stores its bare sums; join.cu adds them.
+//   1. With splits > 1 a block sums a share of the steps; the last one of a tile adds the shares (split.cuh).
 //   2. The order of a sum depends on the image's shape and `splits` alone, not on M, N or the batch.
 //
 // Needs o, channels, first and c in whole vectors of 8 and addresses of 16 bytes.
 //
 // Reference: src/cpu/conv.rs. Class: contracted. Bound by: tensor cores; DRAM for small images with wide filters.
 #include "conv.cuh"
-#include "epilogue.cuh"
+#include "split.cuh"
+
+typedef InParts<Conv2dBwdParams> Conv2dBwdTileParams;
 
 namespace conv2d_dgrad_tile {
 
@@ -100,7 +102,8 @@ struct Loader {
 };
 
 template <typename T, int M, int N, int STAGES>
-__device__ void run(const Conv2dBwdParams& p) {
+__device__ void run(const Conv2dBwdTileParams& params) {
+    const Conv2dBwdParams& p = params.whole;
     typedef Smem<M, N, STAGES> Shared;
     typedef typename Shared::Tile Tile;
     typedef typename Tile::Of Warps;
@@ -108,7 +111,7 @@ __device__ void run(const Conv2dBwdParams& p) {
     KERNEL_ASSERT(blockDim.x == THREADS && p.o % 8 == 0 && p.c % 8 == 0);
 
     // 1. Which pixels, which channels, which share of the walk: x counts the tiles of all images.
-    const int split = blockIdx.z % p.splits, kind = blockIdx.z / p.splits;
+    const int part = blockIdx.z % p.splits, kind = blockIdx.z / p.splits;
     const int tiles = gridDim.x / p.n, image = blockIdx.x / tiles, tile = blockIdx.x % tiles;
     Side down{p.h, p.height, p.r, p.stride_y, p.top, p.up, p.kinds_y, kind / p.stride_x, 0};
     Side across{p.w, p.width, p.s, p.stride_x, p.left, p.up, p.kinds_x, kind % p.stride_x, 0};
@@ -128,7 +131,7 @@ __device__ void run(const Conv2dBwdParams& p) {
                            0,
                            {y.taps, x.taps, p.o, 0, 0, 0}};
     loader.pixels.place([&](int i) { return m0 + Tile::A::row(i); }, y, x);
-    const conv::Share share = loader.walk.share(split, p.splits);
+    const conv::Share share = loader.walk.share(part, p.splits);
     if (share.steps > 0) {  // a class without taps has none
         loader.walk.start(share.first);
         loader.aim();
@@ -143,8 +146,10 @@ __device__ void run(const Conv2dBwdParams& p) {
     // 3. What becomes of them.
     float* stage = reinterpret_cast<float*>(smem.bytes);
     epilogue::to_rows<Warps>(acc, stage);
-    if (p.splits > 1)
-        return epilogue::store_sums<Warps>(places, n0, p.c, p.sums.as<float>() + split * p.n * pixels * p.c, stage);
+    uint32_t* arrived = params.arrived.as<uint32_t>() + (kind * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+    if (p.splits > 1 && !split::is_whole<Warps>(places, n0, p.c, p.sums.as<float>(), p.n * pixels * p.c, part,
+                                                p.splits, arrived, stage))
+        return;
     epilogue::finish_rows<T, Warps>(p.epilogue, places, n0, p.c, p.dx.as<T>(), p.epilogue.residual.as<T>(), p.c,
                                     stage);
 }

@@ -12,8 +12,8 @@
 // Items are counted channels first, so that blocks which run together read the same pixels; then tiles, kinds, splits.
 //
 // Departures from the formula:
-//   1. With splits > 1 an item sums a share of the steps and stores its bare sums; join.cu adds them. Or the BLOCKS of a
-//      cluster share a tile's steps (cluster_sm90.cuh).
+//   1. With splits > 1 an item sums a share of the steps; the last one of a tile adds the shares (split.cuh). Or the
+//      BLOCKS of a cluster share a tile's steps (cluster_sm90.cuh).
 //   2. The order of a sum depends on the image's shape and `splits` alone, not on PAIRS, N, boxes or the batch.
 //   3. In the sub-pixel form the sums of taps are rounded to storage, once each; nothing else differs.
 //
@@ -38,7 +38,7 @@ template <typename T, typename Loop>
 struct Work {
     const Conv2dSm90Params& p;
     conv_sm90::Slabs slabs;
-    int tile, column0, kind, split;
+    int tile, column0, kind, part;
     int first;  // step
     int steps;
 
@@ -66,22 +66,22 @@ struct Work {
         if (of.count == 0) return;  // an odd number of slabs
         epilogue::to_rows<Warps>(acc, sums);
         if (p.sums.address != 0) {
-            float* part = p.sums.as<float>() + int64_t(split) * p.n * p.height * p.width * p.o;
-            return epilogue::store_sums<Warps>(of, column0, p.o, part, sums);
+            const int columns = (p.o + Loop::N - 1) / Loop::N;
+            const int tiles = (slabs.count() + Loop::PAIRS - 1) / Loop::PAIRS;
+            const int counter = ((kind * tiles + tile) * Loop::PAIRS + pair) * columns + column0 / Loop::N;
+            if (!split::is_whole<Warps>(of, column0, p.o, p.sums.as<float>(), int64_t(p.n) * p.height * p.width * p.o, part,
+                                        p.splits, p.arrived.as<uint32_t>() + counter, sums))
+                return;
         }
-        finish(of, sums);
-    }
-    // Rows whose sums are whole.
-    template <typename Places>
-    DEVICE_MEMBER void finish(const Places& of, float* sums) const {
-        epilogue::finish_rows<T, typename Loop::Warps>(p.epilogue, of, column0, p.o, p.y.as<T>(),
-                                                       p.epilogue.residual.as<T>(), p.o, sums);
+        conv_sm90::finish<T, Warps>(p.epilogue, of, column0, p.o, p.y.as<T>(), sums);
     }
     // A block's share of a cluster's tile.
     template <int BLOCKS>
     DEVICE_MEMBER void finish_share(int rank, float* sums) const {
         const cluster::Part<conv_sm90::Slab> of = conv_sm90::part<BLOCKS>(slab(0), rank);
-        if (of.count > 0) finish(of, sums);
+        if (of.count > 0)
+            epilogue::finish_rows<T, typename Loop::Warps>(p.epilogue, of, column0, p.o, p.y.as<T>(),
+                                                           p.epilogue.residual.as<T>(), p.o, sums);
     }
 };
 
@@ -95,10 +95,10 @@ __device__ void run(const Conv2dSm90Params& p) {
     const int columns = (p.o + N - 1) / N, tiles = (slabs.count() + PAIRS - 1) / PAIRS, kinds = p.kinds * p.kinds;
     const int steps = p.r * p.s * (conv_sm90::chunks(p.c) + conv_sm90::chunks(p.c2));
     const int items = columns * tiles * kinds;
-    const auto work = [&](int item, int split) {
-        const mainloop::Share share = mainloop::share(steps, split, p.splits);
+    const auto work = [&](int item, int part) {
+        const mainloop::Share share = mainloop::share(steps, part, p.splits);
         return Work<T, Loop>{p,     slabs,       item / columns % tiles, item % columns * N, item / columns / tiles,
-                             split, share.first, share.steps};
+                             part,  share.first, share.steps};
     };
     if constexpr (BLOCKS > 1)
         cluster::run<T, Loop, BLOCKS>(smem, work);

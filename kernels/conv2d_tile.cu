@@ -12,7 +12,7 @@
 // taps summed that read one pixel. A third kind is the last line of an odd number: nothing lies below it.
 //
 // Departures from the formula:
-//   1. With splits > 1 a block sums a share of the steps and stores its bare sums; join.cu adds them.
+//   1. With splits > 1 a block sums a share of the steps; the last one of a tile adds the shares (split.cuh).
 //   2. The order of a sum depends on the image's shape and `splits` alone, not on M, N or the batch.
 //   3. In the sub-pixel form the sums of taps are rounded to storage, once each; nothing else differs.
 //
@@ -20,7 +20,9 @@
 //
 // Reference: src/cpu/conv.rs. Class: contracted. Bound by: tensor cores; DRAM for small images with wide filters.
 #include "conv.cuh"
-#include "epilogue.cuh"
+#include "split.cuh"
+
+typedef InParts<Conv2dParams> Conv2dTileParams;
 
 namespace conv2d_tile {
 
@@ -85,7 +87,8 @@ struct Loader {
 };
 
 template <typename T, int M, int N, int STAGES>
-__device__ void run(const Conv2dParams& p) {
+__device__ void run(const Conv2dTileParams& params) {
+    const Conv2dParams& p = params.whole;
     typedef Smem<M, N, STAGES> Shared;
     typedef typename Shared::Tile Tile;
     typedef typename Tile::Of Warps;
@@ -93,7 +96,7 @@ __device__ void run(const Conv2dParams& p) {
     KERNEL_ASSERT(blockDim.x == THREADS && p.c % 8 == 0 && p.c2 % 8 == 0);
 
     // 1. Which pixels, which channels, which share of the walk: x counts the tiles of all images.
-    const int kinds = p.kinds_y * p.kinds_x, split = blockIdx.z % p.splits, kind = blockIdx.z / p.splits;
+    const int kinds = p.kinds_y * p.kinds_x, part = blockIdx.z % p.splits, kind = blockIdx.z / p.splits;
     const int tiles = gridDim.x / p.n, image = blockIdx.x / tiles, tile = blockIdx.x % tiles;
     const int kind_y = kind / p.kinds_x, kind_x = kind % p.kinds_x;
     const conv::Axis y = axis_of(kind_y, p.kinds_y, p.height, p.stride_y, p.r);
@@ -115,7 +118,7 @@ __device__ void run(const Conv2dParams& p) {
                            {},
                            {p.r, p.s, p.c + p.c2, 0, 0, 0}};
     loader.pixels.place([&](int i) { return m0 + Tile::A::row(i); }, y, x);
-    const conv::Share share = loader.walk.share(split, p.splits);
+    const conv::Share share = loader.walk.share(part, p.splits);
     loader.walk.start(share.first);
     loader.aim();
 
@@ -128,9 +131,11 @@ __device__ void run(const Conv2dParams& p) {
     // 3. What becomes of them.
     float* stage = reinterpret_cast<float*>(smem.bytes);
     epilogue::to_rows<Warps>(acc, stage);
-    if (p.splits > 1)
-        return epilogue::store_sums<Warps>(
-            places, n0, p.o, p.sums.as<float>() + int64_t(split) * p.n * p.height * p.width * p.o, stage);
+    const int64_t stride = int64_t(p.n) * p.height * p.width * p.o;
+    uint32_t* arrived = params.arrived.as<uint32_t>() + (kind * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+    if (p.splits > 1 && !split::is_whole<Warps>(places, n0, p.o, p.sums.as<float>(), stride, part, p.splits, arrived,
+                                                stage))
+        return;
     epilogue::finish_rows<T, Warps>(p.epilogue, places, n0, p.o, p.y.as<T>(), p.epilogue.residual.as<T>(), p.o,
                                     stage);
 }

@@ -4,8 +4,8 @@
 //
 // One block makes tiles of 128 PAIRS x N, one after the other, through mainloop_sm90.cuh. b is stored as linear layers
 // keep their filter, [n, k], or B_BY_ROWS as their data gradient reads it, [k, n], which the matrix units take as it
-// lies. With few rows and columns blocks share k: each stores its bare sums, and join.cu adds them; or the BLOCKS of a
-// cluster do, which add them among themselves (cluster_sm90.cuh).
+// lies. With few rows and columns blocks share k, and the last one of a tile adds what all have (split.cuh); or the
+// BLOCKS of a cluster do, which add it among themselves (cluster_sm90.cuh).
 //
 // Items are counted columns first, so that blocks which run together read the same rows of a; then tiles of rows, then
 // splits. A tile of statistics is 128 rows of one image.
@@ -36,7 +36,7 @@ __device__ constexpr int shared_bytes() {
 template <typename T, typename Loop>
 struct Work {
     const GemmSm90Params& p;
-    int tile, column0, split, k0;
+    int tile, column0, part, k0;
     int steps;
 
     // The rows that this pair makes: of all m as if they were one image, or of each image where statistics are wanted.
@@ -66,8 +66,11 @@ struct Work {
         if (of.count == 0) return;  // an image of an odd number of slabs
         epilogue::to_rows<Warps>(acc, sums);
         if (p.sums.address != 0) {
-            float* part = p.sums.as<float>() + int64_t(split) * p.m * p.n;
-            return epilogue::store_sums<Warps>(of, column0, p.n, part, sums);
+            const int columns = (p.n + Loop::N - 1) / Loop::N, splits = (p.k + p.k_split - 1) / p.k_split;
+            uint32_t* arrived = p.arrived.as<uint32_t>() + (tile * Loop::PAIRS + pair) * columns + column0 / Loop::N;
+            if (!split::is_whole<Warps>(of, column0, p.n, p.sums.as<float>(), int64_t(p.m) * p.n, part, splits, arrived,
+                                        sums))
+                return;
         }
         finish(of, sums);
     }
@@ -96,14 +99,14 @@ __device__ void run(const GemmSm90Params& p) {
     const int of_image = p.epilogue.stats.address != 0 ? p.epilogue.stat_rows : p.m;
     const int tiles = p.m / of_image * ((of_image + PAIRS * mainloop::ROWS - 1) / (PAIRS * mainloop::ROWS));
     const int items = columns * tiles;
-    const auto work = [&](int item, int split) {
+    const auto work = [&](int item, int part) {
         const int tile = item / columns, column0 = item % columns * N;
         if (BLOCKS > 1) {
-            const mainloop::Share share = mainloop::share((p.k + mainloop::DEPTH - 1) / mainloop::DEPTH, split, BLOCKS);
-            return Work{p, tile, column0, split, share.first * mainloop::DEPTH, share.steps};
+            const mainloop::Share share = mainloop::share((p.k + mainloop::DEPTH - 1) / mainloop::DEPTH, part, BLOCKS);
+            return Work{p, tile, column0, part, share.first * mainloop::DEPTH, share.steps};
         }
-        const int k0 = split * p.k_split, depth = splits > 1 && p.k - k0 > p.k_split ? p.k_split : p.k - k0;
-        return Work{p, tile, column0, split, k0, (depth + mainloop::DEPTH - 1) / mainloop::DEPTH};
+        const int k0 = part * p.k_split, depth = splits > 1 && p.k - k0 > p.k_split ? p.k_split : p.k - k0;
+        return Work{p, tile, column0, part, k0, (depth + mainloop::DEPTH - 1) / mainloop::DEPTH};
     };
     if constexpr (BLOCKS > 1)
         cluster::run<T, Loop, BLOCKS>(smem, work);

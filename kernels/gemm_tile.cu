@@ -3,7 +3,7 @@
 //     d[i, j] = epilogue(sum_k a[i, k] b[j, k])
 //
 // One block makes a tile of M x N through a ring of STAGES steps of K. b is stored as linear layers keep their
-// filter. With few rows and columns blocks share k: each stores its bare sums, and join.cu adds them.
+// filter. With few rows and columns blocks share k, and the last one of a tile adds what all have (split.cuh).
 //
 // Departures from the formula:
 //   1. Rows, columns and depth beyond the edges are zeros, by copies of no bytes.
@@ -23,7 +23,7 @@ __device__ constexpr int shared_bytes() {
 }
 
 template <typename T, int M, int N, int K, int STAGES>
-__device__ void run(const GemmParams& p) {
+__device__ void run(const GemmTileParams& p) {
     product::run<T, M, N, K, STAGES, false>(p);
 }
 

@@ -23,7 +23,7 @@ __device__ constexpr int shared_bytes() {
 }
 
 template <typename T, int M, int N, int K, int STAGES>
-__device__ void run(const GemmParams& p) {
+__device__ void run(const GemmTileParams& p) {
     product::run<T, M, N, K, STAGES, true>(p);
 }
 

@@ -27,9 +27,8 @@ struct Slab {
     Slabs all;
     int scale, first_line, first_column;  // pixel (i, j) of the class stands at (scale i + first_line, ...)
     int height, width;                    // of the image that is written
-    int count;
-    int64_t tile;                         // counted over all images; rows of the statistics
-
+    int count;                            // of those images that are there
+    int64_t tile;                         // of the first image, counted over all; rows of the statistics
     DEVICE_MEMBER int64_t at(int number) const {
         const int j = column + (number & ((1 << all.x_bits) - 1));
         const int i = line + (number >> all.x_bits & ((1 << all.y_bits) - 1));
@@ -43,8 +42,30 @@ DEVICE Slab slab(const Slabs& all, int number, int scale, int first_line, int fi
     const int of_image = all.of_image(), within = number % of_image, image = (number / of_image) << all.n_bits();
     const int line = (within / all.x()) << all.y_bits, column = (within % all.x()) << all.x_bits;
     const int kinds = scale * scale, kind = first_line * scale + first_column;
+    const int most = 1 << all.n_bits(), left = all.images - image, images = left < 0 ? 0 : left < most ? left : most;
     return {image, line, column, all, scale, first_line, first_column, height, width,
-            image < all.images ? mainloop::ROWS : 0, (int64_t(image) * kinds + kind) * of_image + within};
+            images << (all.x_bits + all.y_bits), (int64_t(image) * kinds + kind) * of_image + within};
+}
+
+// The pixels of one image in a slab: its statistics are theirs.
+struct Rectangle {
+    const Slab& slab;
+    int first, count;
+    int64_t tile;
+
+    DEVICE_MEMBER int64_t at(int number) const { return slab.at(first + number); }
+};
+
+// epilogue::finish_rows, image by image where statistics are taken.
+template <typename T, typename Warps>
+DEVICE void finish(const Epilogue& e, const Slab& of, int column0, int n, T* y, float* sums) {
+    const int pixels = e.stats.address != 0 ? 1 << (of.all.x_bits + of.all.y_bits) : of.count;
+    const int apart = of.scale * of.scale * of.all.of_image();
+#pragma unroll 1
+    for (int first = 0; first < of.count; first += pixels) {
+        const Rectangle rows{of, first, pixels, of.tile + int64_t(first / pixels) * apart};
+        epilogue::finish_rows<T, Warps>(e, rows, column0, n, y, e.residual.as<T>(), n, sums + first * Warps::N);
+    }
 }
 
 // What a block of BLOCKS finishes of a slab: rows of one image, whose tiles of statistics are such shares.

@@ -22,7 +22,7 @@
 // consumer has 232: 64 PAIRS N / 128 are sums. One block fits a multiprocessor, which its ring fills as well: shared
 // memory up to 227 KiB. Two blocks of half the ring would hide an epilogue too, but leave 84 registers a consumer.
 #pragma once
-#include "epilogue.cuh"
+#include "split.cuh"
 #include "ptx_sm90.cuh"
 
 namespace mainloop {

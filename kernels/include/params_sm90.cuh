@@ -7,12 +7,12 @@
 
 struct GemmSm90Params {
     DevicePtr a, b, d;
-    DevicePtr sums;  // f32 [splits, m, n]: takes bare sums in the place of d; or 0
+    DevicePtr sums;     // f32 [splits, m, n]: takes the parts of the sums first; or 0
+    DevicePtr arrived;  // u32, one for 128 rows of a tile, all zero before and after; or 0
     Epilogue epilogue;
     int64_t a_row, b_row, d_row;  // elements between two rows as they are stored
     int32_t m, n, k;
     int32_t k_split;  // of k for a split; with sums
-    int32_t pad[2];
     TensorMap a_map;  // [m, k], boxes of 128 x 64
     TensorMap b_map;  // as product_sm90::Operands says
 };
@@ -21,13 +21,14 @@ static_assert(sizeof(GemmSm90Params) == 384, "as in src/launch/params");
 // A slab of 128 pixels is a box of 2^x_bits columns, 2^y_bits lines and as many images as are left.
 struct Conv2dSm90Params {
     DevicePtr x, x2, filter, y;  // x2: 0 where there is one source
-    DevicePtr sums;              // f32 [splits, n, height, width, o]: takes bare sums in the place of y; or 0
+    DevicePtr sums;              // f32 [splits, n, height, width, o]: takes the parts of the sums first; or 0
+    DevicePtr arrived;           // u32, one a slab and tile of channels, all zero before and after; or 0
     Epilogue epilogue;
     int32_t n, h, w, c, c2, o, r, s;
     int32_t top, left, height, width;
     int32_t kinds;               // of lines and of columns of y, with filters of their own: 1, or 2 (sub-pixel)
     int32_t splits, x_bits, y_bits;
-    int32_t pad[10];
+    int32_t pad[8];
     TensorMap x_map, x2_map;     // [n, h, w, c], boxes of a slab x 64
     TensorMap filter_map;        // [kinds kinds, o, r s, c + c2], boxes of 1 x N x 1 x 64
 };
@@ -35,12 +36,13 @@ static_assert(sizeof(Conv2dSm90Params) == 576, "as in src/launch/params");
 
 struct Conv2dBwdSm90Params {
     DevicePtr dy, filter, dx;
-    DevicePtr sums;              // f32 [splits, n, h, w, c]: takes bare sums in the place of dx; or 0
+    DevicePtr sums;              // f32 [splits, n, h, w, c]: takes the parts of the sums first; or 0
+    DevicePtr arrived;           // as in Conv2dSm90Params
     Epilogue epilogue;
     int32_t n, h, w, channels, first, c, o, r, s;
     int32_t top, left, height, width;
     int32_t kinds, splits, x_bits, y_bits;
-    int32_t pad[11];
+    int32_t pad[9];
     TensorMap dy_map[4];         // of every kind of pixel, [n, height / kinds, width / kinds, o], boxes of a slab x 64
     TensorMap filter_map;        // [kinds kinds, o, r s, channels], boxes of 1 x 64 x 1 x SPAN
 };

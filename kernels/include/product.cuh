@@ -1,6 +1,8 @@
 // product.cuh - one tile of one product on tensor cores: what gemm_tile.cu and gemm_tile_bwd.cu share.
 #pragma once
-#include "epilogue.cuh"
+#include "split.cuh"
+
+typedef InParts<GemmParams> GemmTileParams;
 
 namespace product {
 
@@ -11,16 +13,17 @@ using Smem = epilogue::Shared<tile::Tile<M, N, K, STAGES, 2, 2, B_BY_ROWS>>;
 
 // b is [n, k], or [k, n] where it comes by rows.
 template <typename T, int M, int N, int K, int STAGES, bool B_BY_ROWS>
-DEVICE void run(const GemmParams& p) {
+DEVICE void run(const GemmTileParams& params) {
+    const GemmParams& p = params.whole;
     typedef Smem<M, N, K, STAGES, B_BY_ROWS> Shared;
     typedef typename Shared::Tile Tile;
     typedef typename Tile::Of Warps;
     DYNAMIC_SHARED(Shared, smem);
     KERNEL_ASSERT(blockDim.x == THREADS && p.k % 8 == 0 && (B_BY_ROWS ? p.n : p.k) % 8 == 0);
     // z counts the matrices of the batch, or the splits of k.
-    const bool split = p.sums.address != 0;
-    const int matrix = split ? 0 : blockIdx.z, k0 = split ? blockIdx.z * p.k_split : 0;
-    const int k_end = split && p.k - k0 > p.k_split ? k0 + p.k_split : p.k;
+    const bool in_parts = p.sums.address != 0;
+    const int matrix = in_parts ? 0 : blockIdx.z, k0 = in_parts ? blockIdx.z * p.k_split : 0;
+    const int k_end = in_parts && p.k - k0 > p.k_split ? k0 + p.k_split : p.k;
     const T* a = p.a.as<T>() + matrix * p.a_batch;  // [m, k]
     const T* b = p.b.as<T>() + matrix * p.b_batch;  // [n, k] or [k, n]
     const epilogue::Rows rows = epilogue::rows_of<M>(p.epilogue, blockIdx.x, p.m);
@@ -56,9 +59,10 @@ DEVICE void run(const GemmParams& p) {
     // 2. What becomes of them.
     float* stage = reinterpret_cast<float*>(smem.bytes);
     epilogue::to_rows<Warps>(acc, stage);
-    if (split)
-        return epilogue::store_sums<Warps>(rows, column0, p.n, p.sums.as<float>() + int64_t(blockIdx.z) * p.m * p.n,
-                                           stage);
+    uint32_t* arrived = params.arrived.as<uint32_t>() + blockIdx.y * gridDim.x + blockIdx.x;
+    if (in_parts && !split::is_whole<Warps>(rows, column0, p.n, p.sums.as<float>(), int64_t(p.m) * p.n, blockIdx.z,
+                                         gridDim.z, arrived, stage))
+        return;
     const T* residual = p.epilogue.residual.as<T>();
     if (residual != nullptr) residual += matrix * p.d_batch;
     epilogue::finish_rows<T, Warps>(p.epilogue, rows, column0, p.n, p.d.as<T>() + matrix * p.d_batch, residual,

@@ -2,7 +2,8 @@
 //
 // Kernels are compiled once more with -fsanitize=thread, but the sanitizer's library is not linked: its
 // functions are here. Every access is compared with what is known about those bytes. Order between threads of a
-// block comes from barriers alone; shuffles, ldmatrix and mma promise none. Between blocks there is no order.
+// block comes from barriers alone; shuffles, ldmatrix and mma promise none. Between blocks it comes from counters
+// alone: who counts learns what those knew who counted before, and the rest of its block from it by a barrier.
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -47,6 +48,7 @@ void start_checks() {
     c.actors = c.threads;
     c.clocks.assign(size_t(c.threads) * c.actors, 0);
     c.fenced.clear();
+    c.learnt.clear();
     for (int t = 0; t < c.threads; ++t) c.clock_of(t)[t] = 1;
 }
 
@@ -149,6 +151,14 @@ void count_access(const void* address, int bytes, bool write) {
     if (shared || is_device_address(p)) count(shared, write, bytes);
 }
 
+// Whether what an actor of another block did at that hour of its own is before whatever somebody does who knows so much.
+static bool is_before(uint32_t block, int actor, uint32_t clock, const uint32_t* known) {
+    const auto found = context->learnt.find(block);
+    if (found == context->learnt.end()) return false;
+    const Learnt& learnt = found->second;
+    return size_t(actor) < learnt.clocks.size() && clock <= learnt.clocks[actor] && known[learnt.thread] >= learnt.since;
+}
+
 static const char* kind_of_disorder(const Cell& cell, bool write) {
     if (write) return "RACE write after write";
     return is_copy(cell.writer) ? "READ BEFORE WAIT of a bulk copy" : "RACE read after write";
@@ -166,7 +176,8 @@ static void access(const Actor& who, const void* address, int bytes, bool write,
     for (int left = (bytes + GRANULE - 1) / GRANULE; left > 0; --left, ++cell, where.offset += GRANULE) {
         const bool other_block = !shared && cell->write_block != c.block;
         const bool unordered =
-            other_block || (cell->writer != who.number && cell->write_clock > known[cell->writer]);
+            other_block ? !is_before(cell->write_block, cell->writer, cell->write_clock, known)
+                        : cell->writer != who.number && cell->write_clock > known[cell->writer];
         if (cell->state == Cell::PENDING && !(other_block && shared))
             report_pair(write ? "RACE write over a copy in flight" : "READ BEFORE WAIT of an asynchronous copy", where,
                         who.number, pc, cell->writer, cell->write_pc);
@@ -179,7 +190,8 @@ static void access(const Actor& who, const void* address, int bytes, bool write,
         if (write) {
             for (int i = 0; i < cell->readers; ++i) {
                 const bool elsewhere = !shared && cell->read_block[i] != c.block;
-                if (elsewhere || (cell->reader[i] != who.number && cell->read_clock[i] > known[cell->reader[i]]))
+                if (elsewhere ? !is_before(cell->read_block[i], cell->reader[i], cell->read_clock[i], known)
+                              : cell->reader[i] != who.number && cell->read_clock[i] > known[cell->reader[i]])
                     report_pair("RACE write after read", where, who.number, pc, cell->reader[i], cell->read_pc[i]);
             }
             cell->state = becomes;
@@ -289,6 +301,24 @@ static inline void hook(const void* address, int bytes, bool write, const void* 
     }
 }
 
+// A thread counts: it learns from those who have, and tells those who will.
+static void hook_of_counter(const void* counter, const void* caller) {
+    if (current == nullptr || context == nullptr) return;
+    Context& c = *context;
+    if (c.mode.counts_alone) return count_access(counter, 4, true);
+    if (!c.mode.checked) return;
+    const int thread = current->linear;
+    Place where;
+    if (cells_of(static_cast<const char*>(counter), 4, where, true, thread, offset_of_caller(caller)) == nullptr) return;
+    count(false, true, 4);
+    uint32_t* own = c.clock_of(thread);
+    std::vector<Told>& told = c.told[counter];
+    for (const Told& before : told)
+        if (before.block != c.block) c.learnt[before.block] = {before.clocks, thread, own[thread]};
+    told.push_back({c.block, std::vector<uint32_t>(own, own + c.actors)});
+    ++own[thread];
+}
+
 }  // namespace simt
 
 #define CALLER __builtin_return_address(0)
@@ -308,6 +338,10 @@ HOOKS(2)
 HOOKS(4)
 HOOKS(8)
 HOOKS(16)
+unsigned __tsan_atomic32_fetch_add(volatile unsigned* p, unsigned more, int) {
+    simt::hook_of_counter(const_cast<const unsigned*>(p), CALLER);
+    return __atomic_fetch_add(p, more, __ATOMIC_ACQ_REL);
+}
 void __tsan_read_range(void* p, unsigned long n) { simt::hook(p, int(n), false, CALLER); }
 void __tsan_write_range(void* p, unsigned long n) { simt::hook(p, int(n), true, CALLER); }
 void* __tsan_memcpy(void* to, const void* from, unsigned long n) {

@@ -61,6 +61,7 @@ static void run(Context& c, const uint32_t* grid, const Registered& kernel, uint
     c.counts = Counts{};
     c.report.clear();
     c.reported.clear();
+    c.told.clear();
     c.random = mode.seed * 0x9e3779b97f4a7c15ull + 88172645463325252ull;
     c.entry = kernel.entry;
     forget_buffers();

@@ -105,9 +105,30 @@ pub const MUTATIONS: &[Mutation] = &[
         "const bool in = row < rows.count && chunk * 8 < left;",
         "const bool in = chunk * 8 < left;",
     ),
-    mutation("epilogue-barrier-before-rows", "join_f16_m32n32", BEFORE_ROWS, BEFORE_ROWS_GONE),
+    mutation("epilogue-barrier-before-rows", "gemm_f16_m64n64k32s4", BEFORE_ROWS, BEFORE_ROWS_GONE),
     mutation("epilogue-barrier-before-statistics", "gemm_bf16_m64n64k32s4", BEFORE_STATS, BEFORE_STATS_GONE),
     mutation("epilogue-row-bound", "gemm_f16_m64n64k32s4", "rows - first > M ? M : rows - first", "M"),
+    // -- sums whose depth blocks share -------------------------------------------------------------------
+    mutation(
+        "split-barrier-before-count",
+        "gemm_bwd_f16_m64n64k32s4",
+        "Warps::sync();  // all of it is stored, and the stage is free",
+        "",
+    ),
+    mutation(
+        "split-barrier-behind-count",
+        "conv2d_bwd_f16_m64n64k32s4",
+        "Warps::sync();  // how many came before",
+        "",
+    ),
+    mutation("split-barrier-before-sums", "conv2d_f16_m64n64k32s4", "Warps::sync();  // everybody knows", ""),
+    mutation("split-barrier-behind-sums", "gemm_f16_m64n64k32s4", "Warps::sync();  // the sums", ""),
+    mutation(
+        "split-adds-before-the-last",
+        "conv2d_bf16_m64n64k32s4",
+        "const bool is_last = *before == uint32_t(parts - 1);",
+        "const bool is_last = *before + 2 >= uint32_t(parts);",
+    ),
     mutation(
         "clip-cosine-scores-barrier",
         "clip_cosine_f16",

@@ -103,6 +103,18 @@ struct Knowledge {
     std::vector<uint32_t> clocks, fenced;
 };
 
+// What a thread of a block knew of its block when it counted.
+struct Told {
+    uint32_t block;
+    std::vector<uint32_t> clocks;
+};
+// The same, learnt by a thread of this block at that hour of its own.
+struct Learnt {
+    std::vector<uint32_t> clocks;
+    int thread;
+    uint32_t since;
+};
+
 // Actors besides threads: the products of each warp, then bulk copies in turn.
 constexpr int COPY_AGENTS = 32;
 
@@ -207,6 +219,8 @@ struct Context {
     std::vector<uint32_t> clocks;  // [threads, actors]
     std::vector<uint32_t> fenced;  // [threads, actors]: which writes of threads agents see; empty without agents
     std::vector<std::map<uint32_t, Accesses>> accesses;  // of every warp, by place
+    std::map<const void*, std::vector<Told>> told;       // of a launch, by counter
+    std::map<uint32_t, Learnt> learnt;                   // by this block, of others
     Hopper hopper;
 
     int block_of(int thread) const { return thread / block_threads; }

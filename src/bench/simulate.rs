@@ -53,7 +53,7 @@ pub fn count(programs: &[&LaunchProgram], cases: &[&Case]) -> Result<Vec<Option<
 mod counting {
     use super::{Case, Result, Simulated};
     use crate::error::Error;
-    use crate::launch::params::{self, DevicePtr};
+    use crate::launch::params::DevicePtr;
     use crate::launch::{Addresses, Launch, LaunchProgram, relocate};
     use crate::simt::{Counts, Simt};
 
@@ -92,7 +92,7 @@ mod counting {
         fn of(program: &LaunchProgram) -> Option<Self> {
             let mut simt = Simt::new();
             let mut room = |bytes: usize| simt.alloc_untouched(bytes);
-            let (arena, state) = (room(program.arena_bytes)?, room(size_of::<params::StepState>())?);
+            let (arena, state) = (room(program.arena_bytes)?, room(program.state_bytes())?);
             let all = room(program.weight_bytes())?;
             let at = |offset: usize| DevicePtr(all.0 + offset as u64);
             let weights = program.weights.iter().map(|weight| at(weight.offset)).collect();

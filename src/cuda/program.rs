@@ -112,7 +112,7 @@ impl CudaDevice {
         let launches = lower(&step, self.storage, self.shared.target)?;
         let shared = &self.shared;
         let mut offsets = Vec::with_capacity(launches.buffers.len());
-        let mut bytes = size_of::<params::StepState>().next_multiple_of(ALIGN);
+        let mut bytes = launches.state_bytes().next_multiple_of(ALIGN);
         for buffer in &launches.buffers {
             offsets.push(bytes);
             bytes += buffer.bytes().next_multiple_of(ALIGN);

@@ -71,7 +71,7 @@ struct Layout {
 
 impl Layout {
     fn of(program: &LaunchProgram) -> Self {
-        let mut bytes = size_of::<params::StepState>().next_multiple_of(ALIGN);
+        let mut bytes = program.state_bytes().next_multiple_of(ALIGN);
         let mut take = |room: usize| {
             let at = bytes;
             bytes += room.next_multiple_of(ALIGN);
@@ -129,6 +129,7 @@ impl Workbench {
         let (shared, memory) = (&self.shared, &self.copies[copy].memory);
         shared.answer(shared.stream.fill(memory, 0xff))?;
         let write = |offset: usize, bytes: &[u8]| shared.answer(shared.stream.write(memory, offset, bytes));
+        write(0, &vec![0; self.program.state_bytes()])?;
         write(0, bytes_of(&params::StepState::from(state)))?;
         for (weight, bytes) in self.program.weights.iter().zip(weights) {
             write(self.layout.weights + weight.offset, bytes)?;

@@ -3,11 +3,9 @@
 //! A [`Conv2d`] is numbers alone: what is convolved, not where it lies. From them follow the form of the kernel
 //! (`tune::conv2d`) and the bytes that a sum in parts needs; addresses come last.
 
-use super::gemm::join_launch;
 use super::params::{self as p, DevicePtr, Epilogue};
 use super::tune::conv2d::{FEW, Form, GATHERED, NARROW, OnHopper, Problem, Tile};
-use super::tune::gemm::JOIN;
-use super::tune::hopper::{SLAB, STEP, slabs};
+use super::tune::hopper::{STEP, box_of_an_image, slabs};
 use super::tune::{Fact, Fastest, Obstacle, Reason};
 use super::{Launch, Storage, hopper};
 use crate::error::{Error, Result};
@@ -47,6 +45,8 @@ pub struct Operands {
     pub one_vector: bool,
     /// Of [`Conv2d::workspace_bytes`].
     pub workspace: DevicePtr,
+    /// A u32 a block where there are parts, all zero; zero again afterwards.
+    pub arrived: DevicePtr,
 }
 
 /// Where the operands of a data gradient lie.
@@ -58,6 +58,8 @@ pub struct BwdOperands {
     pub epilogue: Epilogue,
     /// Of [`Conv2d::bwd_workspace_bytes`].
     pub workspace: DevicePtr,
+    /// As in [`Operands`].
+    pub arrived: DevicePtr,
 }
 
 impl Conv2d {
@@ -258,23 +260,20 @@ impl Conv2d {
     /// Pixels of one image that a tile of the statistics covers; `None` where that form gives none.
     pub fn statistics_tile(&self, form: Form) -> Option<usize> {
         let Geometry { out, kinds, .. } = self.geometry();
-        let (m, splits) = match form {
-            Form::Hopper(on) if form.splits() == 0 => {
-                let ([x, y], rows) = (on.bits, on.tile.stat_rows());
-                let [lines, columns] = largest(out, kinds);
-                let whole = lines % (1 << y) == 0 && columns % (1 << x) == 0 && 1 << (x + y) >= rows;
-                return whole.then_some(rows);
+        let m = match form {
+            Form::Hopper(OnHopper { tile, bits, .. }) => {
+                let [x, y] = box_of_an_image(largest(out, kinds)).filter(|found| *found == bits)?;
+                return Some(if tile.cluster > 1 { tile.stat_rows() } else { 1 << (x + y) });
             }
-            Form::Hopper(on) => (SLAB, on.splits),
-            _ => form.tile().map(|tile| (tile.m, tile.splits))?,
+            _ => form.tile()?.m,
         };
         let whole =
             kinds == [1, 1] || (kinds == [2, 2] && largest(out, kinds).iter().product::<usize>() % m == 0);
-        if splits > 1 { Some(JOIN[0]) } else { whole.then_some(m) }
+        whole.then_some(m)
     }
 
     /// y = epilogue(conv(enlarged [x, x2])).
-    pub fn forward(&self, form: Form, storage: Storage, at: &Operands) -> Result<Vec<Launch>> {
+    pub fn forward(&self, form: Form, storage: Storage, at: &Operands) -> Result<Launch> {
         let rows = self.out().iter().product();
         if let Form::Hopper(on) = form {
             return hopper::forward(self, on, storage, at);
@@ -284,7 +283,7 @@ impl Conv2d {
             let params = self.general(at);
             let grid = strided(self.images.saturating_mul(rows).saturating_mul(self.filter[0]));
             let (kernel, grid) = self.untiled("conv2d", form, storage, self.out(), grid);
-            return Ok(vec![Launch::new(&kernel, grid, &params)?]);
+            return Launch::new(&kernel, grid, &params);
         };
         let (geometry, kernel) = match form {
             Form::Gathered => (self.plain(), gathering("conv2d", storage, "gather")),
@@ -292,38 +291,17 @@ impl Conv2d {
         };
         let pixels = largest(geometry.out, geometry.kinds).iter().product();
         let grid = tile.grid(self.images, geometry.kinds[0] * geometry.kinds[1], pixels, self.filter[0]);
-        let params = p::Conv2dParams { splits: int(tile.splits), ..self.params(&geometry, at) };
-        let params = if tile.splits > 1 {
-            p::Conv2dParams {
-                y: DevicePtr::NONE,
-                sums: at.workspace,
-                epilogue: Epilogue::default(),
-                ..params
-            }
-        } else {
-            p::Conv2dParams { epilogue: self.epilogue(at), ..params }
-        };
-        let mut launches = vec![Launch::new(&kernel, grid, &params)?];
-        if tile.splits > 1 {
-            let (sums, d, epilogue) = (at.workspace, at.y, self.epilogue(at));
-            let (m, n) = (int(self.images * rows), int(self.filter[0]));
-            launches.push(join(
-                tile.splits,
-                storage,
-                p::JoinParams { sums, d, epilogue, m, n, ..Default::default() },
-            )?);
+        let (sums, arrived) = in_parts(tile.splits, (at.workspace, at.arrived));
+        let (splits, epilogue) = (int(tile.splits), self.epilogue(at));
+        let whole = p::Conv2dParams { splits, sums, epilogue, ..self.params(&geometry, at) };
+        match form {
+            Form::Gathered => Launch::new(&kernel, grid, &whole),
+            _ => Launch::new(&kernel, grid, &p::Conv2dTileParams { arrived, whole }),
         }
-        Ok(launches)
     }
 
     /// dx = epilogue(that source's share of the data gradient). Channels and statistics are not for gradients.
-    pub fn backward(
-        &self,
-        source: usize,
-        form: Form,
-        storage: Storage,
-        at: &BwdOperands,
-    ) -> Result<Vec<Launch>> {
+    pub fn backward(&self, source: usize, form: Form, storage: Storage, at: &BwdOperands) -> Result<Launch> {
         let rows = self.size.iter().product();
         if let Form::Hopper(on) = form {
             return hopper::backward(self, source, on, storage, at);
@@ -333,7 +311,7 @@ impl Conv2d {
             let params = self.bwd_general(source, at);
             let grid = strided(self.images.saturating_mul(rows).saturating_mul(self.channels[source]));
             let (kernel, grid) = self.untiled("conv2d_bwd", form, storage, self.size, grid);
-            return Ok(vec![Launch::new(&kernel, grid, &params)?]);
+            return Launch::new(&kernel, grid, &params);
         };
         let geometry = self.geometry();
         let kernel = match form {
@@ -344,29 +322,13 @@ impl Conv2d {
         let pixels = self.written_pixels(geometry.stride).iter().product();
         let classes = geometry.stride[0] * geometry.stride[1];
         let grid = tile.grid(self.images, classes, pixels, geometry.channels[source]);
-        let params =
-            p::Conv2dBwdParams { splits: int(tile.splits), ..self.bwd_params(&geometry, source, at) };
-        let params = if tile.splits > 1 {
-            p::Conv2dBwdParams {
-                dx: DevicePtr::NONE,
-                sums: at.workspace,
-                epilogue: Epilogue::default(),
-                ..params
-            }
-        } else {
-            p::Conv2dBwdParams { epilogue: at.epilogue, ..params }
-        };
-        let mut launches = vec![Launch::new(&kernel, grid, &params)?];
-        if tile.splits > 1 {
-            let (sums, d, epilogue) = (at.workspace, at.dx, at.epilogue);
-            let (m, n) = (int(self.images * rows), int(self.channels[source]));
-            launches.push(join(
-                tile.splits,
-                storage,
-                p::JoinParams { sums, d, epilogue, m, n, ..Default::default() },
-            )?);
+        let (sums, arrived) = in_parts(tile.splits, (at.workspace, at.arrived));
+        let (splits, epilogue) = (int(tile.splits), at.epilogue);
+        let whole = p::Conv2dBwdParams { splits, sums, epilogue, ..self.bwd_params(&geometry, source, at) };
+        match form {
+            Form::Gathered => Launch::new(&kernel, grid, &whole),
+            _ => Launch::new(&kernel, grid, &p::Conv2dBwdTileParams { arrived, whole }),
         }
-        Ok(launches)
     }
 
     /// The kernel and the grid of a form without tiles, which writes images of `size`; `grid` is for the general one.
@@ -406,6 +368,11 @@ impl Conv2d {
     }
 }
 
+/// Where the parts of sums go, and who counts them: nowhere, where the sums are whole.
+pub(super) fn in_parts(splits: usize, places: (DevicePtr, DevicePtr)) -> (DevicePtr, DevicePtr) {
+    if splits > 1 { places } else { Default::default() }
+}
+
 fn general(why: Fact) -> (Form, Reason) {
     (Form::General { why }, Reason::Only(why))
 }
@@ -422,13 +389,6 @@ fn tiled(
         (Form::Tiled(tile), Fastest { obstacle, ..why })
     });
     (form, Reason::Fastest(why))
-}
-
-/// Adds the parts of a sum; the params lack what follows from the tile.
-pub(super) fn join(splits: usize, storage: Storage, params: p::JoinParams) -> Result<Launch> {
-    let p::JoinParams { n, .. } = params;
-    let params = p::JoinParams { d_row: i64::from(n), splits: int(splits), ..params };
-    join_launch(storage, &params)
 }
 
 /// The row of the manifest of [`Form::Gathered`].

@@ -10,11 +10,12 @@ use super::conv2d::{BwdOperands, Conv2d, Operands};
 use super::device::MOST_BLOCKS;
 use super::gemm::{After, Channels, Gemm, Order, Places};
 use super::norms::{self, GroupNorm, LayerNorm, Stats, TileStats};
-use super::params::{DevicePtr, Epilogue};
+use super::params::{DevicePtr, Epilogue, Tile};
 use super::pointwise;
 use super::tune::conv2d::{self as tune, Form as Convolving};
+use super::tune::hopper::SLAB;
 use super::unit::{Reads, Unit};
-use super::{Launch, Operand, Packing, Storage, general};
+use super::{Launch, Operand, Packing, Storage, general, hopper};
 use crate::error::Result;
 use crate::ir::Op;
 use crate::tensor::Shape;
@@ -46,6 +47,8 @@ pub(super) struct Around {
     pub workspace: DevicePtr,
     /// As many bytes as [`Form::measuring`] says, for a form from there.
     pub stats: DevicePtr,
+    /// As many counters as [`Form::counters`] says, all zero.
+    pub arrived: DevicePtr,
 }
 
 impl Form {
@@ -170,12 +173,29 @@ impl Form {
         }
     }
 
+    /// Tiles of `launch`, its own, whose parts are counted.
+    pub fn counters(&self, launch: &Launch) -> usize {
+        let splits = match self {
+            Self::Gemm(product, target) => product.choice(target).form.splits(),
+            Self::Conv2d(_, form) | Self::Conv2dBwd(_, form) => form.splits(),
+            _ => 1,
+        };
+        // Blocks of sm_90a take tile after tile, of one slab of rows or of two.
+        let blocks = launch.grid.iter().map(|&blocks| u64::from(blocks)).product::<u64>();
+        let rows = Tile::of(launch.kernel).map_or(0, |tile| tile.m.unsigned_abs() as usize);
+        let tiles = match hopper::items(launch) {
+            Some(items) => items as usize * (rows / SLAB),
+            None => blocks as usize,
+        };
+        if splits > 1 { tiles / splits } else { 0 }
+    }
+
     /// In running order. `workspace` has as many bytes as [`Self::workspace`] says.
     pub fn launches(
         &self,
         unit: &Unit<'_>,
         storage: Storage,
-        Around { state, workspace, stats }: Around,
+        Around { state, workspace, stats, arrived }: Around,
         reads: &Reads,
         outputs: &[Operand],
     ) -> Result<Vec<Launch>> {
@@ -187,21 +207,22 @@ impl Form {
         match self {
             Self::Gemm(product, target) => {
                 let (a, b, bias, d) = (input(0), input(1), input(2), output);
-                let at = Places { a, b, d, bias, channels, residual, stats, workspace };
-                product.launches(target, storage, &at)
+                let at = Places { a, b, d, bias, channels, residual, stats, workspace, arrived };
+                Ok(vec![product.launch(target, storage, &at)?])
             }
             Self::Conv2d(conv, form) => {
                 let (bias, activation) = (input(2), unit.activation);
                 let epilogue = Epilogue { bias, channels, residual, stats, activation, ..Default::default() };
                 let one_vector = reads.channels.as_ref().is_some_and(|channels| channels.shape[0] == 1);
                 let (x, x2, filter, y) = (input(0), second, input(1), output);
-                conv.forward(*form, storage, &Operands { x, x2, filter, y, epilogue, one_vector, workspace })
+                let at = Operands { x, x2, filter, y, epilogue, one_vector, workspace, arrived };
+                Ok(vec![conv.forward(*form, storage, &at)?])
             }
             Self::Conv2dBwd(conv, form) => {
                 let epilogue = Epilogue { residual, ..Default::default() };
                 let (dy, filter) = (input(0), input(1));
-                let at = BwdOperands { dy, filter, dx: output, epilogue, workspace };
-                conv.backward(0, *form, storage, &at)
+                let at = BwdOperands { dy, filter, dx: output, epilogue, workspace, arrived };
+                Ok(vec![conv.backward(0, *form, storage, &at)?])
             }
             Self::GroupNorm(norm, form, stats) => {
                 let (x, gamma, beta) = ([input(0), second], input(1), input(2));

@@ -1,7 +1,7 @@
 //! Matrix products as launches: the tuned form where it fits, in parts where one image has few rows and columns,
 //! else the general one.
 
-use super::params::{DevicePtr, Epilogue, GemmParams, JoinParams, Tile};
+use super::params::{DevicePtr, Epilogue, GemmParams, GemmTileParams, Tile};
 use super::tune::gemm::{self as tune, Choice, Extents, Form};
 use super::tune::hopper;
 use super::{Launch, Storage};
@@ -68,6 +68,8 @@ pub struct Places {
     pub stats: DevicePtr,
     /// As many bytes as [`Gemm::workspace`] says.
     pub workspace: DevicePtr,
+    /// A u32 a block where there are parts, all zero; zero again afterwards.
+    pub arrived: DevicePtr,
 }
 
 impl Gemm {
@@ -99,14 +101,13 @@ impl Gemm {
     pub fn stat_rows(&self, target: &str) -> Option<usize> {
         match self.choice(target).form {
             Form::General => None,
-            Form::Tiled { tile, splits: 1, .. } => Some(tile.m),
-            form @ Form::Hopper { tile, .. } if form.kept() == 0 => Some(tile.stat_rows()),
-            Form::Tiled { .. } | Form::Hopper { .. } => Some(tune::JOIN[0]),
+            Form::Tiled { tile, .. } => Some(tile.m),
+            Form::Hopper { tile, .. } => Some(tile.stat_rows()),
         }
     }
 
-    /// One launch, or two where the depth is split.
-    pub fn launches(&self, target: &str, storage: Storage, at: &Places) -> Result<Vec<Launch>> {
+    /// One launch of the chosen form.
+    pub fn launch(&self, target: &str, storage: Storage, at: &Places) -> Result<Launch> {
         let addresses = [at.a, at.b, at.workspace];
         match self.choice(target).form {
             Form::Tiled { tile, splits, k_split } if addresses.iter().all(|at| at.0.is_multiple_of(16)) => {
@@ -116,7 +117,7 @@ impl Gemm {
                 let depths = [splits, k_split];
                 super::hopper::gemm(self, &tile, depths, |items| hopper::blocks(target, items), storage, at)
             }
-            _ => Ok(vec![self.general(storage, at)?]),
+            _ => self.general(storage, at),
         }
     }
 
@@ -135,30 +136,20 @@ impl Gemm {
         k_split: usize,
         storage: Storage,
         at: &Places,
-    ) -> Result<Vec<Launch>> {
+    ) -> Result<Launch> {
         let op = if self.order == Order::ByColumns { "gemm" } else { "gemm_bwd" };
         let kernel = format!("{op}_{}_{}", storage.name(), tile.variant());
         let params = self.params(at)?;
-        let size = |[m, n]: [usize; 2]| Ok::<_, Error>(Tile { m: int(m)?, n: int(n)? });
-        let tile = size([tile.m, tile.n])?;
-        let (m, n) = (params.m, params.n);
-        if splits == 1 {
-            let [x, y] = tile.blocks(&params.epilogue, m, n);
-            return Ok(vec![Launch::new(&kernel, [x, y, grid_of([1, 1, self.batch])[2]], &params)?]);
-        }
-        let (epilogue, sums) = (params.epilogue, at.workspace);
-        let part = GemmParams {
-            d: DevicePtr::NONE,
-            sums,
-            epilogue: Epilogue::default(),
-            k_split: int(k_split)?,
-            ..params
+        let tile = Tile { m: int(tile.m)?, n: int(tile.n)? };
+        let [x, y] = tile.blocks(&params.epilogue, params.m, params.n);
+        let (params, z) = match splits {
+            1 => (GemmTileParams { whole: params, ..Default::default() }, self.batch),
+            _ => {
+                let whole = GemmParams { sums: at.workspace, k_split: int(k_split)?, ..params };
+                (GemmTileParams { arrived: at.arrived, whole }, splits)
+            }
         };
-        let [x, y] = tile.blocks(&part.epilogue, m, n);
-        let parts = Launch::new(&kernel, [x, y, grid_of([1, 1, splits])[2]], &part)?;
-        let join =
-            JoinParams { sums, d: at.d, epilogue, d_row: params.d_row, m, n, splits: int(splits)?, pad: 0 };
-        Ok(vec![parts, join_launch(storage, &join)?])
+        Launch::new(&kernel, [x, y, grid_of([1, 1, z])[2]], &params)
     }
 
     pub(super) fn params(&self, at: &Places) -> Result<GemmParams> {
@@ -198,14 +189,6 @@ impl Gemm {
             k_split: 0,
         })
     }
-}
-
-/// What adds the parts of a product.
-pub(super) fn join_launch(storage: Storage, join: &JoinParams) -> Result<Launch> {
-    let [rows, columns] = tune::JOIN;
-    let tile = Tile { m: int(rows)?, n: int(columns)? };
-    let [x, y] = tile.blocks(&join.epilogue, join.m, join.n);
-    Launch::new(&format!("join_{}_m{rows}n{columns}", storage.name()), [x, y, 1], join)
 }
 
 pub(super) fn int(extent: usize) -> Result<i32> {
@@ -278,7 +261,9 @@ mod tests {
     fn a_product_that_a_kernel_cannot_make_is_refused_before_the_launch() {
         let some = DevicePtr(4096);
         let (stats, bias, channels, residual) = (some, some, some, some);
-        let places = Places { a: some, b: some, d: some, bias, channels, residual, stats, workspace: some };
+        let (workspace, arrived) = (some, some);
+        let places =
+            Places { a: some, b: some, d: some, bias, channels, residual, stats, workspace, arrived };
         let tiled = |change: fn(&mut Gemm)| {
             let mut gemm = Gemm::new(64, 64, 64, Order::ByColumns);
             change(&mut gemm);
@@ -308,7 +293,7 @@ mod tests {
             gemm.general(Storage::F16, &places).expect_err("statistics of a general form").to_string();
         assert!(error.contains("`stats` must be none with a general form"), "{error}");
         let aside = Places { a: DevicePtr(4098), ..places };
-        let launches = Gemm::new(64, 64, 64, Order::ByRows).launches("sm_80", Storage::F16, &aside);
-        assert_eq!(launches.expect("the general form takes any address")[0].kernel.name, "gemm_f16");
+        let launch = Gemm::new(64, 64, 64, Order::ByRows).launch("sm_80", Storage::F16, &aside);
+        assert_eq!(launch.expect("the general form takes any address").kernel.name, "gemm_f16");
     }
 }

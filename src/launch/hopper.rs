@@ -4,20 +4,18 @@
 use bytemuck::pod_read_unaligned;
 
 use super::attention::{Forward, Sizes};
-use super::conv2d::{self, BwdOperands, Conv2d, Geometry, Operands, join, largest};
-use super::gemm::{Gemm, Order, Places, int, join_launch};
+use super::conv2d::{self, BwdOperands, Conv2d, Geometry, Operands, in_parts, largest};
+use super::gemm::{Gemm, Order, Places, int};
 use super::params::{
     AttentionBwdParams, AttentionBwdSm90Params, AttentionParams, AttentionSm90Params, Conv2dBwdSm90Params,
-    Conv2dSm90Params, DevicePtr, Epilogue, GemmParams, GemmSm90Params, JoinParams, Params, Tile,
+    Conv2dSm90Params, GemmParams, GemmSm90Params, Params, Tile,
 };
 use super::tune::conv2d::{Form, OnHopper};
-use super::tune::hopper::Parts;
 use super::tune::{Fastest, Obstacle, hopper};
 use super::{Launch, Storage};
 use crate::error::{Error, Result};
 
-/// That tile, with the depth in so many parts of so much; `blocks` says how many take so many tiles. One launch, or
-/// two where the depth is in parts.
+/// That tile, with the depth in so many parts of so much; `blocks` says how many take so many tiles.
 pub fn gemm(
     gemm: &Gemm,
     tile: &hopper::Tile,
@@ -25,24 +23,36 @@ pub fn gemm(
     blocks: impl Fn(i64) -> u32,
     storage: Storage,
     at: &Places,
-) -> Result<Vec<Launch>> {
+) -> Result<Launch> {
     let op = if gemm.order == Order::ByColumns { "gemm" } else { "gemm_bwd" };
     let kernel = format!("{op}_{}_{}", storage.name(), tile.variant());
     let GemmParams { a, b, d, epilogue, a_row, d_row, b_column, b_k, m, n, k, .. } = gemm.params(at)?;
     let b_row = b_column.max(b_k);
-    let whole = GemmSm90Params { a, b, d, epilogue, a_row, b_row, d_row, m, n, k, ..Default::default() };
+    let kept = if tile.cluster > 1 { 1 } else { splits };
+    let (sums, arrived) = in_parts(kept, (at.workspace, at.arrived));
+    let k_split = if kept > 1 { int(k_split)? } else { 0 };
+    let params = GemmSm90Params {
+        a,
+        b,
+        d,
+        sums,
+        arrived,
+        epilogue,
+        a_row,
+        b_row,
+        d_row,
+        m,
+        n,
+        k,
+        k_split,
+        ..Default::default()
+    };
     let size = Tile { m: int(tile.m())?, n: int(tile.n)? };
-    if tile.cluster > 1 {
-        return Ok(vec![Launch::new(&kernel, clusters(whole.items(size), tile)?, &whole)?]);
-    }
-    let launch = |params: &GemmSm90Params| Launch::new(&kernel, [blocks(params.items(size)), 1, 1], params);
-    if splits == 1 {
-        return Ok(vec![launch(&whole)?]);
-    }
-    let (sums, k_split) = (at.workspace, int(k_split)?);
-    let part = GemmSm90Params { d: DevicePtr::NONE, sums, epilogue: Epilogue::default(), k_split, ..whole };
-    let join = JoinParams { sums, d, epilogue, d_row, m, n, splits: int(splits)?, pad: 0 };
-    Ok(vec![launch(&part)?, join_launch(storage, &join)?])
+    let grid = match tile.cluster {
+        1 => [blocks(params.items(size)), 1, 1],
+        _ => clusters(params.items(size), tile)?,
+    };
+    Launch::new(&kernel, grid, &params)
 }
 
 /// A cluster for each of so many tiles.
@@ -129,27 +139,29 @@ fn choose(
         steps,
     };
     let parts = work(2, hopper::pixel_bits(2, pixels)).parts();
-    // Whole slabs that statistics are taken of have pixels of one image.
-    let together = if conv.stats && parts == Parts::Joined(1) { 1 } else { conv.images };
-    let bits = hopper::pixel_bits(together, pixels);
+    let of_an_image = hopper::box_of_an_image(pixels).filter(|_| conv.stats);
+    let bits = of_an_image.unwrap_or_else(|| hopper::pixel_bits(conv.images, pixels));
     let (tile, why) = work(conv.images, bits).tile(TARGET, parts);
     let (splits, blocks) = (parts.count(), hopper::blocks(TARGET, i64::MAX));
     Ok((Form::Hopper(OnHopper { tile, splits, bits, blocks }), why))
 }
 
 /// As [`Conv2d::forward`].
-pub(super) fn forward(conv: &Conv2d, on: OnHopper, storage: Storage, at: &Operands) -> Result<Vec<Launch>> {
+pub(super) fn forward(conv: &Conv2d, on: OnHopper, storage: Storage, at: &Operands) -> Result<Launch> {
     let Geometry { seen: [h, w], out, channels, taps: [r, s], before, kinds, .. } = conv.geometry();
     let [n, h, w, height, width] = [conv.images, h, w, out[0], out[1]].map(conv2d::int);
     let [c, c2, o, r, s] = [channels[0], channels[1], conv.filter[0], r, s].map(conv2d::int);
     let [top, left, kinds, splits] = [before[0], before[1], kinds[0], on.splits].map(conv2d::int);
     let [x_bits, y_bits] = on.bits.map(|bits| bits as i32);
     let Operands { x, x2, filter, y, .. } = *at;
+    let (sums, arrived) = in_parts(on.kept(), (at.workspace, at.arrived));
     let whole = Conv2dSm90Params {
         x,
         x2,
         filter,
         y,
+        sums,
+        arrived,
         epilogue: conv.epilogue(at),
         n,
         h,
@@ -173,17 +185,10 @@ pub(super) fn forward(conv: &Conv2d, on: OnHopper, storage: Storage, at: &Operan
     let items = whole.items(Tile { m: int(on.tile.m())?, n: int(on.tile.n)? });
     if on.tile.cluster > 1 {
         // As many parts as blocks share a tile.
-        return Ok(vec![Launch::new(&kernel, clusters(items / i64::from(splits), &on.tile)?, &whole)?]);
+        return Launch::new(&kernel, clusters(items / i64::from(splits), &on.tile)?, &whole);
     }
     let grid = [items.clamp(1, i64::from(on.blocks)) as u32, 1, 1];
-    if on.splits == 1 {
-        return Ok(vec![Launch::new(&kernel, grid, &whole)?]);
-    }
-    let (sums, epilogue, m) = (at.workspace, whole.epilogue, n.saturating_mul(height).saturating_mul(width));
-    let part = Conv2dSm90Params { y: DevicePtr::NONE, sums, epilogue: Epilogue::default(), ..whole };
-    let parts = Launch::new(&kernel, grid, &part)?;
-    let sum = JoinParams { sums, d: y, epilogue, m, n: o, ..Default::default() };
-    Ok(vec![parts, join(on.splits, storage, sum)?])
+    Launch::new(&kernel, grid, &whole)
 }
 
 /// As [`Conv2d::backward`].
@@ -193,7 +198,7 @@ pub(super) fn backward(
     on: OnHopper,
     storage: Storage,
     at: &BwdOperands,
-) -> Result<Vec<Launch>> {
+) -> Result<Launch> {
     let Geometry { out, channels, taps: [r, s], before, kinds, .. } = conv.geometry();
     let [n, h, w, height, width] = [conv.images, conv.size[0], conv.size[1], out[0], out[1]].map(conv2d::int);
     let first = if source == 0 { 0 } else { channels[0] };
@@ -201,11 +206,14 @@ pub(super) fn backward(
     let [o, r, s] = [conv.filter[0], r, s].map(conv2d::int);
     let [top, left, kinds, splits] = [before[0], before[1], kinds[0], on.splits].map(conv2d::int);
     let [x_bits, y_bits] = on.bits.map(|bits| bits as i32);
-    let BwdOperands { dy, filter, dx, epilogue, workspace: sums } = *at;
+    let BwdOperands { dy, filter, dx, epilogue, .. } = *at;
+    let (sums, arrived) = in_parts(on.kept(), (at.workspace, at.arrived));
     let whole = Conv2dBwdSm90Params {
         dy,
         filter,
         dx,
+        sums,
+        arrived,
         epilogue,
         n,
         h,
@@ -230,17 +238,10 @@ pub(super) fn backward(
     let items = whole.items(Tile { m: int(on.tile.m())?, n: int(on.tile.n)? });
     if on.tile.cluster > 1 {
         // As many parts as blocks share a tile.
-        return Ok(vec![Launch::new(&kernel, clusters(items / i64::from(splits), &on.tile)?, &whole)?]);
+        return Launch::new(&kernel, clusters(items / i64::from(splits), &on.tile)?, &whole);
     }
     let grid = [items.clamp(1, i64::from(on.blocks)) as u32, 1, 1];
-    if on.splits == 1 {
-        return Ok(vec![Launch::new(&kernel, grid, &whole)?]);
-    }
-    let part = Conv2dBwdSm90Params { dx: DevicePtr::NONE, sums, epilogue: Epilogue::default(), ..whole };
-    let parts = Launch::new(&kernel, grid, &part)?;
-    let m = n.saturating_mul(h).saturating_mul(w);
-    let sum = JoinParams { sums, d: dx, epilogue, m, n: c, ..Default::default() };
-    Ok(vec![parts, join(on.splits, storage, sum)?])
+    Launch::new(&kernel, grid, &whole)
 }
 
 /// `o` and `lse`, so many keys at a time, by at most so many blocks.

@@ -12,7 +12,7 @@ use super::params::DevicePtr;
 pub enum Space {
     /// What lives within a step.
     Arena,
-    /// One [`super::params::StepState`].
+    /// One [`super::params::StepState`], and behind it counters that are zero between launches.
     State,
     /// By index in [`super::LaunchProgram::weights`].
     Weight(u32),

@@ -54,9 +54,10 @@ pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Resu
         piece_of: step.placed.iter().enumerate().map(|(i, placed)| (placed.value, i as u32)).collect(),
         paired: paired(&step.graph, &step.fusion),
         weights: Vec::new(),
+        counters: 0,
     };
     let body = lowering.stages(&step.body)?;
-    let Lowering { types, scratch, weights, .. } = lowering;
+    let Lowering { types, scratch, weights, counters, .. } = lowering;
 
     let buffers = step.graph.buffers.iter().enumerate().map(|(index, buffer)| DeviceBuffer {
         name: buffer.name.clone(),
@@ -77,6 +78,7 @@ pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Resu
         live_bytes,
         weights: weights::place(weights),
         buffers: buffers.collect(),
+        counters,
     };
     let program = program.map(|launch| {
         relocate(launch, |location| match location.space {
@@ -147,6 +149,8 @@ struct Lowering<'a> {
     paired: HashSet<&'a str>,
     /// What was read so far, by index of the program's params.
     weights: Vec<(usize, Packing)>,
+    /// Tiles that one launch makes in parts, at most.
+    counters: usize,
 }
 
 /// What later launches of the open stages may read.
@@ -255,8 +259,10 @@ impl<'a> Lowering<'a> {
             0 => DevicePtr::NONE,
             bytes => self.scratch(bytes),
         };
-        let at = Around { state: Location::start(Space::State).symbol(), workspace, stats };
+        let arrived = Location { space: Space::State, offset: size_of::<StepState>() as u64 }.symbol();
+        let at = Around { state: Location::start(Space::State).symbol(), workspace, stats, arrived };
         let launches = form.launches(&unit, self.storage, at, &reads, &outputs)?;
+        self.counters = launches.iter().map(|launch| form.counters(launch)).fold(self.counters, usize::max);
         if let Some(&read) = unit.inputs.first() {
             let (first, other) = self.sources(read);
             for (source, stats) in [Some(first), other].into_iter().zip(form.left(workspace)) {

@@ -71,7 +71,7 @@ pub const FAMILIES: &[Family] = &[
     family(&["attention.cu", "attention_bwd.cu"], Unit::Scalar, 0.10, 0.40),
     // Streams of 16 bytes a thread.
     family(&["group_norm_tiled.cu", "group_norm_tiled_bwd.cu", "layer_norm.cu"], Unit::Scalar, 0.5, 0.80),
-    family(&["layer_norm_bwd.cu", "softmax.cu", "join.cu"], Unit::Scalar, 0.5, 0.75),
+    family(&["layer_norm_bwd.cu", "softmax.cu"], Unit::Scalar, 0.5, 0.75),
     family(&["pointwise.cu", "ddim_unguide.cu", "layout.cu", "condition.cu"], Unit::Scalar, 0.5, 0.80),
     // Elements one by one, or gathered.
     family(&["group_norm.cu", "group_norm_bwd.cu", "normalise.cu"], Unit::Scalar, 0.3, 0.40),

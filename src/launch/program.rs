@@ -1,6 +1,7 @@
 //! A step as launches: a plain value, the same for every device that runs it.
 
 use super::choice::Choice;
+use super::params::StepState;
 use super::{Cost, Launch, Packing, Storage, Weight, from_bytes, to_bytes};
 use crate::error::{Error, Result};
 use crate::ir::{BufferId, Flag, Once};
@@ -21,6 +22,8 @@ pub struct LaunchProgram {
     pub weights: Vec<Weight>,
     /// By [`BufferId`].
     pub buffers: Vec<DeviceBuffer>,
+    /// Tiles that one launch makes in parts, at most: each wants a u32.
+    pub counters: usize,
 }
 
 /// A named buffer on the device.
@@ -171,6 +174,11 @@ impl LaunchProgram {
             packing => format!("{} {packing:?}", weight.param.name),
         };
         self.weights.iter().map(|weight| (name(weight), weight.bytes.next_multiple_of(ALIGN))).collect()
+    }
+
+    /// Bytes of [`super::Space::State`]: all zero but for the state, before the first step.
+    pub fn state_bytes(&self) -> usize {
+        size_of::<StepState>() + self.counters * size_of::<u32>()
     }
 
     pub fn buffer_bytes(&self) -> usize {

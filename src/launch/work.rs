@@ -20,22 +20,17 @@ const SINGLE: u64 = 4;
 pub(super) fn of(form: &Form, whole: Cost, launches: &[Launch]) -> Vec<Cost> {
     match form {
         Form::Gemm(product, target) => {
-            let [m, n, k] = [product.m, product.n, product.k].map(|extent| extent as u64);
             let splits = product.choice(target).form.splits();
             let whole = Cost { executed_flops: of_tiles(&launches[0], splits, product.k), ..whole };
-            in_parts(whole, STORED * (m + n) * k, product.workspace(target) as u64, launches)
+            vec![in_parts(whole, product.workspace(target))]
         }
         Form::Conv2d(conv, form) => {
             let whole = Cost { executed_flops: conv.executed_flops(*form), ..whole };
-            let operands = conv.images * conv.size[0] * conv.size[1] * conv.channels.iter().sum::<usize>()
-                + conv.filter_elements();
-            in_parts(whole, STORED * operands as u64, conv.workspace_bytes(*form) as u64, launches)
+            vec![in_parts(whole, conv.workspace_bytes(*form))]
         }
         Form::Conv2dBwd(conv, form) => {
             let whole = Cost { executed_flops: conv.bwd_executed_flops(0, *form), ..whole };
-            let [height, width] = conv.out();
-            let operands = conv.images * height * width * conv.filter[0] + conv.filter_elements();
-            in_parts(whole, STORED * operands as u64, conv.bwd_workspace_bytes(0, *form) as u64, launches)
+            vec![in_parts(whole, conv.bwd_workspace_bytes(0, *form))]
         }
         Form::GroupNorm(..) | Form::GroupNormBwd(..) => {
             let backward = matches!(form, Form::GroupNormBwd(..));
@@ -82,13 +77,9 @@ fn of_tiles(launch: &Launch, splits: usize, k: usize) -> u64 {
     2 * tiles * u64::from(m.unsigned_abs()) * u64::from(n.unsigned_abs()) * k.next_multiple_of(step) as u64
 }
 
-/// A contraction, and what joins it where it is in parts: those write `sums` bytes, which are read again.
-fn in_parts(whole: Cost, operands: u64, sums: u64, launches: &[Launch]) -> Vec<Cost> {
-    if launches.len() < 2 {
-        return vec![whole];
-    }
-    let join = Cost { bytes: whole.bytes.saturating_sub(operands) + sums, ..Cost::default() };
-    vec![Cost { bytes: operands + sums, ..whole }, join]
+/// A contraction whose parts are written and read again.
+fn in_parts(whole: Cost, sums: usize) -> Cost {
+    Cost { bytes: whole.bytes + 2 * sums as u64, ..whole }
 }
 
 fn of_norm(whole: Cost, launch: &Launch, backward: bool) -> Cost {

@@ -206,7 +206,7 @@ impl StepProgram {
 
     /// Bytes of all named buffers.
     pub fn buffer_bytes(&self) -> usize {
-        self.graph.buffers.iter().map(|buffer| self.storage.buffer_bytes(buffer)).sum()
+        self.storage.buffer_bytes(&self.graph).iter().sum()
     }
 }
 

@@ -55,16 +55,37 @@ impl Storage {
         shape.count() * bytes
     }
 
-    pub fn buffer_bytes(self, buffer: &Buffer) -> usize {
-        let bytes = match (self, buffer.dtype) {
-            (_, DType::I32) => DType::I32.bytes(),
-            (Self::Uniform(bytes), _) => bytes,
-            // Texts as the UNet reads them are activations; everything else is what the host and the
-            // sampler's f32 arithmetic see.
-            (Self::Half(dtype), _) if buffer.shape.len() == 3 => dtype.bytes(),
-            (Self::Half(_), _) => DType::F32.bytes(),
+    /// Bytes of every buffer. A 16-bit type is for those that some operation reads or writes as it does activations,
+    /// and none in f32.
+    pub fn buffer_bytes(self, graph: &Graph) -> Vec<usize> {
+        let roots = graph.view_roots();
+        let (mut single, mut half) = (vec![false; graph.buffers.len()], vec![false; graph.buffers.len()]);
+        for id in graph.order() {
+            let node = graph.node(id);
+            let roots = node.inputs.iter().map(|input| roots[input.0 as usize]);
+            for (i, (root, maker)) in roots.map(|root| (root, graph.producer(root))).enumerate() {
+                let (buffer, is_single) = match (&maker.op, &node.op) {
+                    (Op::Load { .. } | Op::Param { .. }, Op::Store { .. }) | (_, Op::Reshape) => continue,
+                    (Op::Load { buffer, .. }, op) => (*buffer, reads_single(op, i)),
+                    (op, Op::Store { buffer, .. }) => {
+                        let position = maker.outputs.iter().position(|&output| output == root);
+                        (*buffer, is_single(op, position.unwrap_or(0)))
+                    }
+                    _ => continue,
+                };
+                (if is_single { &mut single } else { &mut half })[buffer.0 as usize] = true;
+            }
+        }
+        let bytes = |(i, buffer): (usize, &Buffer)| {
+            let bytes = match (self, buffer.dtype) {
+                (_, DType::I32) => DType::I32.bytes(),
+                (Self::Uniform(bytes), _) => bytes,
+                (Self::Half(dtype), _) if half[i] && !single[i] => dtype.bytes(),
+                (Self::Half(_), _) => DType::F32.bytes(),
+            };
+            buffer.shape.count() * bytes
         };
-        buffer.shape.count() * bytes
+        graph.buffers.iter().enumerate().map(bytes).collect()
     }
 
     /// Bytes of the arena that a node needs for itself while it runs. On the CPU scratch is the business of
@@ -91,12 +112,26 @@ impl Storage {
 /// Whether result `position` of an operation is f32 whatever activations are stored in.
 fn is_single(op: &Op, position: usize) -> bool {
     match op {
-        Op::CfgX0 | Op::SldX0 | Op::DdimUnguide { .. } | Op::GuideEps { .. } | Op::FrozenPullback => true,
+        Op::CfgX0 | Op::SldX0 | Op::DdimUnguide { .. } | Op::GuideEps { .. } => true,
         // The latents' gradient is one of the sampler's numbers, the rows' goes on through the UNet.
         Op::CfgX0Bwd { .. } => position == 0,
         Op::Attention { .. } => position == 1,
         // The embedding's gradient goes on through the vision tower.
         Op::ClipCosine { .. } => position != 3,
+        _ => false,
+    }
+}
+
+/// Whether operand `i` of an operation is read in f32 whatever activations are stored in: weights aside, the sampler's
+/// numbers.
+fn reads_single(op: &Op, i: usize) -> bool {
+    match op {
+        Op::TimestepEmbedding { .. } | Op::CfgX0Bwd { .. } => true,
+        Op::CfgX0 => i == 0,
+        Op::SldX0 => i != 1,
+        Op::ClipCosine { .. } => i == 1,
+        // The gradient is an activation.
+        Op::DdimUnguide { .. } | Op::GuideEps { .. } => i < 4,
         _ => false,
     }
 }

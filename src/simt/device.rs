@@ -72,7 +72,7 @@ impl SimtDevice {
         let weights = lock(&self.weights).take_all(&program, source)?;
         let mut simt = Simt::new();
         let arena = simt.alloc(program.arena_bytes);
-        let state = simt.alloc(size_of::<params::StepState>());
+        let state = simt.put(&vec![0; program.state_bytes()]);
         let buffers: Vec<DevicePtr> =
             program.buffers.iter().map(|buffer| simt.put(&vec![0; buffer.bytes()])).collect();
         let launches = program.at(&Addresses { arena, state, weights, buffers: buffers.clone() });

@@ -136,6 +136,9 @@ fn statistics_are_those_of_what_is_stored() {
     for (conv, form) in [
         (slabs, Wish::Hopper(0, 1, 2)),
         (slabs, Wish::Hopper(2, 2, 3)),
+        // Slabs of two images, the last of one.
+        (Conv2d { images: 3, size: [8, 8], ..plain }, Wish::Hopper(0, 1, 1)),
+        (Conv2d { images: 3, size: [8, 8], ..plain }, Wish::Hopper(2, 3, 2)),
         (kinds, Wish::Hopper(0, 1, 1)),
         (slabs, Wish::Hopper(4, 8, 1)),
         (kinds, Wish::Hopper(3, 4, 1)),
@@ -157,9 +160,7 @@ fn statistics_are_those_of_what_is_stored() {
         if conv.sub_pixel {
             pixels.sort_by_key(|(i, j)| (i % 2, j % 2));
         }
-        if let Form::Hopper(OnHopper { bits: [x, y], .. }) = form
-            && form.splits() == 0
-        {
+        if let Form::Hopper(OnHopper { bits: [x, y], .. }) = form {
             let scale = if conv.sub_pixel { 2 } else { 1 };
             pixels.sort_by_key(|(i, j)| (i % scale, j % scale, i / scale >> y, j / scale >> x));
         }

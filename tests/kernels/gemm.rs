@@ -6,7 +6,7 @@ use unguide::launch::gemm::{After, Order, Places};
 use unguide::launch::params::DevicePtr;
 use unguide::launch::tune::gemm::{STEP, TILES};
 use unguide::launch::tune::hopper;
-use unguide::simt::{Counts, Mode, Simt};
+use unguide::simt::{Counts, Mode, Schedule, Simt};
 use unguide::tensor::Tensor;
 
 use crate::support::device::gemm::{Form, Trial};
@@ -115,11 +115,28 @@ fn rows_that_lie_apart_give_the_same_bits() {
             (half.gemm.rows[0], half.gemm.rows[2]) = (2 * 72, 2 * 40);
             let row = |at: DevicePtr, elements: u64| DevicePtr(at.0 + odd * elements * 2);
             let (a, d, residual) = (row(places.a, 72), row(places.d, 40), row(places.residual, 40));
-            for launch in half.launches(Storage::F16, &Places { a, d, residual, ..places }) {
-                simt.run(&launch, Mode::CHECKED).expect("the kernel is right");
-            }
+            let launch = half.launch(Storage::F16, &Places { a, d, residual, ..places });
+            simt.run(&launch, Mode::CHECKED).expect("the kernel is right");
         }
         assert!(outputs[0].read(&simt) == want[0], "{order:?}");
+    }
+}
+
+#[test]
+fn parts_are_added_in_their_order_whoever_comes_last_and_leave_their_counters_at_zero() {
+    let after = After { bias: true, residual: true, stats: true, ..After::default() };
+    for order in ORDERS {
+        let trial = Trial::new(order, TILES[3], [130, 72, 200]).split(64).images(2).after(after);
+        let mut simt = Simt::new();
+        let (places, outputs) = trial.place(&mut simt, Storage::F16);
+        let launch = trial.launch(Storage::F16, &places);
+        let mut first = None;
+        for schedule in [Schedule::Fifo, Schedule::Lifo, Schedule::Priorities, Schedule::Fifo] {
+            simt.run(&launch, Mode { schedule, ..Mode::CHECKED }).expect("the kernel is right");
+            assert!(simt.get(places.arrived).iter().all(|&byte| byte == 0), "{order:?} {schedule:?}");
+            let found = [outputs[0].read(&simt), outputs[1].read(&simt)];
+            assert!(*first.get_or_insert_with(|| found.clone()) == found, "{order:?} {schedule:?}");
+        }
     }
 }
 

@@ -12,7 +12,7 @@ pub struct Conv2dParams {
     pub x2: DevicePtr,
     pub filter: DevicePtr,
     pub y: DevicePtr,
-    // f32 [splits, n, height, width, o]: takes bare sums in the place of y; or 0
+    // f32 [splits, n, height, width, o]: takes the parts of the sums first; or 0
     pub sums: DevicePtr,
     pub epilogue: Epilogue,
     pub n: i32,
@@ -103,7 +103,7 @@ pub struct Conv2dBwdParams {
     pub dy: DevicePtr,
     pub filter: DevicePtr,
     pub dx: DevicePtr,
-    // f32 [splits, n, lines, columns, c]: takes bare sums in the place of dx; or 0
+    // f32 [splits, n, lines, columns, c]: takes the parts of the sums first; or 0
     pub sums: DevicePtr,
     pub epilogue: Epilogue,
     // as in Conv2dParams
@@ -200,6 +200,46 @@ impl Params for Conv2dBwdParams {
         let pixels = sides.map(|(size, stride)| size / stride.max(1) + i32::from(size % stride.max(1) != 0));
         let classes = (pixels[0].saturating_mul(pixels[1]), self.stride_y.saturating_mul(self.stride_x));
         window.tiled(rules, tile, classes, &self.epilogue, self.c, (self.dx, self.sums));
+    }
+}
+
+/// A convolution in tiles, whose blocks may share its depth.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct Conv2dTileParams {
+    // u32, one a tile, all zero before and after; 0 where no depth is shared
+    pub arrived: DevicePtr,
+    pub whole: Conv2dParams,
+}
+const _: () = assert!(size_of::<Conv2dTileParams>() == 8 + size_of::<Conv2dParams>());
+
+impl Params for Conv2dTileParams {
+    const NAME: &'static str = "Conv2dTileParams";
+    const ADDRESSES: usize = 1 + Conv2dParams::ADDRESSES;
+
+    fn check(&self, rules: &mut Rules) {
+        self.whole.check(rules);
+        rules.counters(self.arrived, self.whole.sums);
+    }
+}
+
+/// The data gradient of one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct Conv2dBwdTileParams {
+    // as in Conv2dTileParams
+    pub arrived: DevicePtr,
+    pub whole: Conv2dBwdParams,
+}
+const _: () = assert!(size_of::<Conv2dBwdTileParams>() == 8 + size_of::<Conv2dBwdParams>());
+
+impl Params for Conv2dBwdTileParams {
+    const NAME: &'static str = "Conv2dBwdTileParams";
+    const ADDRESSES: usize = 1 + Conv2dBwdParams::ADDRESSES;
+
+    fn check(&self, rules: &mut Rules) {
+        self.whole.check(rules);
+        rules.counters(self.arrived, self.whole.sums);
     }
 }
 
@@ -343,11 +383,7 @@ impl Window {
         let whole = (self.splits > 1) == (parts != DevicePtr::NONE);
         rules.holds("sums", self.splits, whole, "given where there are splits");
         rules.aligned("sums", parts, 16);
-        if self.splits > 1 {
-            rules.holds("epilogue", "one", epilogue.is_bare(), "none where the sums are stored");
-        } else {
-            rules.given("y", to);
-        }
+        rules.given("y", to);
         self.epilogue(rules, epilogue, columns, true);
     }
 

@@ -30,11 +30,6 @@ impl Epilogue {
     /// u[2j] gelu(u[2j + 1]): the columns of the result are half as many.
     pub const GEGLU: i32 = 6;
 
-    /// It leaves the sums as they are.
-    pub fn is_bare(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// The columns of the result, where the sums have `n`.
     pub fn columns(&self, n: i32) -> i32 {
         if self.activation == Self::GEGLU { n / 2 } else { n }

@@ -1,4 +1,4 @@
-//! Matrix products, and what joins those that share their depth.
+//! Matrix products.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -11,7 +11,7 @@ pub struct GemmParams {
     pub a: DevicePtr,
     pub b: DevicePtr,
     pub d: DevicePtr,
-    // f32 [splits, m, n]: takes bare sums in the place of d; or 0
+    // f32 [splits, m, n]: takes the parts of the sums first; or 0
     pub sums: DevicePtr,
     pub epilogue: Epilogue,
     // elements between two matrices of the batch; residual: as d
@@ -93,8 +93,8 @@ impl Params for GemmParams {
                 "one matrix",
             );
         }
+        rules.given("d", self.d);
         let Some(tile) = tile else {
-            rules.given("d", self.d);
             rules.absent("sums", self.sums, "a general form");
             // A matrix of the batch after the other.
             return rules.blocks([Rules::tiles(self.m, 32), Rules::tiles(self.n, 32), rules.grid[2].into()]);
@@ -119,9 +119,8 @@ impl Params for GemmParams {
         let grid @ [grid_x, grid_y, splits] = rules.grid;
         rules.holds("grid", format_args!("{grid:?}"), [grid_x, grid_y] == [x, y], "a block a tile");
         if self.sums == DevicePtr::NONE {
-            return rules.given("d", self.d);
+            return;
         }
-        rules.holds("epilogue", "one", self.epilogue.is_bare(), "none where the sums are stored");
         rules.at_least("k_split", self.k_split, 32);
         rules.multiple_of("k_split", self.k_split, 32);
         let parts = self.k.unsigned_abs().div_ceil(self.k_split.max(1).unsigned_abs());
@@ -129,37 +128,22 @@ impl Params for GemmParams {
     }
 }
 
+/// A product in tiles, whose blocks may share its depth.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct JoinParams {
-    // f32 [splits, m, n]
-    pub sums: DevicePtr,
-    pub d: DevicePtr,
-    pub epilogue: Epilogue,
-    pub d_row: i64,
-    pub m: i32,
-    pub n: i32,
-    pub splits: i32,
-    pub pad: i32,
+pub struct GemmTileParams {
+    // u32, one a tile, all zero before and after; 0 where no depth is shared
+    pub arrived: DevicePtr,
+    pub whole: GemmParams,
 }
-const _: () = assert!(size_of::<JoinParams>() == 88);
+const _: () = assert!(size_of::<GemmTileParams>() == 8 + size_of::<GemmParams>());
 
-impl Params for JoinParams {
-    const NAME: &'static str = "JoinParams";
-    const ADDRESSES: usize = 6;
+impl Params for GemmTileParams {
+    const NAME: &'static str = "GemmTileParams";
+    const ADDRESSES: usize = 1 + GemmParams::ADDRESSES;
 
     fn check(&self, rules: &mut Rules) {
-        rules.given("sums", self.sums);
-        rules.aligned("sums", self.sums, 8);
-        rules.given("d", self.d);
-        for (field, extent) in [("m", self.m), ("n", self.n), ("splits", self.splits)] {
-            rules.at_least(field, extent, 1);
-        }
-        rules.at_least("d_row", self.d_row, 0);
-        self.epilogue.check(rules, self.m, self.n, true);
-        let Some(tile) = Tile::of(rules.kernel) else { return };
-        let [x, y] = tile.blocks(&self.epilogue, self.m, self.n);
-        let grid = rules.grid;
-        rules.holds("grid", format_args!("{grid:?}"), grid == [x, y, 1], "a block a tile");
+        self.whole.check(rules);
+        rules.counters(self.arrived, self.whole.sums);
     }
 }

@@ -72,6 +72,12 @@ impl<'a> Rules<'a> {
         self.holds(a, "one without the other", same, &format!("given where `{b}` is"));
     }
 
+    /// Counters of the parts of sums, where there are parts.
+    pub fn counters(&mut self, arrived: DevicePtr, sums: DevicePtr) {
+        self.both_or_none("arrived", arrived, "sums", sums);
+        self.aligned("arrived", arrived, 4);
+    }
+
     /// Elements in all, and of an image.
     pub fn whole_images(&mut self, count: i64, image: i64) {
         self.at_least("image", image, 1);

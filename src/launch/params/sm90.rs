@@ -18,8 +18,10 @@ pub struct GemmSm90Params {
     pub a: DevicePtr,
     pub b: DevicePtr,
     pub d: DevicePtr,
-    // f32 [splits, m, n]: takes bare sums in the place of d; or 0
+    // f32 [splits, m, n]: takes the parts of the sums first; or 0
     pub sums: DevicePtr,
+    // u32, one for 128 rows of a tile, all zero before and after; or 0
+    pub arrived: DevicePtr,
     pub epilogue: Epilogue,
     // elements between two rows as they are stored
     pub a_row: i64,
@@ -30,7 +32,6 @@ pub struct GemmSm90Params {
     pub k: i32,
     // of k for a split; with sums
     pub k_split: i32,
-    pub pad: [i32; 2],
     pub a_map: Encoded,
     pub b_map: Encoded,
 }
@@ -60,7 +61,7 @@ impl GemmSm90Params {
 
 impl Params for GemmSm90Params {
     const NAME: &'static str = "GemmSm90Params";
-    const ADDRESSES: usize = 8;
+    const ADDRESSES: usize = 9;
 
     fn check(&self, rules: &mut Rules) {
         for (field, address) in [("a", self.a), ("b", self.b)] {
@@ -89,10 +90,11 @@ impl Params for GemmSm90Params {
             rules.holds("k", self.k, chunks(self.k) >= cluster, "a step for each block of a cluster");
         }
         grid(rules, self.items(tile).saturating_mul(cluster));
+        rules.given("d", self.d);
+        rules.counters(self.arrived, self.sums);
         if self.sums == DevicePtr::NONE {
-            return rules.given("d", self.d);
+            return;
         }
-        rules.holds("epilogue", "one", self.epilogue.is_bare(), "none where the sums are stored");
         rules.at_least("k_split", self.k_split, i64::from(SLAB[1]));
         rules.multiple_of("k_split", self.k_split, i64::from(SLAB[1]));
     }
@@ -128,8 +130,10 @@ pub struct Conv2dSm90Params {
     pub x2: DevicePtr,
     pub filter: DevicePtr,
     pub y: DevicePtr,
-    // f32 [splits, n, height, width, o]: takes bare sums in the place of y; or 0
+    // f32 [splits, n, height, width, o]: takes the parts of the sums first; or 0
     pub sums: DevicePtr,
+    // u32, one a slab and tile of channels, all zero before and after; or 0
+    pub arrived: DevicePtr,
     pub epilogue: Epilogue,
     pub n: i32,
     pub h: i32,
@@ -149,7 +153,7 @@ pub struct Conv2dSm90Params {
     // a slab is 2^x_bits columns of 2^y_bits lines
     pub x_bits: i32,
     pub y_bits: i32,
-    pub pad: [i32; 10],
+    pub pad: [i32; 8],
     pub x_map: Encoded,
     pub x2_map: Encoded,
     pub filter_map: Encoded,
@@ -162,8 +166,10 @@ pub struct Conv2dBwdSm90Params {
     pub dy: DevicePtr,
     pub filter: DevicePtr,
     pub dx: DevicePtr,
-    // f32 [splits, n, h, w, c]: takes bare sums in the place of dx; or 0
+    // f32 [splits, n, h, w, c]: takes the parts of the sums first; or 0
     pub sums: DevicePtr,
+    // as in Conv2dSm90Params
+    pub arrived: DevicePtr,
     pub epilogue: Epilogue,
     pub n: i32,
     pub h: i32,
@@ -184,7 +190,7 @@ pub struct Conv2dBwdSm90Params {
     pub splits: i32,
     pub x_bits: i32,
     pub y_bits: i32,
-    pub pad: [i32; 11],
+    pub pad: [i32; 9],
     pub dy_map: [Encoded; 4],
     pub filter_map: Encoded,
 }
@@ -213,6 +219,7 @@ struct Walk {
     steps: i64,
     splits: i32,
     sums: DevicePtr,
+    arrived: DevicePtr,
     to: DevicePtr,
 }
 
@@ -241,9 +248,9 @@ impl Walk {
             "bits of 128 pixels",
         );
         let cluster = i64::from(rules.kernel.cluster);
-        if epilogue.stats != DevicePtr::NONE && (self.splits == 1 || cluster > 1) {
+        if epilogue.stats != DevicePtr::NONE {
             let ([lines, columns], share) = (self.pixels, i64::from(SLAB[0]) / cluster);
-            let of_image = 1 << (x + y).clamp(0, 7) >= share;
+            let of_image = cluster == 1 || 1 << (x + y).clamp(0, 7) >= share;
             let whole = of_image && lines % (1 << y.clamp(0, 7)) == 0 && columns % (1 << x.clamp(0, 7)) == 0;
             rules.holds("stats", "some", whole, "none where an image is no whole slabs, or shares of them");
         }
@@ -255,11 +262,8 @@ impl Walk {
         let kept = splits > 1 && cluster == 1;
         rules.holds("sums", splits, kept == (self.sums != DevicePtr::NONE), "given where splits are joined");
         rules.aligned("sums", self.sums, 16);
-        if kept {
-            rules.holds("epilogue", "one", epilogue.is_bare(), "none where the sums are stored");
-        } else {
-            rules.given("y", self.to);
-        }
+        rules.counters(self.arrived, self.sums);
+        rules.given("y", self.to);
         if let Some(tile) = Tile::of(rules.kernel) {
             grid(rules, self.items(tile));
         }
@@ -330,6 +334,7 @@ impl Conv2dSm90Params {
             steps: i64::from(self.r) * i64::from(self.s) * (chunks(self.c) + chunks(self.c2)),
             splits: self.splits,
             sums: self.sums,
+            arrived: self.arrived,
             to: self.y,
         }
     }
@@ -337,7 +342,7 @@ impl Conv2dSm90Params {
 
 impl Params for Conv2dSm90Params {
     const NAME: &'static str = "Conv2dSm90Params";
-    const ADDRESSES: usize = 9;
+    const ADDRESSES: usize = 10;
 
     fn check(&self, rules: &mut Rules) {
         for (field, address) in [("x", self.x), ("filter", self.filter)] {
@@ -404,6 +409,7 @@ impl Conv2dBwdSm90Params {
             steps: kinds * kinds * i64::from(self.r) * i64::from(self.s) * chunks(self.o),
             splits: self.splits,
             sums: self.sums,
+            arrived: self.arrived,
             to: self.dx,
         }
     }
@@ -411,7 +417,7 @@ impl Conv2dBwdSm90Params {
 
 impl Params for Conv2dBwdSm90Params {
     const NAME: &'static str = "Conv2dBwdSm90Params";
-    const ADDRESSES: usize = 8;
+    const ADDRESSES: usize = 9;
 
     fn check(&self, rules: &mut Rules) {
         for (field, address) in [("dy", self.dy), ("filter", self.filter)] {

@@ -121,10 +121,17 @@ impl Form {
     /// Parts whose sums are kept: none where the sum is whole.
     pub fn splits(&self) -> usize {
         match *self {
-            Self::Hopper(OnHopper { tile, .. }) if tile.cluster > 1 => 0,
-            Self::Tiled(Tile { splits, .. }) | Self::Hopper(OnHopper { splits, .. }) if splits > 1 => splits,
+            Self::Hopper(on) if on.kept() > 1 => on.kept(),
+            Self::Tiled(Tile { splits, .. }) if splits > 1 => splits,
             _ => 0,
         }
+    }
+}
+
+impl OnHopper {
+    /// Parts of a sum that go through memory, or 1: a cluster adds its own.
+    pub fn kept(&self) -> usize {
+        if self.tile.cluster > 1 { 1 } else { self.splits }
     }
 }
 

@@ -59,8 +59,6 @@ pub const TILES: [Tile; 4] = [
 /// Of k in one step of every tile, and steps that its ring holds.
 pub const STEP: usize = 32;
 pub const STAGES: usize = 4;
-/// The tile of what joins splits.
-pub const JOIN: [usize; 2] = [32, 32];
 
 /// An image alone should give so many blocks: half a device, since images come in pairs.
 const BLOCKS_OF_AN_IMAGE: usize = 64;
@@ -83,8 +81,8 @@ pub fn choose(target: &str, extents: &Extents) -> Choice {
         return on_hopper(target, extents);
     }
     let (splits, k_split) = splits(rows, n, k, batch);
-    // Statistics are those of a tile, so that there one image alone decides; of splits the join takes them.
-    let rows = if stats && splits == 1 { rows } else { rows * images };
+    // Statistics are those of a tile, so that there one image alone decides.
+    let rows = if stats { rows } else { rows * images };
     let blocks = |tile: &Tile| rows.div_ceil(tile.m) * n.div_ceil(tile.n) * batch * splits;
     let all = multiprocessors(target);
     let cost = |tile: &Tile| (blocks(tile).div_ceil(all) * tile.m * tile.n * 100).div_ceil(tile.rate);
@@ -113,7 +111,7 @@ fn on_hopper(target: &str, extents: &Extents) -> Choice {
         clustered => (clustered, k),
     };
     // Slabs go on from image to image, unless statistics are taken.
-    let work = match stats && parts.of_slabs() {
+    let work = match stats {
         true => hopper::Work { groups: images, ..of(rows) },
         false => of(rows * images),
     };

@@ -51,9 +51,9 @@ const MOST_SPLITS: usize = 16;
 
 /// Products and sums that a multiprocessor makes in a nanosecond with the best tile.
 const FLOPS_PER_NS: usize = 4350;
-/// What it takes to join parts of sums: another launch, which waits for the last block of this one; and every part is
-/// written and read again.
-const JOIN_NS: usize = 4000;
+/// What it takes to add parts of sums: to count and to see what others have stored, two round trips to memory; and
+/// every part is written and read again.
+const JOIN_NS: usize = 1500;
 const BYTES_PER_NS: usize = 3000;
 /// What it takes a cluster: its barrier, twice, and a tile's sums through each block.
 pub const EXCHANGE_NS: usize = 2000;
@@ -61,7 +61,7 @@ pub const EXCHANGE_NS: usize = 2000;
 /// In how many parts sums are made, and where these are added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parts {
-    /// By another launch, where there are several.
+    /// By whoever is last, where there are several.
     Joined(usize),
     /// Within clusters.
     Clustered(usize),
@@ -72,11 +72,6 @@ impl Parts {
         match self {
             Self::Joined(count) | Self::Clustered(count) => count,
         }
-    }
-
-    /// Whoever finishes rows has whole slabs, or shares of them; another launch has its own tiles.
-    pub fn of_slabs(self) -> bool {
-        !matches!(self, Self::Joined(2..))
     }
 }
 
@@ -224,6 +219,15 @@ pub fn pixel_bits(images: usize, [lines, columns]: [usize; 2]) -> [u32; 2] {
     let bits = SLAB.ilog2();
     let boxes = (0..=bits).rev().flat_map(|x| (0..=bits - x).rev().map(move |y| [x, y]));
     boxes.min_by_key(|&bits| slabs(images, [lines, columns], bits)).expect("there are boxes")
+}
+
+/// The largest box of which an image is whole ones, if a slab is so for two images at most. Statistics are those of
+/// such boxes, whatever the batch.
+pub fn box_of_an_image([lines, columns]: [usize; 2]) -> Option<[u32; 2]> {
+    let bits = SLAB.ilog2();
+    let x = columns.trailing_zeros().min(bits);
+    let y = lines.trailing_zeros().min(bits - x);
+    (x + y + 1 >= bits).then_some([x, y])
 }
 
 /// Slabs of that box.

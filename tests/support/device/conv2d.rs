@@ -14,6 +14,7 @@ use unguide::simt::Simt;
 use unguide::tensor::{Shape, Tensor};
 use unguide::weights::pack;
 
+use super::gemm::COUNTERS;
 use super::{Output, Prepared, Proof, Wanted, put, rounded};
 use crate::support::{Class, Random, Value, run};
 
@@ -216,8 +217,8 @@ impl Trial {
 
     /// `pixels` are those of a class, of so many images.
     pub fn form(&self, chosen: Form, pixels: [usize; 2]) -> Form {
-        let alone = self.conv.stats && matches!(self.form, Wish::Hopper(_, 1, _));
-        let bits = hopper::pixel_bits(if alone { 1 } else { self.launched().images }, pixels);
+        let of_an_image = hopper::box_of_an_image(pixels).filter(|_| self.conv.stats);
+        let bits = of_an_image.unwrap_or_else(|| hopper::pixel_bits(self.launched().images, pixels));
         match self.form {
             Wish::General => Form::General { why: Fact::NoVectors },
             Wish::Tiled(m, n, splits) => Form::Tiled(Tile { m, n, splits }),
@@ -260,6 +261,7 @@ impl Trial {
         let halved = if conv.sub_pixel { conv.out().map(|extent| extent / 2) } else { conv.out() };
         let form = self.form(conv.form(TARGET), halved);
         at.workspace = workspace(simt, conv.workspace_bytes(form));
+        at.arrived = simt.put(&vec![0; COUNTERS]);
         let mut outputs = vec![output];
         if conv.stats {
             let tile = conv.statistics_tile(form).expect("the trial's form takes statistics");
@@ -267,8 +269,8 @@ impl Trial {
             outputs.push(Output::new(simt, &Shape::from([conv.images, tiles, conv.filter[0], 2]), None));
             at.epilogue.stats = outputs[1].at;
         }
-        let launches = conv.forward(form, storage, &at).expect("a trial is legal");
-        Prepared { launches, outputs }
+        let launch = conv.forward(form, storage, &at).expect("a trial is legal");
+        Prepared { launches: vec![launch], outputs }
     }
 
     fn epilogue(&self, simt: &mut Simt, values: &Values, storage: Storage) -> Epilogue {
@@ -381,8 +383,9 @@ impl Trial {
             let form = self.form(conv.bwd_form(source, TARGET), conv.size);
             let workspace = workspace(simt, conv.bwd_workspace_bytes(source, form));
             let epilogue = Epilogue { residual, ..Epilogue::default() };
-            let at = BwdOperands { dy, filter, dx: dx.at, epilogue, workspace };
-            launches.extend(conv.backward(source, form, storage, &at).expect("a trial is legal"));
+            let arrived = simt.put(&vec![0; COUNTERS]);
+            let at = BwdOperands { dy, filter, dx: dx.at, epilogue, workspace, arrived };
+            launches.push(conv.backward(source, form, storage, &at).expect("a trial is legal"));
             outputs.push(dx);
         }
         Prepared { launches, outputs }

@@ -7,7 +7,7 @@ use unguide::ir::{Activation, Op};
 use unguide::launch::gemm::{After, Channels, Gemm, Order, Places};
 use unguide::launch::hopper;
 use unguide::launch::params::{Epilogue, activation};
-use unguide::launch::tune::gemm::{JOIN, TILES, Tile};
+use unguide::launch::tune::gemm::{TILES, Tile};
 use unguide::launch::tune::hopper as sm90;
 use unguide::launch::{Launch, Storage};
 use unguide::plan::StepState;
@@ -16,6 +16,9 @@ use unguide::tensor::Tensor;
 
 use super::{Output, Prepared, Proof, Wanted, put, round, rounded};
 use crate::support::{Class, Random, Value, run};
+
+/// Bytes of counters: more than any trial has tiles.
+pub const COUNTERS: usize = 4096;
 
 /// A product in a form, and how its operands are filled.
 #[derive(Clone, Debug)]
@@ -178,7 +181,7 @@ impl Trial {
         self
     }
 
-    fn split(mut self, k_split: usize) -> Self {
+    pub fn split(mut self, k_split: usize) -> Self {
         if let Form::Tiled(_, of_split) | Form::Hopper(_, of_split, _) = &mut self.form {
             *of_split = k_split;
         }
@@ -230,10 +233,10 @@ impl Trial {
     /// Rows of a tile of statistics.
     fn stat_rows(&self) -> usize {
         match self.form {
-            Form::Tiled(tile, k_split) if k_split >= self.gemm.k => tile.m,
-            Form::Hopper(tile, k_split, _) if k_split >= self.gemm.k => tile.stat_rows(),
+            Form::Tiled(tile, _) => tile.m,
+            Form::Hopper(tile, ..) => tile.stat_rows(),
             Form::Chosen(target) => self.gemm.stat_rows(target).expect("a tuned form"),
-            _ => JOIN[0],
+            Form::General => 1,
         }
     }
 
@@ -259,10 +262,10 @@ impl Trial {
         }
     }
 
-    /// The launches of `self.form`.
-    pub fn launches(&self, storage: Storage, places: &Places) -> Vec<Launch> {
-        let launches = match self.form {
-            Form::General => self.gemm.general(storage, places).map(|launch| vec![launch]),
+    /// The launch of `self.form`.
+    pub fn launch(&self, storage: Storage, places: &Places) -> Launch {
+        let launch = match self.form {
+            Form::General => self.gemm.general(storage, places),
             Form::Tiled(tile, k_split) => {
                 let splits = self.gemm.k.div_ceil(k_split);
                 self.gemm.tiled(&tile, splits, k_split, storage, places)
@@ -271,14 +274,14 @@ impl Trial {
                 let depths = [self.gemm.k.div_ceil(k_split), k_split];
                 hopper::gemm(&self.gemm, &tile, depths, |_| blocks, storage, places)
             }
-            Form::Chosen(target) => self.gemm.launches(target, storage, places),
+            Form::Chosen(target) => self.gemm.launch(target, storage, places),
         };
-        launches.expect("a trial is legal")
+        launch.expect("a trial is legal")
     }
 
     pub fn prepare(&self, simt: &mut Simt, storage: Storage) -> Prepared {
         let (places, outputs) = self.place(simt, storage);
-        Prepared { launches: self.launches(storage, &places), outputs }
+        Prepared { launches: vec![self.launch(storage, &places)], outputs }
     }
 
     /// The operands on a device, and buffers for the results.
@@ -307,6 +310,7 @@ impl Trial {
             residual: stored(simt, &operands.residual),
             stats: outputs.get(1).map_or(Default::default(), |stats| stats.at),
             workspace: simt.alloc(workspace),
+            arrived: simt.put(&vec![0; COUNTERS]),
         };
         (places, outputs)
     }
