@@ -427,6 +427,31 @@ pub const MUTATIONS: &[Mutation] = &[
         "i >= all.lines) return -1;",
     ),
     mutation("hopper-last-images", "conv2d_bwd_bf16_m128n64k64s4_sm90", "if (n >= all.images || i", "if (i"),
+    mutation(
+        "cluster-barrier-before-shares",
+        "gemm_f16_m128n160k64s4c4_sm90",
+        BEFORE_SHARES,
+        "    float own",
+    ),
+    mutation(
+        "cluster-barrier-after-shares",
+        "gemm_bwd_f16_m128n160k64s4c4_sm90",
+        AFTER_SHARES,
+        "#pragma unroll\n    for (int i = 0; i < OWN; ++i) {\n        const int quad = int(threadIdx.x) + i * \
+         mainloop::CONSUMERS;\n",
+    ),
+    mutation(
+        "cluster-shares-of-one-block",
+        "conv2d_bf16_m128n160k64s4c4_sm90",
+        "ld_cluster(more, mapa(here, other));",
+        "ld_cluster(more, mapa(here, 0));",
+    ),
+    mutation(
+        "cluster-rows-of-the-first",
+        "conv2d_bwd_f16_m128n160k64s4c8_sm90",
+        "rank * ROWS + row, quad",
+        "row, quad",
+    ),
     // -- attention of sm_90a -----------------------------------------------------------------------------
     mutation(
         "attention-hopper-full-wait",
@@ -515,6 +540,9 @@ pub const MUTATIONS: &[Mutation] = &[
 const WAIT_AND_RESCALE: &str = "ring.wait();\n            wgmma_wait_group<0>();";
 const FULL_WAIT: &str = "mbarrier_wait_parity(cvta_to_shared(&smem.full[at.stage]), at.round & 1);";
 const SUMS_READ: &str = "Warps::sync();  // the sums that were staged last have been read";
+const BEFORE_SHARES: &str = "    cluster_arrive();\n    cluster_wait();\n    float own";
+const AFTER_SHARES: &str = "    cluster_arrive();\n    cluster_wait();\n#pragma unroll\n    for (int i = 0; i < OWN; \
+                            ++i) {\n        const int quad = int(threadIdx.x) + i * mainloop::CONSUMERS;\n";
 const BEFORE_ROWS: &str = "(stage, row, column)) = pair;\n            }\n    Warps::sync();";
 const BEFORE_ROWS_GONE: &str = "(stage, row, column)) = pair;\n            }";
 const BEFORE_STATS: &str = "    Warps::sync();\n\n    // 2. The statistics";

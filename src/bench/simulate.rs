@@ -108,23 +108,24 @@ mod counting {
             let of_blocks = launch.grid.iter().map(|&n| u64::from(n)).product::<u64>();
             let last = u32::try_from(of_blocks - 1);
             let last = last.map_err(|_| Error::Bug(format!("a grid of {of_blocks} blocks")))?;
-            let mut chosen = vec![0, last / 2, last];
+            let together = launch.kernel.cluster;
+            let mut chosen = [0, last / 2, last].map(|block| block / together * together).to_vec();
             chosen.dedup();
             let launch = relocate(launch, |location| self.addresses.of(location));
             let mut sum = Simulated { of_blocks, ..Default::default() };
             for block in chosen {
-                let counts = self.simt.count_blocks(&launch, block..block + 1);
+                let counts = self.simt.count_blocks(&launch, block..block + together);
                 let counts =
                     counts.map_err(|error| Error::Bug(format!("counting on the SIMT layer: {error}")))?;
-                sum.add(&counts);
+                sum.add(&counts, together);
             }
             Ok(sum)
         }
     }
 
     impl Simulated {
-        fn add(&mut self, counts: &Counts) {
-            self.blocks += 1;
+        fn add(&mut self, counts: &Counts, blocks: u32) {
+            self.blocks += u64::from(blocks);
             self.global_read_bytes += counts.global_read_bytes;
             self.global_written_bytes += counts.global_written_bytes;
             self.shared_read_bytes += counts.shared_read_bytes;

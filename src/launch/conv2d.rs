@@ -259,11 +259,11 @@ impl Conv2d {
     pub fn statistics_tile(&self, form: Form) -> Option<usize> {
         let Geometry { out, kinds, .. } = self.geometry();
         let (m, splits) = match form {
-            Form::Hopper(on) if on.splits == 1 => {
-                let [x, y] = on.bits;
+            Form::Hopper(on) if form.splits() == 0 => {
+                let ([x, y], rows) = (on.bits, on.tile.stat_rows());
                 let [lines, columns] = largest(out, kinds);
-                let whole = lines % (1 << y) == 0 && columns % (1 << x) == 0 && 1 << (x + y) == SLAB;
-                return whole.then_some(SLAB);
+                let whole = lines % (1 << y) == 0 && columns % (1 << x) == 0 && 1 << (x + y) >= rows;
+                return whole.then_some(rows);
             }
             Form::Hopper(on) => (SLAB, on.splits),
             _ => form.tile().map(|tile| (tile.m, tile.splits))?,

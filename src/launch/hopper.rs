@@ -11,8 +11,9 @@ use super::params::{
     Conv2dSm90Params, DevicePtr, Epilogue, GemmParams, GemmSm90Params, JoinParams, Params, Tile,
 };
 use super::tune::conv2d::{Form, OnHopper};
+use super::tune::hopper::Parts;
 use super::tune::{Fastest, Obstacle, hopper};
-use super::{Launch, Storage};
+use super::{Launch, Storage, tune};
 use crate::error::{Error, Result};
 
 /// That tile, with the depth in so many parts of so much; `blocks` says how many take so many tiles. One launch, or
@@ -31,6 +32,9 @@ pub fn gemm(
     let b_row = b_column.max(b_k);
     let whole = GemmSm90Params { a, b, d, epilogue, a_row, b_row, d_row, m, n, k, ..Default::default() };
     let size = Tile { m: int(tile.m())?, n: int(tile.n)? };
+    if tile.cluster > 1 {
+        return Ok(vec![Launch::new(&kernel, clusters(whole.items(size), tile)?, &whole)?]);
+    }
     let launch = |params: &GemmSm90Params| Launch::new(&kernel, [blocks(params.items(size)), 1, 1], params);
     if splits == 1 {
         return Ok(vec![launch(&whole)?]);
@@ -41,10 +45,18 @@ pub fn gemm(
     Ok(vec![launch(&part)?, join_launch(storage, &join)?])
 }
 
+/// A cluster for each of so many tiles.
+fn clusters(tiles: i64, tile: &hopper::Tile) -> Result<[u32; 3]> {
+    let blocks = tiles.saturating_mul(tile.cluster as i64);
+    let blocks = u32::try_from(blocks)
+        .map_err(|_| Error::Bug(format!("{tiles} tiles are too many for clusters, which are for a few")))?;
+    Ok([blocks, 1, 1])
+}
+
 /// Tiles that the blocks of a launch take one after the other, parts of sums counted each; `None` for a kernel whose
 /// blocks make one each.
 pub fn items(launch: &Launch) -> Option<u64> {
-    let tile = Tile::of(launch.kernel);
+    let tile = Tile::of(launch.kernel).filter(|_| launch.kernel.cluster == 1);
     let items = match (launch.kernel.params, tile) {
         (GemmSm90Params::NAME, Some(tile)) => {
             pod_read_unaligned::<GemmSm90Params>(&launch.params).items(tile)
@@ -116,12 +128,13 @@ fn choose(
         n,
         steps,
     };
-    let splits = work(2, hopper::pixel_bits(2, pixels)).splits();
-    // Statistics are those of slabs, unless sums are in parts: then no slab has pixels of two images.
-    let together = if conv.stats && splits == 1 { 1 } else { conv.images };
+    let parts = work(2, hopper::pixel_bits(2, pixels)).parts();
+    // Whole slabs that statistics are taken of have pixels of one image.
+    let together = if conv.stats && parts == Parts::Joined(1) { 1 } else { conv.images };
     let bits = hopper::pixel_bits(together, pixels);
-    let (tile, why) = work(conv.images, bits).tile(TARGET, splits);
-    Ok((Form::Hopper(OnHopper { tile, splits, bits, blocks: hopper::blocks(TARGET, i64::MAX) }), why))
+    let (tile, why) = work(conv.images, bits).tile(TARGET, parts);
+    let (splits, blocks) = (parts.count(), hopper::blocks(TARGET, i64::MAX));
+    Ok((Form::Hopper(OnHopper { tile, splits, bits, blocks }), why))
 }
 
 /// As [`Conv2d::forward`].
@@ -158,6 +171,10 @@ pub(super) fn forward(conv: &Conv2d, on: OnHopper, storage: Storage, at: &Operan
     };
     let kernel = format!("conv2d_{}_{}", storage.name(), on.tile.variant());
     let items = whole.items(Tile { m: int(on.tile.m())?, n: int(on.tile.n)? });
+    if on.tile.cluster > 1 {
+        // As many parts as blocks share a tile.
+        return Ok(vec![Launch::new(&kernel, clusters(items / i64::from(splits), &on.tile)?, &whole)?]);
+    }
     let grid = [items.clamp(1, i64::from(on.blocks)) as u32, 1, 1];
     if on.splits == 1 {
         return Ok(vec![Launch::new(&kernel, grid, &whole)?]);
@@ -211,6 +228,10 @@ pub(super) fn backward(
     };
     let kernel = format!("conv2d_bwd_{}_{}", storage.name(), on.tile.variant());
     let items = whole.items(Tile { m: int(on.tile.m())?, n: int(on.tile.n)? });
+    if on.tile.cluster > 1 {
+        // As many parts as blocks share a tile.
+        return Ok(vec![Launch::new(&kernel, clusters(items / i64::from(splits), &on.tile)?, &whole)?]);
+    }
     let grid = [items.clamp(1, i64::from(on.blocks)) as u32, 1, 1];
     if on.splits == 1 {
         return Ok(vec![Launch::new(&kernel, grid, &whole)?]);
@@ -246,7 +267,7 @@ pub(super) fn attention(of: &Forward, keys: usize, blocks: u32, storage: Storage
         d,
         ..Default::default()
     };
-    let kernel = format!("attention_{}_{}", storage.name(), hopper::attention_variant(of.sizes.d, keys));
+    let kernel = format!("attention_{}_{}", storage.name(), tune::attention::variant(of.sizes.d, keys));
     Launch::new(&kernel, [params.items().clamp(1, i64::from(blocks)) as u32, 1, 1], &params)
 }
 
@@ -288,7 +309,7 @@ pub(super) fn attention_bwd(
         d,
         ..Default::default()
     };
-    let variant = hopper::attention_variant(d.unsigned_abs() as usize, rows);
+    let variant = tune::attention::variant(d.unsigned_abs() as usize, rows);
     let kernel = format!("attention_bwd_{}_{variant}", storage.name());
     Launch::new(&kernel, [params.items().clamp(1, i64::from(blocks)) as u32, 1, 1], &params)
 }

@@ -84,6 +84,7 @@ fn of_tiles(launch: &Launch, splits: usize, k: usize) -> u64 {
     let [x, y, _] = launch.grid.map(u64::from);
     let (tiles, step) = match hopper::items(launch) {
         Some(items) => (items / splits as u64, tune::hopper::STEP),
+        None if launch.kernel.cluster > 1 => (x / u64::from(launch.kernel.cluster), tune::hopper::STEP),
         // Parts are along z.
         None => (x * y, tune::gemm::STEP),
     };

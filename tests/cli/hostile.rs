@@ -385,6 +385,13 @@ fn inspect_shows_models_graphs_and_plans() {
     let always = rows.iter().find(|line| line["runs"] == "always").expect("a sum");
     assert!(always["launches"].as_u64() > Some(100), "{always}");
     assert!(ok(&["kernels", "--gpu", "a100"]).text().contains("predicted for a100 and not measured"));
+    let rows = ok(&["kernels", "--preset", "sd15", "--arch", "sm_90a", "--json"]).json();
+    let on_wgmma = |line: &&serde_json::Value| line["kernel"].as_str().is_some_and(|k| k.ends_with("_sm90"));
+    let chosen: Vec<_> = rows.iter().filter(on_wgmma).map(|line| &line["choice"]).collect();
+    let keys = ["tile", "step", "stages", "splits", "cluster", "rival", "why"];
+    assert!(chosen.len() > 20 && chosen.iter().all(|choice| keys.iter().all(|key| !choice[key].is_null())));
+    let words = ok(&["kernels", "--preset", "sd15"]).text();
+    assert!(words.contains("stages of 64") && words.contains("; not on wgmma: "), "{words}");
     let unmeasured = &ok(&["launches", "--arch", "sm_120", "--safety", "none", "--json"]).json()[0];
     assert!(unmeasured["floor_us"].is_null() && !unmeasured["bytes"].is_null());
     for (args, parts) in [

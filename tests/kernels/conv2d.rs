@@ -6,7 +6,6 @@ use unguide::launch::Storage;
 use unguide::launch::conv2d::{BwdOperands, Conv2d, Operands};
 use unguide::launch::params::DevicePtr;
 use unguide::launch::tune::conv2d::{Form, OnHopper, TILES, Tile};
-use unguide::launch::tune::hopper;
 use unguide::simt::{Counts, Mode, Simt};
 
 use crate::support::device::conv2d::{Ends, PLAIN, TARGET, Trial, Wish};
@@ -132,10 +131,15 @@ fn statistics_are_those_of_what_is_stored() {
     // Slabs of eight columns and 16 lines, three of each image; and one of each kind of pixel.
     let slabs = Conv2d { size: [16, 24], ..plain };
     let kinds = Conv2d { size: [8, 16], enlarged: Some([16, 32]), ..doubled };
+    // Both images in a slab, of which a cluster's blocks have shares.
+    let small = Conv2d { size: [8, 8], ..plain };
     for (conv, form) in [
         (slabs, Wish::Hopper(0, 1, 2)),
         (slabs, Wish::Hopper(2, 2, 3)),
         (kinds, Wish::Hopper(0, 1, 1)),
+        (slabs, Wish::Hopper(4, 8, 1)),
+        (kinds, Wish::Hopper(3, 4, 1)),
+        (small, Wish::Hopper(3, 4, 1)),
         (plain, Wish::Tiled(64, 64, 1)),
         (plain, Wish::Tiled(64, 64, 2)),
         (doubled, Wish::Tiled(64, 64, 1)),
@@ -144,14 +148,7 @@ fn statistics_are_those_of_what_is_stored() {
         let trial = Trial::new(Conv2d { stats: true, ..conv }, Ends::All, form);
         let outputs = outcome(&trial, DIRECTIONS[0], Mode::FAST).0;
         let class = if conv.sub_pixel { conv.size } else { conv.out() };
-        let bits = hopper::pixel_bits(1, class);
-        let form = match form {
-            Wish::Tiled(m, n, splits) => Form::Tiled(Tile { m, n, splits }),
-            Wish::Hopper(tile, splits, blocks) => {
-                Form::Hopper(OnHopper { tile: hopper::TILES[tile], splits, bits, blocks })
-            }
-            _ => Form::Gathered,
-        };
+        let form = trial.form(Form::Gathered, class);
         let rows = conv.statistics_tile(form).expect("it takes them");
         let ([height, width], o) = (conv.out(), conv.filter[0]);
         // Pixels in the order of tiles: kind by kind, slab by slab.
@@ -160,9 +157,10 @@ fn statistics_are_those_of_what_is_stored() {
         if conv.sub_pixel {
             pixels.sort_by_key(|(i, j)| (i % 2, j % 2));
         }
-        if let Form::Hopper(OnHopper { splits: 1, .. }) = form {
+        if let Form::Hopper(OnHopper { bits: [x, y], .. }) = form
+            && form.splits() == 0
+        {
             let scale = if conv.sub_pixel { 2 } else { 1 };
-            let [x, y] = bits;
             pixels.sort_by_key(|(i, j)| (i % scale, j % scale, i / scale >> y, j / scale >> x));
         }
         let tiles = pixels.len().div_ceil(rows);

@@ -121,6 +121,7 @@ impl Form {
     /// Parts whose sums are kept: none where the sum is whole.
     pub fn splits(&self) -> usize {
         match *self {
+            Self::Hopper(OnHopper { tile, .. }) if tile.cluster > 1 => 0,
             Self::Tiled(Tile { splits, .. }) | Self::Hopper(OnHopper { splits, .. }) if splits > 1 => splits,
             _ => 0,
         }
@@ -147,7 +148,7 @@ impl fmt::Display for Form {
             Self::Hopper(OnHopper { tile, splits, bits: [x, y], .. }) => {
                 let n = hopper::SLAB.ilog2() - x - y;
                 write!(f, "{tile}, slabs of {} x {} x {} pixels", 1 << n, 1 << y, 1 << x)?;
-                if *splits > 1 { write!(f, ", sums in {splits} parts") } else { Ok(()) }
+                if self.splits() > 0 { write!(f, ", sums in {splits} parts") } else { Ok(()) }
             }
             Self::Tiled(Tile { m, n, splits: 1 }) => write!(f, "tiles of {m} x {n}"),
             Self::Tiled(Tile { m, n, splits }) => write!(f, "tiles of {m} x {n}, sums in {splits} parts"),

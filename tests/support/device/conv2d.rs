@@ -48,7 +48,7 @@ pub enum Wish {
     Tiled(usize, usize, usize),
     Gathered,
     Narrow,
-    /// A tile of sm_90a by its number, with sums in so many parts, on so many blocks.
+    /// A tile of sm_90a by its number among all, with sums in so many parts, on so many blocks.
     Hopper(usize, usize, u32),
     /// Whatever the choice says.
     Chosen,
@@ -123,6 +123,10 @@ fn trials() -> Vec<Trial> {
         (sub_pixel([8, 10], conv(2, [4, 5], [64, 8], [40, 3, 3])), All, Hopper(2, 1, 1)),
         (sub_pixel([16, 34], conv(1, [8, 17], [16, 0], [16, 3, 3])), Bare, Hopper(0, 1, 2)),
         (conv(2, [7, 11], [64, 0], [72, 3, 3]), All, Hopper(2, 4, 2)),
+        // By clusters.
+        (conv(2, [9, 13], [64, 24], [72, 3, 3]), All, Hopper(3, 4, 1)),
+        (conv(3, [5, 6], [40, 0], [40, 3, 3]), All, Hopper(4, 8, 1)),
+        (sub_pixel([8, 10], conv(2, [4, 5], [64, 8], [40, 3, 3])), All, Hopper(3, 4, 1)),
         // Channels as they are.
         (conv(1, [9, 8], [4, 0], [320, 3, 3]), Bias, Chosen),
         (conv(1, [9, 20], [128, 0], [3, 3, 3]), Bias, Chosen),
@@ -211,15 +215,17 @@ impl Trial {
     }
 
     /// `pixels` are those of a class, of so many images.
-    fn form(&self, chosen: Form, pixels: [usize; 2]) -> Form {
-        let bits = hopper::pixel_bits(if self.conv.stats { 1 } else { self.launched().images }, pixels);
+    pub fn form(&self, chosen: Form, pixels: [usize; 2]) -> Form {
+        let alone = self.conv.stats && matches!(self.form, Wish::Hopper(_, 1, _));
+        let bits = hopper::pixel_bits(if alone { 1 } else { self.launched().images }, pixels);
         match self.form {
             Wish::General => Form::General { why: Fact::NoVectors },
             Wish::Tiled(m, n, splits) => Form::Tiled(Tile { m, n, splits }),
             Wish::Gathered => Form::Gathered,
             Wish::Narrow => Form::Narrow,
             Wish::Hopper(tile, splits, blocks) => {
-                Form::Hopper(OnHopper { tile: hopper::TILES[tile], splits, bits, blocks })
+                let tile = hopper::all().nth(tile).expect("a tile of that number");
+                Form::Hopper(OnHopper { tile, splits, bits, blocks })
             }
             Wish::Chosen => chosen,
         }
