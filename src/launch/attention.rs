@@ -205,7 +205,7 @@ impl Forward {
     pub fn choose(&self, target: &str) -> Choice {
         let Sizes { t, u, causal, .. } = self.sizes;
         let choice = self.sizes.choose(&[self.q, self.k, self.v, self.o]);
-        choice.on(target, tune::hopper::keys(t, u, causal))
+        choice.on(target, tune::attention::keys(t, u, causal))
     }
 
     /// Bytes that [`Self::launches`] wants besides its operands.
@@ -292,7 +292,7 @@ impl Backward {
         let mut tokens = vec![self.q, self.k, self.v, self.o, self.d_o, self.dq];
         tokens.extend(self.of_keys.into_iter().flat_map(|(dk, dv)| [dk, dv]));
         let Sizes { d, causal, .. } = self.sizes;
-        self.sizes.choose(&tokens).on(target, tune::hopper::rows_of_gradient(d, causal))
+        self.sizes.choose(&tokens).on(target, tune::attention::rows_of_gradient(d, causal))
     }
 
     /// Bytes that [`Self::launches`] wants besides its operands.

@@ -12,7 +12,7 @@ use super::params::{
 };
 use super::tune::conv2d::{Form, OnHopper};
 use super::tune::{Fastest, Obstacle, hopper};
-use super::{Launch, Storage};
+use super::{Launch, Storage, tune};
 use crate::error::{Error, Result};
 
 /// That tile, with the depth in so many parts of so much; `blocks` says how many take so many tiles.
@@ -268,7 +268,7 @@ pub(super) fn attention(of: &Forward, keys: usize, blocks: u32, storage: Storage
         d,
         ..Default::default()
     };
-    let kernel = format!("attention_{}_{}", storage.name(), hopper::attention_variant(of.sizes.d, keys));
+    let kernel = format!("attention_{}_{}", storage.name(), tune::attention::variant(of.sizes.d, keys));
     Launch::new(&kernel, [params.items().clamp(1, i64::from(blocks)) as u32, 1, 1], &params)
 }
 
@@ -310,7 +310,7 @@ pub(super) fn attention_bwd(
         d,
         ..Default::default()
     };
-    let variant = hopper::attention_variant(d.unsigned_abs() as usize, rows);
+    let variant = tune::attention::variant(d.unsigned_abs() as usize, rows);
     let kernel = format!("attention_bwd_{}_{variant}", storage.name());
     Launch::new(&kernel, [params.items().clamp(1, i64::from(blocks)) as u32, 1, 1], &params)
 }

@@ -109,7 +109,7 @@ fn the_form_follows_from_width_and_alignment_and_says_why() {
         (on_hopper([64, 64, 160], false), "sm_90a, 80 keys at a time: a width with kernels of its own"),
         (on_hopper([77, 77, 64], true), "tiled: tiles that a mask hides are left out there"),
         (on_hopper([50, 50, 64], false), "tiled: most of a slab of queries would be nothing"),
-        (on_hopper([4096, 4096, 33], false), "general: rows do not begin at multiples of 16 bytes"),
+        (on_hopper([4096, 4096, 33], false), "general: no kernel has this head width"),
         (on_hopper([4096, 4096, 512], false), "pieces of 1024 queries, tiled products: one head's"),
     ] {
         assert!(choice.to_string().starts_with(words), "{choice}");
@@ -162,7 +162,7 @@ fn tiles_of_sm_90a_refuse_what_their_copies_and_blocks_could_not_reach() {
         (Forward { lse: DevicePtr::NONE, ..forward }, "`lse` must be an address"),
         (Forward { sizes: Sizes { u: 0, ..sizes }, ..forward }, "`u` must be at least 1"),
         (
-            Forward { sizes: Sizes { u: 1 << 30, ..sizes }, ..forward },
+            Forward { sizes: Sizes { u: (1 << 31) - 1000, ..sizes }, ..forward },
             "so short that an image is below 2^40 bytes",
         ),
         (

@@ -3,8 +3,8 @@
 
 use std::fmt;
 
-use super::multiprocessors;
 use super::reason::{Fastest, Rival, cheapest};
+use super::{attention, multiprocessors};
 use crate::manifest::Kernel;
 
 /// A tile there is a kernel for.
@@ -167,50 +167,11 @@ impl Work {
 
 /// The part of the best rate that a kernel's tile can keep up with; all of it where that is not from here.
 pub fn share_of(kernel: &Kernel) -> f64 {
-    let tiles = all().map(|tile| (tile.variant(), tile.rate));
-    let heads = HEADS.iter().flat_map(|&(d, of_d)| {
-        KEYS.iter().map(move |&(keys, rate)| (attention_variant(d, keys), of_d * rate / 100))
-    });
-    let known = tiles.chain(heads).find(|(variant, _)| kernel.name.ends_with(variant));
-    known.map_or(1.0, |(_, rate)| rate as f64 / 100.0)
-}
-
-/// Heads there are kernels of attention for, and how much of the time the matrix units are busy of what they are with
-/// wide ones, in per cent: of narrow heads exponentials, and the instructions around them, take as long as products.
-const HEADS: [(usize, usize); 4] = [(40, 65), (64, 82), (80, 95), (160, 100)];
-/// Keys of a tile, and how well it does, in per cent: a short one issues less at a time. The texts of Stable Diffusion
-/// have 77.
-const KEYS: [(usize, usize); 2] = [(128, 100), (80, 85)];
-/// With fewer queries of an image most of a slab is nothing.
-const LEAST_QUERIES: usize = 64;
-
-/// The variant in names of kernels.
-pub fn attention_variant(d: usize, keys: usize) -> String {
-    format!("d{d}k{keys}_sm90")
-}
-
-/// Rows of a tile that goes by in a gradient; why not where it is not for these kernels. One launch instead of two pays
-/// whatever the extents are.
-pub fn rows_of_gradient(d: usize, causal: bool) -> Result<usize, &'static str> {
-    match (d, causal) {
-        (_, true) => Err("tiles that a mask hides are left out there"),
-        (64, _) => Ok(64),
-        _ => Err("of gradients there are kernels for heads of 64 alone"),
+    if let Some(rate) = attention::rate_of(kernel) {
+        return rate as f64 / 100.0;
     }
-}
-
-/// Keys of a tile for so many queries and keys of one image: an order of sums is one image's. The error is why
-/// attention is not for these kernels.
-pub fn keys(t: usize, u: usize, causal: bool) -> Result<usize, &'static str> {
-    if causal {
-        return Err("tiles that a mask hides are left out there");
-    }
-    if t < LEAST_QUERIES {
-        return Err("most of a slab of queries would be nothing");
-    }
-    let cost = |&&(keys, rate): &&(usize, usize)| (u.next_multiple_of(keys) * 100).div_ceil(rate);
-    let (keys, _) = KEYS.iter().min_by_key(cost).expect("there are tiles");
-    Ok(*keys)
+    let tile = all().find(|tile| kernel.name.ends_with(&tile.variant()));
+    tile.map_or(1.0, |tile| tile.rate as f64 / 100.0)
 }
 
 /// The box of pixels of a slab that makes the fewest slabs of so many images, as powers of two: of columns and of lines.

@@ -3,6 +3,7 @@
 //! What the order of a sum depends on - general or tuned form, splits of its depth - follows from the shape of one
 //! image. The batch may choose among tiles alone, which all add in the same order.
 
+pub mod attention;
 pub mod conv2d;
 pub mod gemm;
 pub mod hopper;
