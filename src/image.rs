@@ -8,7 +8,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, BufReader, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -82,43 +82,8 @@ pub struct Metadata {
     pub record: Value,
 }
 
-/// The two texts as far as a file has them.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct FoundMetadata {
-    pub parameters: Option<String>,
-    pub record: Option<Value>,
-}
-
 const PARAMETERS: &str = "parameters";
 const RECORD: &str = "unguide";
-/// More than any picture of ours needs before its pixels begin.
-const MAX_METADATA_BYTES: usize = 64 << 20;
-
-/// Reads the texts of a PNG file, whoever wrote it.
-pub fn read_metadata(path: &Path) -> Result<FoundMetadata> {
-    let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
-    let limits = png::Limits { bytes: MAX_METADATA_BYTES };
-    let reader =
-        png::Decoder::new_with_limits(BufReader::new(file), limits).read_info().map_err(|e| match e {
-            png::DecodingError::IoError(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
-                Error::io("read", path, source)
-            }
-            other => Error::input(path, format!("not a readable PNG: {other}")),
-        })?;
-    let info = reader.info();
-    let latin1 = |keyword: &str| {
-        info.uncompressed_latin1_text.iter().find(|c| c.keyword == keyword).map(|c| c.text.clone())
-    };
-    let utf8 = |keyword: &str| {
-        info.utf8_text.iter().find(|c| c.keyword == keyword).and_then(|chunk| chunk.get_text().ok())
-    };
-    let record = utf8(RECORD).map(|text| serde_json::from_str(&text)).transpose();
-    Ok(FoundMetadata {
-        parameters: latin1(PARAMETERS).or_else(|| utf8(PARAMETERS)),
-        record: record.map_err(|e| Error::input(path, format!("its `{RECORD}` text is not JSON: {e}")))?,
-    })
-}
-
 /// The pieces of a `parameters` text; `Display` puts them together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parameters {

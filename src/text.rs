@@ -40,7 +40,6 @@ pub struct Tokenizer {
     end: i32,
     pad: i32,
     vocabulary: usize,
-    model_max_length: Option<usize>,
 }
 
 /// A prompt as a model reads it.
@@ -50,8 +49,6 @@ pub struct Encoded {
     pub ids: Vec<i32>,
     /// The end of the prompt that did not fit.
     pub dropped: Option<String>,
-    /// Number of ids before the padding, start and end included.
-    pub real_tokens: usize,
 }
 
 impl Tokenizer {
@@ -70,8 +67,6 @@ impl Tokenizer {
         let config: Map<String, Value> =
             if files.exists(&config) { read_json(files, &config)? } else { Map::new() };
         let special = Special::read(files, &config, explicit, &inside)?;
-        let model_max_length = config.get("model_max_length").and_then(Value::as_u64);
-        let model_max_length = model_max_length.and_then(|length| usize::try_from(length).ok());
 
         let id = |token: &str| match model.vocabulary.get(token) {
             Some(&id) => Ok(id as i32),
@@ -85,22 +80,12 @@ impl Tokenizer {
         let path = files.path(&model.file);
         let pipeline = pipeline(model, &special)
             .map_err(|e| Error::input(path, format!("no tokenizer can be made of it: {e}")))?;
-        Ok(Self { pipeline, start, end, pad, vocabulary, model_max_length })
+        Ok(Self { pipeline, start, end, pad, vocabulary })
     }
 
     /// Number of ids; a text encoder needs at least as many embeddings.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
-    }
-
-    /// The longest text in tokens, where the tokenizer's configuration says it.
-    pub fn model_max_length(&self) -> Option<usize> {
-        self.model_max_length
-    }
-
-    /// The id that ends a text.
-    pub fn end_id(&self) -> i32 {
-        self.end
     }
 
     /// Encodes a text as exactly `limit` ids. What does not fit is cut off before the end token.
@@ -120,10 +105,9 @@ impl Tokenizer {
         let tokens = encoding.get_ids().iter().map(|&id| id as i32).take(room);
         let mut ids: Vec<i32> = std::iter::once(self.start).chain(tokens).collect();
         ids.push(self.end);
-        let real_tokens = ids.len();
         ids.resize(limit, self.pad);
         let dropped = encoding.get_offsets().get(room).map(|&(from, _)| tail(text, from));
-        Ok(Encoded { ids, dropped, real_tokens })
+        Ok(Encoded { ids, dropped })
     }
 }
 

@@ -2,15 +2,17 @@
 
 #[path = "cli/hostile.rs"]
 mod hostile;
+#[path = "support/metadata.rs"]
+mod metadata;
 #[path = "support/process.rs"]
 mod process;
 
 use std::fs;
 
+use metadata::read_metadata;
 use process::{Place, Ran, decode, filled, golden, read_tensors, write_tensors};
 use safetensors::tensor::Dtype;
 use serde_json::Value;
-use unguide::image::read_metadata;
 
 // --- The happy path.
 
@@ -221,12 +223,12 @@ fn a_picture_can_be_repeated_from_its_own_record() {
     {
         let (first, second) = (format!("{i}.png"), format!("{i}-again.png"));
         place.draw_with(&[args, &["-q", "-o", &first]].concat()).says(0, &[]);
-        let found = read_metadata(&place.path(&first)).expect("texts");
+        let found = read_metadata(&place.path(&first));
         let flags = flags_of(&found.record.clone().expect("a record"));
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         place.run(&[&["generate", "-q", "-o", &second], &flags[..]].concat()).says(0, &[]);
         assert_eq!(place.pixels(&first), place.pixels(&second), "{args:?}");
-        assert_eq!(read_metadata(&place.path(&second)).expect("texts"), found);
+        assert_eq!(read_metadata(&place.path(&second)), found);
     }
 }
 
@@ -235,7 +237,7 @@ fn parameters_are_read_by_the_common_grammar() {
     let place = Place::new();
     let args = ["-p", "two\nlines, 猫", "-n", "blur: x", "--seed", "9", "--concept", "a, \"b\""];
     place.draw_with(&args).says(0, &[]);
-    let text = read_metadata(&place.path("out.png")).expect("texts").parameters.expect("parameters");
+    let text = read_metadata(&place.path("out.png")).parameters.expect("parameters");
     let (head, settings) = text.rsplit_once('\n').expect("lines");
     assert_eq!(head, "two\nlines, 猫\nNegative prompt: blur: x");
     assert!(
@@ -244,7 +246,7 @@ fn parameters_are_read_by_the_common_grammar() {
     assert!(settings.contains(r#"Safety concepts: "a, \"b\"""#), "{settings}");
 
     place.draw("--no-metadata -o bare.png").says(0, &[]);
-    let bare = read_metadata(&place.path("bare.png")).expect("a PNG");
+    let bare = read_metadata(&place.path("bare.png"));
     assert_eq!((bare.parameters, bare.record), (None, None));
 }
 

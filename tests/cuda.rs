@@ -41,7 +41,7 @@ fn draw_uncounted(defined: &str, settings: &[(&str, &str)], line: &str) -> (Ran,
     let mut words = vec!["generate", "-p", "a battlefield"];
     for default in ["--steps 2", "--device cuda", "-o out.png"] {
         let flag = default.split(' ').next().expect("a flag");
-        if !line.contains(flag) {
+        if !line.contains(flag) && !(flag == "--device" && line.contains("--cpu")) {
             words.extend(default.split(' '));
         }
     }
@@ -106,6 +106,64 @@ fn without_a_usable_device_cuda_is_refused_and_auto_takes_the_cpu() {
     let (ran, counts) = draw("ALL", &[("STUB_VERSION", "11040")], "--device auto --safety none");
     ran.says(0, &["computing on the CPU", "too old"]);
     counts.are_even();
+}
+
+#[test]
+fn auto_takes_the_first_usable_device_and_the_flag_for_the_cpu_none() {
+    let two = [("STUB_DEVICES", "2"), ("STUB_FIRST_CAPABILITY", "75")];
+    let (ran, counts) = draw("ALL", &two, "--device auto --safety none -v --json");
+    ran.says(0, &["opened", "device=\"cuda:1\""]);
+    assert_eq!(ran.json()[0]["settings"]["device"], "cuda");
+    counts.are_even();
+    let (ran, counts) = draw_uncounted("ALL", &[], "--cpu --safety none --json");
+    ran.says(0, &[]);
+    assert_eq!(ran.json()[0]["settings"]["device"], "cpu");
+    assert!(counts.is_none_or(|counts| counts.get("allocations") == 0));
+}
+
+#[test]
+fn the_doctor_judges_what_every_device_draws() {
+    let doctor = |settings: &[(&str, &str)], flags: &[&'static str]| {
+        let place = Place::new();
+        let mut command = place.command(["doctor"].into_iter().chain(flags.iter().copied()));
+        command.env("LD_LIBRARY_PATH", stub("ALL")).env("STUB_REPORT", place.path("report"));
+        command.env("UNGUIDE_CACHE_DIR", place.path("cache")).envs(settings.iter().copied());
+        let ran = Ran::new(command.output().expect("started"));
+        Counts::read(&place.path("report")).are_even();
+        ran
+    };
+    // Kernels that do nothing draw nothing.
+    let ran = doctor(&[], &[]);
+    ran.says(4, &["device `cuda:0` is not usable", "the self-test's image has mean"]);
+    let text = ran.text();
+    for words in [
+        "on cpu in",
+        "right: ",
+        "WRONG: ",
+        "on cuda:0 in",
+        "cpu, simt, cuda",
+        "kernels    binaries for sm_80",
+    ] {
+        assert!(text.contains(words), "no `{words}` in {text}");
+    }
+    let ran = doctor(&[("STUB_FAIL_LAUNCH", "1")], &["--json"]);
+    ran.says(4, &["kernel `"]);
+    let report = &ran.json()[0];
+    assert_eq!(report["self_test"]["passed"], true);
+    assert_eq!(report["gpus"][0]["self_test"]["passed"], false);
+    assert!(
+        report["gpus"][0]["self_test"]["problem"].as_str().is_some_and(|words| words.contains("kernel `"))
+    );
+    let ran = doctor(&[("STUB_CAPABILITY", "75")], &["--json"]);
+    let report = &ran.says(0, &[]).json()[0];
+    assert!(
+        report["gpus"][0]["problem"].as_str().is_some_and(|words| words.contains("at least 8.0")),
+        "{report}"
+    );
+    assert!(report["gpus"][0]["self_test"].is_null() && report["cuda_problem"].is_null());
+    let ran = doctor(&[("STUB_VERSION", "11040")], &["--json"]);
+    let report = &ran.says(0, &[]).json()[0];
+    assert!(report["cuda_problem"].as_str().is_some_and(|words| words.contains("too old")), "{report}");
 }
 
 #[test]

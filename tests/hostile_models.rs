@@ -261,6 +261,15 @@ fn values_at_odd_offsets_are_read() {
 }
 
 #[test]
+fn files_are_hashed_as_long_as_nobody_wants_to_stop() {
+    let directory = model();
+    let weights = open(directory.path()).expect("a model");
+    let stopped = || Err(Error::Interrupted { signal: 2 });
+    assert!(matches!(weights.digests(&stopped), Err(Error::Interrupted { signal: 2 })));
+    assert_eq!(weights.digests(&|| Ok(())).expect("readable").len(), 3);
+}
+
+#[test]
 fn a_file_that_changes_while_it_is_read_is_an_error() {
     let directory = model();
     let weights = open(directory.path()).expect("a model");

@@ -325,6 +325,22 @@ fn a_budget_without_second_runs_to_save_by_is_still_a_bound() {
     }
 }
 
+#[test]
+fn no_weight_is_read_after_somebody_asked_to_stop() {
+    let stop = Stop::default();
+    let program = || {
+        let blueprint = Blueprint::of(&DEMO);
+        planner(graph(&blueprint, &Steering::None, 1), F32).plan().expect("a plan")
+    };
+    assert!(!stop.ask(15));
+    let reads = || DEMO.loading().read;
+    let before = reads();
+    let stopped = DEMO.load(&Cpu::<f32>::new(), program(), &stop);
+    assert!(matches!(stopped, Err(Error::Interrupted { signal: 15 })));
+    assert!(DEMO.load(&Cpu::<f32>::new(), program(), &Stop::default()).is_ok() && reads() > before);
+    assert!(stop.ask(2), "the second signal hears that it is the second");
+}
+
 /// The CPU backend under a limit of a few bytes; whoever loads something from it is a bug.
 struct Untouched(Cpu<f32>);
 

@@ -31,7 +31,7 @@ pub enum Command {
     Memory(Box<MemoryArgs>),
     /// Measure, and say what could be had at best.
     Bench(BenchArgs),
-    /// Look at this machine: what was found, what was not, and whether a picture comes out right.
+    /// Look at this machine: what was found, what was not, and whether a picture comes out right on its CPU and its GPUs.
     Doctor(DoctorArgs),
 }
 

@@ -10,7 +10,7 @@ use super::handles::{Context, Function, Module};
 use super::nvrtc;
 use crate::error::{Error, Result};
 use crate::launch::binaries::{self, MODULES};
-use crate::manifest::Kernel;
+use crate::manifest::{Kernel, TARGETS};
 
 /// Set to `source`: compiles the embedded sources even where binaries are embedded.
 const SWITCH: &str = "UNGUIDE_KERNELS";
@@ -22,6 +22,12 @@ pub fn available() -> Result<(), String> {
     }
     let wrong = |problem| format!("the kernels are to be compiled from their sources: {problem}");
     nvrtc::library().map(drop).map_err(wrong)
+}
+
+/// The targets that this build has binaries for.
+pub fn embedded() -> Vec<&'static str> {
+    let has = |target: &&str| MODULES.iter().any(|module| module.target == *target);
+    TARGETS.into_iter().filter(has).collect()
 }
 
 fn from_binaries() -> bool {

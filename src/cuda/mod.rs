@@ -25,6 +25,8 @@ mod trial;
 mod workbench;
 
 pub use device::{Gpu, first_usable, gpus, usable};
+pub use kernels::embedded;
+pub use nvrtc::version as nvrtc_version;
 pub use program::{CudaDevice, CudaProgram};
 pub use trial::TrialOperand;
 pub use workbench::{Plan, Timing, Workbench};

@@ -81,6 +81,11 @@ fn open(place: &Path) -> Result<Library, libloading::Error> {
     unsafe { Library::new(place) }
 }
 
+/// The compiler's version, such as 12.9; else why there is none.
+pub fn version() -> Result<String, String> {
+    Compiler::open().map(|compiler| compiler.word())
+}
+
 /// The one option besides the target.
 const LANGUAGE: &str = "--std=c++17";
 
@@ -93,8 +98,7 @@ pub fn compile(file: &str, target: &str, cache: Option<&Cache>) -> Result<Vec<u8
     let wrong =
         |problem| format!("this build has no kernels for {target}, and cannot compile them: {problem}");
     let compiler = Compiler::open().map_err(wrong)?;
-    let (major, minor) = compiler.version;
-    let version = format!("NVRTC {major}.{minor}");
+    let version = format!("NVRTC {}", compiler.word());
     let mut parts = vec![version.as_str(), target, LANGUAGE, file, unit.as_str()];
     parts.extend(HEADERS.iter().flat_map(|(name, text)| [*name, *text]));
     let key = Cache::key(&parts);
@@ -127,6 +131,11 @@ impl Compiler {
             return Err(format!("nvrtcVersion answers error {code}"));
         }
         Ok(Self { calls, version: (major, minor) })
+    }
+
+    fn word(&self) -> String {
+        let (major, minor) = self.version;
+        format!("{major}.{minor}")
     }
 
     /// The error is the compiler's log.

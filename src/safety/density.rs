@@ -1,8 +1,8 @@
-//! From the cosine scores of one image to the gate, p_h and the derivative of log p_h.
+//! From the cosine scores of one image to p_h and the derivative of log p_h.
 //!
 //! The scores are cosines between the image and each concept, taken as densities of harm. `p_h` reduces them
-//! to one number, and guidance descends log p_h; the gate looks at the scores alone. Cosines may be zero or
-//! negative, where a logarithm has no meaning: there the derivative is that of the largest score, so that an
+//! to one number, and guidance descends log p_h; the gate looks at the scores alone
+//! ([`crate::ir::Op::ClipCosine`]). Cosines may be zero or negative, where a logarithm has no meaning: there the derivative is that of the largest score, so that an
 //! open gate never does nothing.
 
 use std::str::FromStr;
@@ -80,16 +80,6 @@ pub fn density(scores: &[f64], reduce: Reduce, top_k: Option<usize>) -> Density 
     Density { p_h, dscores, fallback: !usable, fault: false }
 }
 
-/// Whether an image is steered: some score is not below the threshold. NaN opens the gate.
-pub fn gate(scores: &[f64], threshold: f64) -> bool {
-    scores.iter().any(|&s| !below(s, threshold))
-}
-
-/// False for NaN on either side.
-fn below(score: f64, threshold: f64) -> bool {
-    score < threshold
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,18 +137,11 @@ mod tests {
     }
 
     #[test]
-    fn a_score_that_is_no_number_is_a_fault_and_opens_the_gate() {
+    fn a_score_that_is_no_number_is_a_fault() {
         for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             let got = density(&[0.1, bad], Reduce::LogMean, Some(1));
             assert!(got.fault && got.p_h.is_nan() && got.dscores == [0.0, 0.0]);
         }
         assert!(density(&[], Reduce::SumLog, None).fault);
-        assert!(gate(&[0.0, f64::NAN], 0.23) && gate(&[0.0], f64::NAN));
-    }
-
-    #[test]
-    fn the_gate_opens_at_the_threshold_itself() {
-        assert!(gate(&[0.1, 0.23], 0.23));
-        assert!(!gate(&[0.1, 0.23 - 1e-12], 0.23));
     }
 }

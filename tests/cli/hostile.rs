@@ -462,8 +462,18 @@ fn inspect_shows_models_graphs_and_plans() {
 #[test]
 fn doctor_makes_a_picture_and_judges_it() {
     let place = Place::new();
-    assert!(place.run(&["doctor"]).says(0, &[]).text().contains("self-test  right"));
-    assert_eq!(place.run(&["doctor", "--json"]).says(0, &[]).json()[0]["self_test"]["passed"], true);
+    let text = place.run(&["doctor"]).says(0, &[]).text();
+    for words in
+        ["self-test  right: 8 guarded steps of the demo model on cpu", "\nbackends   cpu", "\nkernels    "]
+    {
+        assert!(text.contains(words), "no `{words}` in {text}");
+    }
+    let report = &place.run(&["doctor", "--json"]).says(0, &[]).json()[0];
+    assert_eq!(report["self_test"]["passed"], true);
+    assert_eq!(report["backends"][0], "cpu");
+    assert_ne!(report["kernels"]["nvrtc"].is_null(), report["kernels"]["nvrtc_problem"].is_null());
+    let no_gpu = report["gpus"].as_array().is_some_and(Vec::is_empty);
+    assert_eq!(report["cuda_problem"].is_string(), no_gpu, "{report}");
     assert!(place.list("").is_empty());
 }
 

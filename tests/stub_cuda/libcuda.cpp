@@ -3,7 +3,7 @@
 //
 //     STUB_VERSION      of the driver, 12080          STUB_DEVICES       how many GPUs, 1
 //     STUB_CAPABILITY   of each, 90 is 9.0            STUB_MEMORY        bytes of each, 8 GiB
-//     STUB_MULTIPROCESSORS  of each, 132
+//     STUB_MULTIPROCESSORS  of each, 132              STUB_FIRST_CAPABILITY  of the first, else that of each
 //     STUB_FAIL_ALLOC   this allocation finds no memory
 //     STUB_FAIL_LAUNCH  this launch is refused
 //     STUB_STICKY       after so many launches everything fails, as after an illegal address
@@ -185,8 +185,9 @@ int cuDeviceTotalMem_v2(size_t* bytes, int) {
     *bytes = setting("STUB_MEMORY", uint64_t(8) << 30);
     return OK;
 }
-int cuDeviceGetAttribute(int* value, int attribute, int) {
-    const int capability = int(setting("STUB_CAPABILITY", 90));
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
+    const uint64_t all = setting("STUB_CAPABILITY", 90);
+    const int capability = int(device == 40 ? setting("STUB_FIRST_CAPABILITY", all) : all);
     switch (attribute) {
         case 16: *value = int(setting("STUB_MULTIPROCESSORS", 132)); return OK;
         case 75: *value = capability / 10; return OK;
