@@ -37,7 +37,7 @@ pub(super) fn of(form: &Form, whole: Cost, launches: &[Launch]) -> Vec<Cost> {
             launches.iter().map(|launch| of_norm(whole, launch, backward)).collect()
         }
         Form::Attention(..) | Form::AttentionBwd(..) if launches.len() > 1 => {
-            let products = |launch: &&Launch| launch.kernel.name.starts_with("product");
+            let products = |launch: &&Launch| launch.kernel.name.starts_with("attention_product");
             let multiplying = launches.iter().filter(products).count().max(1) as u64;
             // Scores and their like are written once and read once.
             let bytes = (whole.bytes + 2 * form.workspace() as u64) / launches.len() as u64;
