@@ -25,7 +25,7 @@ mod simt;
 mod sources;
 
 use std::path::{Path, PathBuf};
-use std::{env, fs, process};
+use std::{env, fs, process, thread};
 
 use cache::Cache;
 use nvrtc::Nvrtc;
@@ -54,30 +54,37 @@ fn run() -> Result<(), String> {
 
     let sources = Sources::read(&root.join("kernels"))?;
     let cache = Cache::beside(&out);
-    let tables = match Nvrtc::find(&root)? {
+    thread::scope(|scope| {
+        #[cfg(feature = "simt")]
+        let simt = scope.spawn(|| simt::build(&root, &out, &sources, &cache));
+        write(&out.join("kernels.rs"), &(binaries(&root, &sources, &cache)? + &embedded(&sources)))?;
+        #[cfg(feature = "simt")]
+        simt.join().expect("a build that panics has said why")?;
+        Ok(())
+    })
+}
+
+/// The tables of what NVRTC makes of the sources.
+fn binaries(root: &Path, sources: &Sources, cache: &Cache) -> Result<String, String> {
+    match Nvrtc::find(root)? {
         Some(nvrtc) => {
             let words = |e| format!("NVRTC of {}: {e}", nvrtc.place);
             #[cfg(feature = "simt")]
-            cubins::try_probes(&nvrtc, &sources, &cache, &simt::probes(&root)?).map_err(words)?;
-            cubins::build(&nvrtc, &sources, &cache).map_err(words)?
+            cubins::try_probes(&nvrtc, sources, cache, &simt::probes(root)?).map_err(words)?;
+            cubins::build(&nvrtc, sources, cache).map_err(words)
         }
         None if env::var_os("CARGO_FEATURE_REQUIRE_CUBINS").is_some() => {
-            return Err("no NVRTC was found, and the feature `require-cubins` asks for one; \
-                        `sh kernels/setup.sh` installs it into target/, UNGUIDE_NVRTC names another"
-                .to_owned());
+            Err("no NVRTC was found, and the feature `require-cubins` asks for one; \
+                 `sh kernels/setup.sh` installs it into target/, UNGUIDE_NVRTC names another"
+                .to_owned())
         }
         None => {
             println!(
                 "cargo:warning=no NVRTC found: the kernels are embedded as sources (`sh kernels/setup.sh` installs it)"
             );
-            "pub static MODULES: &[Module] = &[];\npub static RESOURCES: &[Resources] = &[];\n".to_owned()
+            Ok("pub static MODULES: &[Module] = &[];\npub static RESOURCES: &[Resources] = &[];\n".to_owned())
         }
-    };
-    write(&out.join("kernels.rs"), &(tables + &embedded(&sources)))?;
-
-    #[cfg(feature = "simt")]
-    simt::build(&root, &out, &sources, &cache)?;
-    Ok(())
+    }
 }
 
 /// The sources themselves, for compilation where no binary fits.

@@ -17,13 +17,6 @@ namespace attention_bwd_dkv {
 
 using namespace attention_bwd_mma;
 
-constexpr int THREADS = attention_bwd_mma::THREADS;
-
-template <typename T, int D>
-DEVICE constexpr int shared_bytes() {
-    return sizeof(Smem<D>);
-}
-
 template <typename T, int D>
 __device__ void run(const AttentionBwdParams& p) {
     typedef Sizes<D> S;
@@ -54,7 +47,7 @@ __device__ void run(const AttentionBwdParams& p) {
               for (int j = 0; j < S::OTHER / 8; ++j)
 #pragma unroll
                   for (int i = 0; i < 2; ++i) {
-                      const int query = query0 + j * 8 + tiles::column() + i, row = query < p.t ? query : p.t - 1;
+                      const int query = query0 + j * 8 + fragments::column() + i, row = query < p.t ? query : p.t - 1;
                       log_sum[j][i] = head.lse[row] * LOG2_E - BOOST;
                       delta[j][i] = head.delta[row];
                   }
@@ -63,16 +56,12 @@ __device__ void run(const AttentionBwdParams& p) {
               multiply<T, D>(ds, v, d_o);
               const int queries = p.t - query0, behind = first - query0;
               if (queries < S::OTHER || (p.causal && behind > -15))
-                  tiles::hide(weight, [&](int row, int column) {
+                  fragments::hide(weight, [&](int row, int column) {
                       return column < queries && (!p.causal || column >= behind + row);
                   });
-#pragma unroll
-              for (int j = 0; j < S::OTHER / 8; ++j)
-#pragma unroll
-                  for (int i = 0; i < 4; ++i) {
-                      weight[j][i] = ex2_approx_ftz_f32(weight[j][i] * scale_2 - log_sum[j][i % 2]);
-                      ds[j][i] = weight[j][i] * ((ds[j][i] - delta[j][i % 2]) * shrink);
-                  }
+              weigh(weight, ds, scale_2, [&](int j, int i) {
+                  return Query{log_sum[j][i % 2], delta[j][i % 2], shrink};
+              });
               add_product<T, D, S::PART>(dv, weight, d_o, part * (S::PART / 8));
               add_product<T, D, S::PART>(dk, ds, q, part * (S::PART / 8));
           });

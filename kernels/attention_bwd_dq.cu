@@ -15,13 +15,6 @@ namespace attention_bwd_dq {
 
 using namespace attention_bwd_mma;
 
-constexpr int THREADS = attention_bwd_mma::THREADS;
-
-template <typename T, int D>
-DEVICE constexpr int shared_bytes() {
-    return sizeof(Smem<D>);
-}
-
 template <typename T, int D>
 __device__ void run(const AttentionBwdParams& p) {
     typedef Sizes<D> S;
@@ -36,7 +29,7 @@ __device__ void run(const AttentionBwdParams& p) {
     float log_sum[2], delta[2], power[2], dq[D / 8][4];  // log_sum: of base 2, less the boost
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        const int query = first + h * 8 + tiles::row(), row = query < p.t ? query : p.t - 1;
+        const int query = first + h * 8 + fragments::row(), row = query < p.t ? query : p.t - 1;
         log_sum[h] = head.lse[row] * LOG2_E - BOOST;
         delta[h] = head.delta[row];
         power[h] = scaling::power_of(head.peak[row]);
@@ -55,17 +48,12 @@ __device__ void run(const AttentionBwdParams& p) {
               multiply<T, D>(ds, d_o, v);
               const int keys = p.u - key0, ahead = first - key0;
               if (keys < S::OTHER || (p.causal && ahead < S::OTHER - 1))
-                  tiles::hide(s, [&](int row, int column) {
+                  fragments::hide(s, [&](int row, int column) {
                       return column < keys && (!p.causal || column <= ahead + row);
                   });
-#pragma unroll
-              for (int j = 0; j < S::OTHER / 8; ++j)
-#pragma unroll
-                  for (int i = 0; i < 4; ++i) {
-                      const int h = i / 2;
-                      const float weight = ex2_approx_ftz_f32(s[j][i] * scale_2 - log_sum[h]);
-                      ds[j][i] = weight * ((ds[j][i] - delta[h]) * shrink[h]);
-                  }
+              weigh(s, ds, scale_2, [&](int, int i) {
+                  return Query{log_sum[i / 2], delta[i / 2], shrink[i / 2]};
+              });
               add_product<T, D, D>(dq, ds, k, 0);
           });
 

@@ -23,7 +23,7 @@
 #include "params_sm90.cuh"
 #include "ring_sm90.cuh"
 #include "scaling.cuh"
-#include "tiles.cuh"
+#include "fragments.cuh"
 
 namespace attention_bwd_sm90 {
 
@@ -140,9 +140,9 @@ template <typename T, int D>
 DEVICE void store(T* to, int stride, int rows, int first, const float (&sum)[D / 2], const float (&factor)[2]) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        const int row = first + h * 8 + tiles::row();
+        const int row = first + h * 8 + fragments::row();
         if (row >= rows) continue;
-        uint32_t* words = reinterpret_cast<uint32_t*>(to + int64_t(row) * stride + tiles::column());
+        uint32_t* words = reinterpret_cast<uint32_t*>(to + int64_t(row) * stride + fragments::column());
 #pragma unroll
         for (int j = 0; j < D / 8; ++j)
             words[j * 4] = rounded_pair(T{}, sum[j * 4 + h * 2] * factor[h], sum[j * 4 + h * 2 + 1] * factor[h]);
@@ -203,7 +203,7 @@ DEVICE void queries(const AttentionBwdSm90Params& p, Smem<D>& smem, Ring<OWN_STA
     float log_sum[2], delta[2], power[2], shrink[2];  // of this lane's queries; log_sum: of base 2, less the boost
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        const int query = first + h * 8 + tiles::row(), row = query < p.t ? query : p.t - 1;
+        const int query = first + h * 8 + fragments::row(), row = query < p.t ? query : p.t - 1;
         log_sum[h] = head.lse[row] * LOG2_E - BOOST;
         delta[h] = head.delta[row];
         power[h] = scaling::power_of(head.peak[row]);
@@ -214,8 +214,8 @@ DEVICE void queries(const AttentionBwdSm90Params& p, Smem<D>& smem, Ring<OWN_STA
         const int keys = p.u - tile * OTHER;
 #pragma unroll
         for (int i = 0; i < OTHER / 2; ++i) {
-            const int h = i / 2 % 2, column = i / 4 * 8 + tiles::column() + i % 2;
-            const float x = column < keys ? s[i] : tiles::LOWEST;
+            const int h = i / 2 % 2, column = i / 4 * 8 + fragments::column() + i % 2;
+            const float x = column < keys ? s[i] : fragments::LOWEST;
             dp[i] = ex2_approx_ftz_f32(x * scale_2 - log_sum[h]) * ((dp[i] - delta[h]) * shrink[h]);
         }
     });
@@ -238,11 +238,11 @@ DEVICE void keys(const AttentionBwdSm90Params& p, Smem<D>& smem, Ring<OWN_STAGES
         for (int i = 0; i < OTHER / 2; i += 4)
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
-                const int query = tile * OTHER + i / 4 * 8 + tiles::column() + j, row = query < p.t ? query : p.t - 1;
+                const int query = tile * OTHER + i / 4 * 8 + fragments::column() + j, row = query < p.t ? query : p.t - 1;
                 const float log_sum = head.lse[row] * LOG2_E - BOOST, delta = head.delta[row];
 #pragma unroll
                 for (int at = i + j; at < i + 4; at += 2) {
-                    const float x = query < p.t ? s[at] : tiles::LOWEST;
+                    const float x = query < p.t ? s[at] : fragments::LOWEST;
                     s[at] = ex2_approx_ftz_f32(x * scale_2 - log_sum);
                     dp[at] = s[at] * ((dp[at] - delta) * shrink);
                 }

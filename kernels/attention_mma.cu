@@ -11,8 +11,8 @@
 //   1. Exponents are of 2: log2(e) / sqrt(d) is folded into one multiplication before the exponential.
 //   2. The maximum of the tiles seen so far stands for lse; sums are rescaled when it grows. Key 0 is seen by
 //      every query and comes first, so the maximum is finite from the first tile on.
-//   3. Keys beyond the end, or hidden, have the lowest score, and by that weight zero. Tiles that hide all keys are left out: they
-//      would multiply the sums by one and add zero.
+//   3. Keys beyond the end, or hidden, have the lowest score, and by that weight zero. Tiles that hide all keys are
+//      left out: they would multiply the sums by one and add zero.
 //   4. d = 40 is 48 in shared memory and in the first product, where depth comes by 16; o has 40.
 //
 // K and V have three stages: what a step loads goes where the step before last read, so one barrier a tile is
@@ -22,7 +22,7 @@
 //
 // Reference: src/cpu/attention.rs. Class: contracted. Bound by: mma, for d = 40 by the exponentials.
 #include "params.cuh"
-#include "tiles.cuh"
+#include "fragments.cuh"
 
 namespace attention_mma {
 
@@ -43,16 +43,16 @@ struct Sizes {
 template <int D>
 struct Smem {
     typedef Sizes<D> S;
-    tiles::Chunk q[S::QUERIES * S::CHUNKS];
-    tiles::Chunk k[STAGES][S::KEYS * S::CHUNKS];
-    tiles::Chunk v[STAGES][S::KEYS * S::CHUNKS];
+    fragments::Chunk q[S::QUERIES * S::CHUNKS];
+    fragments::Chunk k[STAGES][S::KEYS * S::CHUNKS];
+    fragments::Chunk v[STAGES][S::KEYS * S::CHUNKS];
 };
 template <typename T, int D>
 DEVICE constexpr int shared_bytes() {
     return sizeof(Smem<D>);
 }
 
-// What a warp knows about its queries. Rows of a lane: 16 m + 8 h + tiles::row().
+// What a warp knows about its queries. Rows of a lane: 16 m + 8 h + fragments::row().
 template <int D>
 struct Rows {
     typedef Sizes<D> S;
@@ -73,11 +73,11 @@ DEVICE void scores(float (&s)[Sizes<D>::M][Sizes<D>::KEYS / 8][4], uint32_t q, u
     for (int chunk = 0; chunk < S::CHUNKS; chunk += 2) {
         uint32_t a[S::M][4];
 #pragma unroll
-        for (int m = 0; m < S::M; ++m) tiles::read_a<S::CHUNKS>(a[m], q, first + m * 16, chunk);
+        for (int m = 0; m < S::M; ++m) fragments::read_a<S::CHUNKS>(a[m], q, first + m * 16, chunk);
 #pragma unroll
         for (int j = 0; j < S::KEYS / 8; j += 2) {
             uint32_t b[2][2];
-            tiles::read_b<S::CHUNKS>(b, k, j * 8, chunk);
+            fragments::read_b<S::CHUNKS>(b, k, j * 8, chunk);
 #pragma unroll
             for (int m = 0; m < S::M; ++m) {
                 mma_m16n8k16(s[m][j], a[m], b[0], T{});
@@ -97,10 +97,10 @@ DEVICE void softmax(Rows<D>& rows, float (&s)[Sizes<D>::M][Sizes<D>::KEYS / 8][4
 #pragma unroll
     for (int m = 0; m < S::M; ++m) {
         if (!whole)
-            tiles::hide(s[m], [&](int row, int column) {
+            fragments::hide(s[m], [&](int row, int column) {
                 return column < keys && (!causal || column <= ahead + m * 16 + row);
             });
-        float highest[2] = {tiles::LOWEST, tiles::LOWEST};
+        float highest[2] = {fragments::LOWEST, fragments::LOWEST};
 #pragma unroll
         for (int j = 0; j < S::KEYS / 8; ++j)
 #pragma unroll
@@ -137,11 +137,11 @@ DEVICE void add_values(Rows<D>& rows, const float (&p)[Sizes<D>::M][Sizes<D>::KE
     for (int key = 0; key < S::KEYS; key += 16) {
         uint32_t a[S::M][4];
 #pragma unroll
-        for (int m = 0; m < S::M; ++m) tiles::as_a<T>(a[m], p[m][key / 8], p[m][key / 8 + 1]);
+        for (int m = 0; m < S::M; ++m) fragments::as_a<T>(a[m], p[m][key / 8], p[m][key / 8 + 1]);
 #pragma unroll
         for (int j = 0; j < D / 8; j += 2) {
             uint32_t b[2][2];
-            tiles::read_b_across<S::CHUNKS>(b, v, key, j);
+            fragments::read_b_across<S::CHUNKS>(b, v, key, j);
 #pragma unroll
             for (int m = 0; m < S::M; ++m) {
                 mma_m16n8k16(rows.o[m][j], a[m], b[0], T{});
@@ -162,14 +162,14 @@ DEVICE void store(const AttentionParams& p, Rows<D>& rows, T* o, float* lse, int
             float total = rows.total[m][h];
             total += shuffle_xor(total, 1);
             total += shuffle_xor(total, 2);
-            const int query = first + m * 16 + h * 8 + tiles::row();
+            const int query = first + m * 16 + h * 8 + fragments::row();
             if (query >= p.t) continue;
             const float inverse = 1.f / total;
-            uint32_t* to = reinterpret_cast<uint32_t*>(o + int64_t(query) * p.o_row + tiles::column());
+            uint32_t* to = reinterpret_cast<uint32_t*>(o + int64_t(query) * p.o_row + fragments::column());
 #pragma unroll
             for (int j = 0; j < D / 8; ++j)
                 to[j * 4] = rounded_pair(T{}, rows.o[m][j][h * 2] * inverse, rows.o[m][j][h * 2 + 1] * inverse);
-            if (tiles::column() == 0) lse[query] = rows.highest[m][h] * LN_2 + logf(total);
+            if (fragments::column() == 0) lse[query] = rows.highest[m][h] * LN_2 + logf(total);
         }
 }
 
@@ -194,21 +194,21 @@ __device__ void run(const AttentionParams& p) {
     const auto load = [&](int step) {
         const int key = step * S::KEYS, stage = step % STAGES;
         if (step < steps) {
-            tiles::copy<S::KEYS, S::CHUNKS, THREADS>(cvta_to_shared(smem.k[stage]), k + int64_t(key) * p.k_row,
-                                                     p.k_row, p.u - key, D / 8);
-            tiles::copy<S::KEYS, S::CHUNKS, THREADS>(cvta_to_shared(smem.v[stage]), v + int64_t(key) * p.v_row,
-                                                     p.v_row, p.u - key, D / 8);
+            fragments::copy<S::KEYS, S::CHUNKS, THREADS>(cvta_to_shared(smem.k[stage]), k + int64_t(key) * p.k_row,
+                                                         p.k_row, p.u - key, D / 8);
+            fragments::copy<S::KEYS, S::CHUNKS, THREADS>(cvta_to_shared(smem.v[stage]), v + int64_t(key) * p.v_row,
+                                                         p.v_row, p.u - key, D / 8);
         }
         cp_async_commit_group();
     };
-    tiles::copy<S::QUERIES, S::CHUNKS, THREADS>(q_tile, q, p.q_row, p.t - block_query, D / 8);
+    fragments::copy<S::QUERIES, S::CHUNKS, THREADS>(q_tile, q, p.q_row, p.t - block_query, D / 8);
     for (int step = 0; step < STAGES - 1; ++step) load(step);
 
     Rows<D> rows;
 #pragma unroll
     for (int m = 0; m < S::M; ++m) {
 #pragma unroll
-        for (int h = 0; h < 2; ++h) rows.highest[m][h] = tiles::LOWEST, rows.total[m][h] = 0.f;
+        for (int h = 0; h < 2; ++h) rows.highest[m][h] = fragments::LOWEST, rows.total[m][h] = 0.f;
 #pragma unroll
         for (int j = 0; j < D / 8; ++j) rows.o[m][j][0] = rows.o[m][j][1] = rows.o[m][j][2] = rows.o[m][j][3] = 0.f;
     }

@@ -33,7 +33,7 @@
 // Reference: src/cpu/attention.rs. Class: contracted. Bound by: tensor cores; for d = 40 the exponentials as much.
 #include "params_sm90.cuh"
 #include "ring_sm90.cuh"
-#include "tiles.cuh"
+#include "fragments.cuh"
 
 namespace attention_sm90 {
 
@@ -159,7 +159,7 @@ DEVICE void softmax(Rows<D>& rows, float (&s)[KEYS / 2], float scale, int keys) 
     if (keys < KEYS) {
 #pragma unroll
         for (int i = 0; i < KEYS / 2; ++i)
-            if (i / 4 * 8 + tiles::column() + i % 2 >= keys) s[i] = tiles::LOWEST;
+            if (i / 4 * 8 + fragments::column() + i % 2 >= keys) s[i] = fragments::LOWEST;
     }
     float highest[2] = {s[0], s[2]};
 #pragma unroll
@@ -191,16 +191,16 @@ DEVICE void store(const AttentionSm90Params& p, const Item& item, const Rows<D>&
         float total = rows.total[h];
         total += shuffle_xor(total, 1);
         total += shuffle_xor(total, 2);
-        const int query = first + h * 8 + tiles::row();
+        const int query = first + h * 8 + fragments::row();
         if (query >= p.t) continue;
         const float inverse = 1.f / total;
         T* o = p.o.as<T>() + (int64_t(item.image) * p.t + query) * p.o_row + item.head * D;           // [D]
         float* lse = p.lse.as<float>() + (int64_t(item.image) * p.heads + item.head) * p.t + query;  // [1]
-        uint32_t* to = reinterpret_cast<uint32_t*>(o + tiles::column());
+        uint32_t* to = reinterpret_cast<uint32_t*>(o + fragments::column());
 #pragma unroll
         for (int j = 0; j < D / 8; ++j)
             to[j * 4] = rounded_pair(T{}, rows.o[j * 4 + h * 2] * inverse, rows.o[j * 4 + h * 2 + 1] * inverse);
-        if (tiles::column() == 0) *lse = rows.highest[h] * LN_2 + logf(total);
+        if (fragments::column() == 0) *lse = rows.highest[h] * LN_2 + logf(total);
     }
 }
 
@@ -228,7 +228,7 @@ DEVICE void consumer(const AttentionSm90Params& p, typename Sizes<D, KEYS>::Smem
         Rows<D> rows;
         float s[KEYS / 2];
         uint32_t weights[KEYS / 16][4];
-        for (int h = 0; h < 2; ++h) rows.highest[h] = tiles::LOWEST, rows.total[h] = 0.f;
+        for (int h = 0; h < 2; ++h) rows.highest[h] = fragments::LOWEST, rows.total[h] = 0.f;
 
         // 1. The weights of the first tile.
         queries.wait();

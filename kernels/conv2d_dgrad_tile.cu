@@ -131,17 +131,10 @@ __device__ void run(const Conv2dBwdTileParams& params) {
                            0,
                            {y.taps, x.taps, p.o, 0, 0, 0}};
     loader.pixels.place([&](int i) { return m0 + Tile::A::row(i); }, y, x);
-    const conv::Share share = loader.walk.share(part, p.splits);
-    if (share.steps > 0) {  // a class without taps has none
-        loader.walk.start(share.first);
-        loader.aim();
-    }
 
     // 2. The sums.
     typename Warps::Accumulators acc;
-    Warps::clear(acc);
-    Tile::template run<T>(acc, cvta_to_shared(smem.bytes), share.steps,
-                          [&](int, uint32_t a, uint32_t b) { loader.step(a, b); });
+    conv::sum<T, Tile>(acc, cvta_to_shared(smem.bytes), loader, part, p.splits);
 
     // 3. What becomes of them.
     float* stage = reinterpret_cast<float*>(smem.bytes);

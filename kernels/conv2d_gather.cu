@@ -31,7 +31,12 @@ namespace conv2d_gather {
 constexpr int THREADS = 128;
 
 template <int M, int N, bool B_BY_ROWS>
-using Smem = epilogue::Shared<tile::Tile<M, N, conv::DEPTH, 2, 2, 2, B_BY_ROWS>>;
+struct Smem : epilogue::Shared<tile::Tile<M, N, conv::DEPTH, 2, 2, 2, B_BY_ROWS>> {
+    typedef tile::Tile<M, N, conv::DEPTH, 2, 2, 2, B_BY_ROWS> Tile;
+    typedef typename Tile::A A;
+    typedef typename Tile::B B;
+    static_assert(A::REGULAR && B::REGULAR, "one chunk a thread");
+};
 
 template <typename T, int M, int N>
 __device__ constexpr int shared_bytes() {
@@ -55,14 +60,23 @@ DEVICE int rows_left(const conv::Axis& y, const conv::Axis& x, int m0) {
     return left < M ? left : M;
 }
 
+// The sums over `depth` terms, which `load` brings (gather.cuh), and what becomes of them: columns from n0 on, of n.
+template <typename T, typename Shared, typename Load>
+DEVICE void make(const Epilogue& e, const conv::Places& places, int n0, int n, T* to, Shared& smem, int depth,
+                 const Load& load) {
+    typedef typename Shared::Tile Tile;
+    typedef typename Tile::Of Warps;
+    typename Warps::Accumulators acc;
+    Warps::clear(acc);
+    gather::run<T, Tile>(acc, cvta_to_shared(smem.bytes), (depth + Tile::K - 1) / Tile::K, load);
+    epilogue::finish<T, Warps>(e, acc, places, n0, n, to, e.residual.as<T>(), n, reinterpret_cast<float*>(smem.bytes));
+}
+
 template <typename T, int M, int N>
 __device__ void run(const Conv2dParams& p) {
     typedef Smem<M, N, false> Shared;
-    typedef typename Shared::Tile Tile;
-    typedef typename Tile::Of Warps;
-    typedef typename Tile::A A;
-    typedef typename Tile::B B;
-    static_assert(A::REGULAR && B::REGULAR, "one chunk a thread");
+    typedef typename Shared::A A;
+    typedef typename Shared::B B;
     DYNAMIC_SHARED(Shared, smem);
     KERNEL_ASSERT(blockDim.x == THREADS && p.c2 == 0 && p.up == 0);
 
@@ -77,33 +91,24 @@ __device__ void run(const Conv2dParams& p) {
         p.x.as<T>() + int64_t(at.image) * p.h * p.w * p.c, p.h, p.w, p.c, p.r, p.s, p.top, p.left, 1, {}};
     windows.pixels.place([&](int i) { return at.m0 + A::row(i); }, y, x);
 
-    // 2. The sums.
-    typename Warps::Accumulators acc;
-    Warps::clear(acc);
-    gather::run<T, Tile>(acc, cvta_to_shared(smem.bytes), (depth + Tile::K - 1) / Tile::K,
-                         [&](int step, gather::Chunk (&a)[A::COPIES], gather::Chunk (&b)[B::COPIES]) {
-        windows.chunks(a, step * Tile::K + A::chunk(0) * 8);
-        const int k = step * Tile::K + B::chunk(0) * 8;
+    // 2. The sums, and what becomes of them.
+    make<T>(p.epilogue, places, at.n0, p.o, p.y.as<T>(), smem, depth,
+            [&](int step, gather::Chunk (&a)[A::COPIES], gather::Chunk (&b)[B::COPIES]) {
+        windows.chunks(a, step * conv::DEPTH + A::chunk(0) * 8);
+        const int k = step * conv::DEPTH + B::chunk(0) * 8;
 #pragma unroll
         for (int i = 0; i < B::COPIES; ++i) {
             const int row = B::row(i);
             b[i] = gather::elements(filter + int64_t(row) * depth + k, row < filters ? depth - k : 0);
         }
     });
-
-    // 3. What becomes of them.
-    epilogue::finish<T, Warps>(p.epilogue, acc, places, at.n0, p.o, p.y.as<T>(), p.epilogue.residual.as<T>(), p.o,
-                               reinterpret_cast<float*>(smem.bytes));
 }
 
 template <typename T, int M, int N>
 __device__ void backward(const Conv2dBwdParams& p) {
     typedef Smem<M, N, true> Shared;
-    typedef typename Shared::Tile Tile;
-    typedef typename Tile::Of Warps;
-    typedef typename Tile::A A;
-    typedef typename Tile::B B;
-    static_assert(A::REGULAR && B::REGULAR, "one chunk a thread");
+    typedef typename Shared::A A;
+    typedef typename Shared::B B;
     DYNAMIC_SHARED(Shared, smem);
     KERNEL_ASSERT(blockDim.x == THREADS && p.c % 8 == 0 && p.stride_y == 1 && p.stride_x == 1 && p.up == 0);
 
@@ -117,33 +122,24 @@ __device__ void backward(const Conv2dBwdParams& p) {
                                           p.height, p.width, p.o, p.r, p.s, p.top, p.left, -1, {}};
     windows.pixels.place([&](int i) { return at.m0 + A::row(i); }, y, x);
 
-    // 2. The sums.
-    typename Warps::Accumulators acc;
-    Warps::clear(acc);
-    gather::run<T, Tile>(acc, cvta_to_shared(smem.bytes), (depth + Tile::K - 1) / Tile::K,
-                         [&](int step, gather::Chunk (&a)[A::COPIES], gather::Chunk (&b)[B::COPIES]) {
-        windows.chunks(a, step * Tile::K + A::chunk(0) * 8);
+    // 2. The sums, and what becomes of them.
+    make<T>(p.epilogue, places, at.n0, p.c, p.dx.as<T>(), smem, depth,
+            [&](int step, gather::Chunk (&a)[A::COPIES], gather::Chunk (&b)[B::COPIES]) {
+        windows.chunks(a, step * conv::DEPTH + A::chunk(0) * 8);
 #pragma unroll
         for (int i = 0; i < B::COPIES; ++i) {
-            const int k = step * Tile::K + B::row(i), tap = k / p.o, o = k - tap * p.o;
+            const int k = step * conv::DEPTH + B::row(i), tap = k / p.o, o = k - tap * p.o;
             b[i] = gather::vector(filter + (int64_t(o) * taps + tap) * p.channels, k < depth && column < p.c);
         }
     });
-
-    // 3. What becomes of them.
-    epilogue::finish<T, Warps>(p.epilogue, acc, places, at.n0, p.c, p.dx.as<T>(), p.epilogue.residual.as<T>(), p.c,
-                               reinterpret_cast<float*>(smem.bytes));
 }
 
 // z of the grid is the line of a patch.
 template <typename T, int M, int N>
 __device__ void patches_bwd(const Conv2dBwdParams& p) {
     typedef Smem<M, N, true> Shared;
-    typedef typename Shared::Tile Tile;
-    typedef typename Tile::Of Warps;
-    typedef typename Tile::A A;
-    typedef typename Tile::B B;
-    static_assert(A::REGULAR && B::REGULAR, "one chunk a thread");
+    typedef typename Shared::A A;
+    typedef typename Shared::B B;
     DYNAMIC_SHARED(Shared, smem);
     KERNEL_ASSERT(blockDim.x == THREADS && p.o % 8 == 0 && p.h == p.height * p.r && p.w == p.width && p.s == 1);
 
@@ -158,25 +154,19 @@ __device__ void patches_bwd(const Conv2dBwdParams& p) {
     const T* filter = p.filter.as<T>() + int64_t(line) * p.channels + p.first + column;  // [o, r, channels]
     const T* dy = p.dy.as<T>() + (int64_t(at.image) * p.height * p.width + at.m0) * p.o;  // [rows, o]
 
-    // 2. The sums.
-    typename Warps::Accumulators acc;
-    Warps::clear(acc);
-    gather::run<T, Tile>(acc, cvta_to_shared(smem.bytes), (p.o + Tile::K - 1) / Tile::K,
-                         [&](int step, gather::Chunk (&a)[A::COPIES], gather::Chunk (&b)[B::COPIES]) {
-        const int k = step * Tile::K + A::chunk(0) * 8;
+    // 2. The sums, and what becomes of them.
+    make<T>(p.epilogue, places, at.n0, p.c, p.dx.as<T>(), smem, p.o,
+            [&](int step, gather::Chunk (&a)[A::COPIES], gather::Chunk (&b)[B::COPIES]) {
+        const int k = step * conv::DEPTH + A::chunk(0) * 8;
 #pragma unroll
         for (int i = 0; i < A::COPIES; ++i)
             a[i] = gather::vector(dy + int64_t(A::row(i)) * p.o + k, A::row(i) < rows && k < p.o);
 #pragma unroll
         for (int i = 0; i < B::COPIES; ++i) {
-            const int o = step * Tile::K + B::row(i);
+            const int o = step * conv::DEPTH + B::row(i);
             b[i] = gather::elements(filter + o * window, o < p.o ? p.c - column : 0);
         }
     });
-
-    // 3. What becomes of them.
-    epilogue::finish<T, Warps>(p.epilogue, acc, places, at.n0, p.c, p.dx.as<T>(), p.epilogue.residual.as<T>(), p.c,
-                               reinterpret_cast<float*>(smem.bytes));
 }
 
 }  // namespace conv2d_gather

@@ -23,7 +23,7 @@
 // Reference: src/cpu/conv.rs; conv2d.cu and conv2d_dgrad.cu are the general forms. Class: contracted.
 // Bound by: DRAM, what is read.
 #include "epilogue.cuh"
-#include "tiles.cuh"
+#include "fragments.cuh"
 
 namespace conv2d_narrow {
 
@@ -37,8 +37,8 @@ constexpr int STAGES = 3;
 constexpr int COPIES = (SEEN * CHUNKS + THREADS - 1) / THREADS;  // of one thread, at most
 
 struct Stage {
-    tiles::Chunk pixels[SEEN * CHUNKS];                   // [SEEN, DEPTH]
-    tiles::Chunk filter[TAPS * TAPS * COLUMNS * CHUNKS];  // [tap, column, DEPTH]
+    fragments::Chunk pixels[SEEN * CHUNKS];                   // [SEEN, DEPTH]
+    fragments::Chunk filter[TAPS * TAPS * COLUMNS * CHUNKS];  // [tap, column, DEPTH]
 };
 struct Smem {
     Stage stages[STAGES];
@@ -72,7 +72,7 @@ struct Loader {
             at[i] = in ? line * from.columns + column : -1;
         }
     }
-    DEVICE_MEMBER void bring(tiles::Chunk* to, int channel0) const {
+    DEVICE_MEMBER void bring(fragments::Chunk* to, int channel0) const {
         const uint32_t slab = cvta_to_shared(to);
 #pragma unroll
         for (int i = 0; i < COPIES; ++i) {
@@ -80,7 +80,7 @@ struct Loader {
             if (place >= SEEN * CHUNKS) break;
             const int channel = channel0 + chunk * 8;
             const bool in = at[i] >= 0 && channel < from.channels;
-            cp_async_cg16(slab + tiles::offset<CHUNKS>(place / CHUNKS, chunk),
+            cp_async_cg16(slab + fragments::offset<CHUNKS>(place / CHUNKS, chunk),
                           in ? from.image + int64_t(at[i]) * from.channels + channel : from.image, in ? 16 : 0);
         }
     }
@@ -97,7 +97,7 @@ DEVICE void multiply(Sums& sums, const Stage& stage) {
     uint32_t b[TAPS * TAPS][4];  // both halves of the channels
 #pragma unroll
     for (int tap = 0; tap < TAPS * TAPS; ++tap)
-        ldmatrix_x4(b[tap], filter + tiles::offset<CHUNKS>(tap * COLUMNS + lane % 8, lane / 8));
+        ldmatrix_x4(b[tap], filter + fragments::offset<CHUNKS>(tap * COLUMNS + lane % 8, lane / 8));
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
@@ -105,7 +105,7 @@ DEVICE void multiply(Sums& sums, const Stage& stage) {
 #pragma unroll
             for (int s = 0; s < TAPS; ++s) {
                 uint32_t a[4];
-                tiles::read_a<CHUNKS>(a, pixels, (first_line + line) * SEEN_X + s, half * 2);
+                fragments::read_a<CHUNKS>(a, pixels, (first_line + line) * SEEN_X + s, half * 2);
 #pragma unroll
                 for (int i = 0; i < LINES; ++i) {
                     const int r = line - i;
@@ -161,8 +161,9 @@ DEVICE void store(const Epilogue& e, const Sums& sums, const Place& at, int line
     for (int i = 0; i < LINES; ++i)
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            const int line = at.line + int(threadIdx.x) / 32 * LINES + i, column = at.column + tiles::row() + j / 2 * 8;
-            const int channel = tiles::column() + j % 2;
+            const int line = at.line + int(threadIdx.x) / 32 * LINES + i;
+            const int column = at.column + fragments::row() + j / 2 * 8;
+            const int channel = fragments::column() + j % 2;
             if (line >= lines || column >= columns || channel >= n) continue;
             const int64_t pixel = (int64_t(at.image) * lines + line) * columns + column;
             to[pixel * n + channel] = from_f32<T>(epilogue::point<T>(e, sums[i][j], pixel, channel, n));
@@ -178,13 +179,13 @@ __device__ void run(const Conv2dParams& p) {
     const Source<T> x{p.x.as<T>() + int64_t(at.image) * p.h * p.w * p.c, p.h, p.w, p.c, at.line - p.top,
                       at.column - p.left};
     Sums sums;
-    walk(sums, smem, x, [&](tiles::Chunk* to, int channel0) {
+    walk(sums, smem, x, [&](fragments::Chunk* to, int channel0) {
         const uint32_t slab = cvta_to_shared(to);
         for (int i = threadIdx.x; i < TAPS * TAPS * COLUMNS * CHUNKS; i += THREADS) {
             const int row = i / CHUNKS, chunk = i % CHUNKS, tap = row / COLUMNS, o = row % COLUMNS;
             const int channel = channel0 + chunk * 8;
             const bool in = o < p.o && channel < p.c;
-            cp_async_cg16(slab + tiles::offset<CHUNKS>(row, chunk),
+            cp_async_cg16(slab + fragments::offset<CHUNKS>(row, chunk),
                           in ? weights + (o * TAPS * TAPS + tap) * p.c + channel : weights, in ? 16 : 0);
         }
     });
@@ -200,7 +201,7 @@ __device__ void backward(const Conv2dBwdParams& p) {
     const Source<T> dy{p.dy.as<T>() + int64_t(at.image) * p.height * p.width * p.o, p.height, p.width, p.o,
                        at.line + p.top - (TAPS - 1), at.column + p.left - (TAPS - 1)};
     Sums sums;
-    walk(sums, smem, dy, [&](tiles::Chunk* to, int o0) {
+    walk(sums, smem, dy, [&](fragments::Chunk* to, int o0) {
         // A thread has one column, also where there is none: that becomes zeros.
         const int column = threadIdx.x % COLUMNS, filters = p.o - o0;
         const T* from = weights + int64_t(o0) * TAPS * TAPS * p.channels + column;
@@ -209,7 +210,7 @@ __device__ void backward(const Conv2dBwdParams& p) {
             const int o = i / (TAPS * TAPS), tap = i % (TAPS * TAPS);
             const uint16_t bits = column < p.c && o < filters ? from[i * p.channels].bits : 0;
             const int row = (TAPS * TAPS - 1 - tap) * COLUMNS + column;
-            to[tiles::offset<CHUNKS>(row, o / 8) / 16].elements[o % 8] = bits;
+            to[fragments::offset<CHUNKS>(row, o / 8) / 16].elements[o % 8] = bits;
         }
     });
     store<T>(p.epilogue, sums, at, p.h, p.w, p.c, p.dx.as<T>());

@@ -11,7 +11,7 @@
 //
 // Reference: src/cpu/gemm.rs, src/cpu/linear.rs; gemm.cu is the general form. Class: contracted.
 // Bound by: tensor cores, 2 m n k; with few rows DRAM, (k n + m k + m n) elements.
-#include "product.cuh"
+#include "gemm_tile.cuh"
 
 namespace gemm_tile_bwd {
 

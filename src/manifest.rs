@@ -136,7 +136,10 @@ const fn heads(
 /// A row of a matrix product by tiles: name, template arguments.
 const fn product(name: &'static str, arguments: &'static str) -> Kernel {
     let shared_bytes = 49152;
-    Kernel { shared_bytes, ..general(name, "product_mma.cu", "run", arguments, "ProductParams", 168) }
+    Kernel {
+        shared_bytes,
+        ..general(name, "attention_product_mma.cu", "run", arguments, "ProductParams", 168)
+    }
 }
 
 /// A row of the forms on tensor cores, whose function is `run`: name, file, template arguments, params, dynamic
@@ -468,18 +471,18 @@ pub const KERNELS: &[Kernel] = &[
     general("softmax_bf16",             "softmax.cu",       "run",        "bf16",                    "SoftmaxParams",      48),
     general("softmax_bwd_bf16",         "softmax.cu",       "backward",   "bf16",                    "SoftmaxParams",      48),
     general("round_rows_bf16",          "softmax.cu",       "round_rows", "bf16",                    "SoftmaxParams",      48),
-    general("product_nt_f16",           "product.cu",       "run",        "f16, f32, product::NT",   "ProductParams",      64),
-    general("product_nn_f16",           "product.cu",       "run",        "f16, f16, product::NN",   "ProductParams",      64),
-    general("product_tn_f16",           "product.cu",       "run",        "f16, f32, product::TN",   "ProductParams",      64),
-    general("product_nt_bf16",          "product.cu",       "run",        "bf16, f32, product::NT",  "ProductParams",      64),
-    general("product_nn_bf16",          "product.cu",       "run",        "bf16, bf16, product::NN", "ProductParams",      64),
-    general("product_tn_bf16",          "product.cu",       "run",        "bf16, f32, product::TN",  "ProductParams",      64),
-    product("product_nt_f16_mma",  "f16, f32, product_mma::NT"),
-    product("product_nn_f16_mma",  "f16, f16, product_mma::NN"),
-    product("product_tn_f16_mma",  "f16, f32, product_mma::TN"),
-    product("product_nt_bf16_mma", "bf16, f32, product_mma::NT"),
-    product("product_nn_bf16_mma", "bf16, bf16, product_mma::NN"),
-    product("product_tn_bf16_mma", "bf16, f32, product_mma::TN"),
+    general("attention_product_nt_f16",      "attention_product.cu", "run",        "f16, f32, attention_product::NT",   "ProductParams",      64),
+    general("attention_product_nn_f16",      "attention_product.cu", "run",        "f16, f16, attention_product::NN",   "ProductParams",      64),
+    general("attention_product_tn_f16",      "attention_product.cu", "run",        "f16, f32, attention_product::TN",   "ProductParams",      64),
+    general("attention_product_nt_bf16",     "attention_product.cu", "run",        "bf16, f32, attention_product::NT",  "ProductParams",      64),
+    general("attention_product_nn_bf16",     "attention_product.cu", "run",        "bf16, bf16, attention_product::NN", "ProductParams",      64),
+    general("attention_product_tn_bf16",     "attention_product.cu", "run",        "bf16, f32, attention_product::TN",  "ProductParams",      64),
+    product("attention_product_nt_f16_mma",  "f16, f32, attention_product_mma::NT"),
+    product("attention_product_nn_f16_mma",  "f16, f16, attention_product_mma::NN"),
+    product("attention_product_tn_f16_mma",  "f16, f32, attention_product_mma::TN"),
+    product("attention_product_nt_bf16_mma", "bf16, f32, attention_product_mma::NT"),
+    product("attention_product_nn_bf16_mma", "bf16, bf16, attention_product_mma::NN"),
+    product("attention_product_tn_bf16_mma", "bf16, f32, attention_product_mma::TN"),
 ];
 
 #[cfg(test)]

@@ -67,9 +67,10 @@ fn a_compile_error_names_file_and_line() {
 
 #[test]
 fn serialised_matrix_instructions_are_refused_although_they_compile() {
-    let log =
-        "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized";
+    let log = "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized \
+               due to a function call in the function 'greedy_f32'";
     let Err(error) = cubins::accept([row("greedy_f32", 255)].iter(), log) else { panic!("accepted") };
+    assert!(error.contains("kernel greedy_f32 (kernels/greedy.cu:"), "{error}");
     assert!(error.contains("serialised") && error.contains("C7510"), "{error}");
 }
 

@@ -36,7 +36,7 @@ const MADE: &[Made] = &[
             "conv2d_tile.cu",
             "conv2d_dgrad_tile.cu",
             "conv2d_narrow.cu",
-            "product_mma.cu",
+            "attention_product_mma.cu",
             "attention_mma.cu",
             "attention_bwd_dq.cu",
             "attention_bwd_dkv.cu",

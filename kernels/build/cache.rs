@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::{fs, process, thread};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::{env, fs, process, thread};
 
 use sha2::{Digest, Sha256};
 
@@ -49,9 +49,10 @@ impl Cache {
     }
 }
 
-/// Runs `job` on every item, as many at once as cargo allows; results keep the order of the items.
+/// Runs `job` on every item, as many at once as cargo allows, also where several lists are worked on at the same
+/// time: while one waits for its last item, the others go on. Results keep the order of the items.
 pub fn in_parallel<T: Sync, R: Send>(items: &[T], job: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let jobs = std::env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1usize).max(1);
+    let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1usize).max(1);
     let next = AtomicUsize::new(0);
     let results: Mutex<Vec<(usize, R)>> = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -60,7 +61,10 @@ pub fn in_parallel<T: Sync, R: Send>(items: &[T], job: impl Fn(&T) -> R + Sync) 
                 loop {
                     let i = next.fetch_add(1, Ordering::Relaxed);
                     let Some(item) = items.get(i) else { return };
-                    let result = job(item);
+                    let result = {
+                        let _turn = Turn::wait(jobs);
+                        job(item)
+                    };
                     results.lock().unwrap_or_else(PoisonError::into_inner).push((i, result));
                 }
             });
@@ -69,4 +73,27 @@ pub fn in_parallel<T: Sync, R: Send>(items: &[T], job: impl Fn(&T) -> R + Sync) 
     let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
     results.sort_by_key(|&(i, _)| i);
     results.into_iter().map(|(_, result)| result).collect()
+}
+
+/// One of the jobs that run, of all lists.
+struct Turn;
+
+static RUNNING: Mutex<usize> = Mutex::new(0);
+static LEFT: Condvar = Condvar::new();
+
+impl Turn {
+    fn wait(jobs: usize) -> Self {
+        let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running =
+            LEFT.wait_while(running, |running| *running >= jobs).unwrap_or_else(PoisonError::into_inner);
+        *running += 1;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        LEFT.notify_one();
+    }
 }

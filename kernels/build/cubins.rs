@@ -85,16 +85,17 @@ pub fn try_probes(
     let results = in_parallel(&jobs, |((name, source), target)| {
         let file = format!("simt/{name}");
         let (_, log) = translate(nvrtc, sources, cache, &file, source, target)?;
-        refuse_serialised(&log.unwrap_or_default()).map_err(|e| format!("{file} for {target}: {e}"))
+        refuse_serialised(&[], &log.unwrap_or_default()).map_err(|e| format!("{file} for {target}: {e}"))
     });
     results.into_iter().collect()
 }
 
-fn refuse_serialised(log: &str) -> Result<(), String> {
-    match log.lines().find(|line| line.contains("C75")) {
-        Some(line) => Err(format!("matrix instructions are serialised: {line}")),
-        None => Ok(()),
-    }
+/// The compiler names the entry point in the same line, as one of `rows` does.
+fn refuse_serialised(rows: &[&Kernel], log: &str) -> Result<(), String> {
+    let Some(line) = log.lines().find(|line| line.contains("C75")) else { return Ok(()) };
+    let kernel = rows.iter().find(|kernel| line.contains(&format!("'{}'", kernel.name)));
+    let kernel = kernel.map_or_else(String::new, |kernel| format!("{}: ", place_of(kernel)));
+    Err(format!("{kernel}matrix instructions are serialised: {line}"))
 }
 
 /// The binary of a unit, and the compiler's log where it is no PTX.
@@ -160,10 +161,10 @@ fn number_before(line: &str, words: &str) -> u32 {
 /// What the rows of one file take, by the compiler's log. Refuses serialised matrix instructions, spills, and more
 /// registers than a row allows.
 pub fn accept<'a>(rows: impl Iterator<Item = &'a Kernel>, log: &str) -> Result<Vec<Resources>, String> {
-    let found = resources(log);
-    refuse_serialised(log)?;
+    let (found, rows) = (resources(log), rows.collect::<Vec<_>>());
+    refuse_serialised(&rows, log)?;
     for kernel in rows {
-        let place = || format!("kernel {} ({})", kernel.name, place_of(kernel));
+        let place = || place_of(kernel);
         let Some(used) = found.iter().find(|used| used.entry == kernel.name) else {
             return Err(format!("{}: the compiler's log does not speak of it", place()));
         };
@@ -182,11 +183,11 @@ pub fn accept<'a>(rows: impl Iterator<Item = &'a Kernel>, log: &str) -> Result<V
     Ok(found)
 }
 
-/// The file and line where the kernel's function stands.
+/// The kernel, and the file and line where its function stands.
 fn place_of(kernel: &Kernel) -> String {
     let path = format!("kernels/{}", kernel.file);
     let text = fs::read_to_string(&path).unwrap_or_default();
     let is_definition = |line: &str| line.contains(&format!("void {}(", kernel.function));
     let line = text.lines().position(is_definition).map_or(1, |i| i + 1);
-    format!("{path}:{line}")
+    format!("kernel {} ({path}:{line})", kernel.name)
 }

@@ -32,8 +32,9 @@ const CHECKED: [&str; 3] = ["-g1", "-gdwarf-4", "-fsanitize=thread"];
 
 pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Result<(), String> {
     let header = |name: &str| read(&root.join("kernels/simt").join(name));
-    let compiler = Compiler { root, cache, includes: header("simt.h")? };
-    let of_runtime = Compiler { root, cache, includes: header("simt.h")? + &header("runtime.h")? };
+    let tool = Tool::find()?;
+    let compiler = Compiler { root, cache, tool: &tool, includes: header("simt.h")? };
+    let of_runtime = Compiler { includes: header("simt.h")? + &header("runtime.h")?, ..compiler };
     let mut units: Vec<(String, &str, String)> = Vec::new();
     for name in RUNTIME {
         let text = read(&root.join(format!("kernels/simt/{name}.cpp")))?;
@@ -108,9 +109,28 @@ fn mutant(compiler: &Compiler, sources: &Sources, mutation: &Mutation) -> Result
     ])
 }
 
+/// The C++ compiler, and all that an object depends on of it.
+struct Tool {
+    compiler: cc::Tool,
+    name: String,
+}
+
+impl Tool {
+    fn find() -> Result<Self, String> {
+        let words = |e: String| format!("the feature `simt` needs a C++ compiler: {e}");
+        let build = cc::Build::new().cpp(true).warnings(false).debug(false).opt_level(2).try_get_compiler();
+        let compiler = build.map_err(|e| words(e.to_string()))?;
+        let version = compiler.to_command().arg("--version").output();
+        let version = version.map_err(|e| words(format!("{}: {e}", compiler.path().display())))?;
+        let version = String::from_utf8_lossy(&version.stdout).into_owned();
+        Ok(Self { name: format!("{version} {:?} {:?}", compiler.path(), compiler.args()), compiler })
+    }
+}
+
 struct Compiler<'a> {
     root: &'a Path,
     cache: &'a Cache,
+    tool: &'a Tool,
     /// What an object depends on besides its own text, in which the headers of kernels are spelled out.
     includes: String,
 }
@@ -127,15 +147,15 @@ impl Compiler<'_> {
         flags: &[&str],
         extension: &str,
     ) -> Result<PathBuf, String> {
-        let tool = cc::Build::new().cpp(true).warnings(false).debug(false).opt_level(2).try_get_compiler();
-        let tool = tool.map_err(|e| format!("the feature `simt` needs a C++ compiler: {e}"))?;
         let all = [&FLAGS[..], flags].concat();
-        let (name, options) = (format!("{tool:?}"), all.join(" "));
-        let path =
-            self.cache.get(&["simt", &name, &options, text, &self.includes], &[extension], |path| {
+        let options = all.join(" ");
+        let path = self.cache.get(
+            &["simt", &self.tool.name, &options, text, &self.includes],
+            &[extension],
+            |path| {
                 let source = path.with_extension(format!("in.{language}"));
                 fs::write(&source, text).map_err(|e| format!("{}: {e}", source.display()))?;
-                let mut command: Command = tool.to_command();
+                let mut command: Command = self.tool.compiler.to_command();
                 command
                     .current_dir(self.root)
                     .args(&all)
@@ -149,7 +169,8 @@ impl Compiler<'_> {
                     return Ok(());
                 }
                 Err(String::from_utf8_lossy(&output.stderr).into_owned())
-            })?;
+            },
+        )?;
         Ok(path.with_extension(extension))
     }
 }

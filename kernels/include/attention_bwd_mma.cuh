@@ -18,7 +18,7 @@
 #pragma once
 #include "params.cuh"
 #include "scaling.cuh"
-#include "tiles.cuh"
+#include "fragments.cuh"
 
 namespace attention_bwd_mma {
 
@@ -41,9 +41,14 @@ struct Sizes {
 template <int D>
 struct Smem {
     typedef Sizes<D> S;
-    tiles::Chunk own[2][S::OWN * S::CHUNKS];
-    tiles::Chunk other[STAGES][2][S::OTHER * S::CHUNKS];
+    fragments::Chunk own[2][S::OWN * S::CHUNKS];
+    fragments::Chunk other[STAGES][2][S::OTHER * S::CHUNKS];
 };
+template <typename T, int D>
+DEVICE constexpr int shared_bytes() {
+    return sizeof(Smem<D>);
+}
+
 // A head's tokens: two tensors that are read together.
 template <typename T>
 struct Pair {
@@ -54,11 +59,12 @@ struct Pair {
 
 // Two tiles of ROWS rows from `first` on.
 template <int ROWS, int D, typename T>
-DEVICE void copy_pair(tiles::Chunk (&to)[2][ROWS * Sizes<D>::CHUNKS], const Pair<T>& from, int first) {
+DEVICE void copy_pair(fragments::Chunk (&to)[2][ROWS * Sizes<D>::CHUNKS], const Pair<T>& from, int first) {
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-        tiles::copy<ROWS, Sizes<D>::CHUNKS, THREADS>(cvta_to_shared(to[i]), from.x[i] + int64_t(first) * from.stride[i],
-                                                     from.stride[i], from.rows - first, D / 8);
+        fragments::copy<ROWS, Sizes<D>::CHUNKS, THREADS>(cvta_to_shared(to[i]),
+                                                         from.x[i] + int64_t(first) * from.stride[i], from.stride[i],
+                                                         from.rows - first, D / 8);
 }
 
 // x y^T for this warp's 16 rows of x and all rows of y.
@@ -70,14 +76,34 @@ DEVICE void multiply(float (&out)[Sizes<D>::OTHER / 8][4], uint32_t x, uint32_t 
 #pragma unroll
     for (int chunk = 0; chunk < S::CHUNKS; chunk += 2) {
         uint32_t a[4], b[2][2];
-        tiles::read_a<S::CHUNKS>(a, x, threadIdx.x / 32 * 16, chunk);
+        fragments::read_a<S::CHUNKS>(a, x, threadIdx.x / 32 * 16, chunk);
 #pragma unroll
         for (int j = 0; j < S::OTHER / 8; j += 2) {
-            tiles::read_b<S::CHUNKS>(b, y, j * 8, chunk);
+            fragments::read_b<S::CHUNKS>(b, y, j * 8, chunk);
             mma_m16n8k16(out[j], a, b[0], T{});
             mma_m16n8k16(out[j + 1], a, b[1], T{});
         }
     }
+}
+
+// What a query brings to its weights and slopes.
+struct Query {
+    float log_sum;  // of base 2, less the boost
+    float delta;
+    float shrink;   // its power of two, without the boost
+};
+
+// Scores become weights, and <do, v> becomes ds. `of(j, i)` is the query of result i of column tile j.
+template <int N, typename Of>
+DEVICE void weigh(float (&s)[N][4], float (&ds)[N][4], float scale_2, Of of) {
+#pragma unroll
+    for (int j = 0; j < N; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const Query query = of(j, i);
+            s[j][i] = ex2_approx_ftz_f32(s[j][i] * scale_2 - query.log_sum);
+            ds[j][i] = s[j][i] * ((ds[j][i] - query.delta) * query.shrink);
+        }
 }
 
 // sum += x y for this warp's 16 rows of x, which are results of `multiply`, and the rows of y: its channels from
@@ -88,10 +114,10 @@ DEVICE void add_product(float (&sum)[PART / 8][4], const float (&x)[Sizes<D>::OT
 #pragma unroll
     for (int row = 0; row < S::OTHER; row += 16) {
         uint32_t a[4], b[2][2];
-        tiles::as_a<T>(a, x[row / 8], x[row / 8 + 1]);
+        fragments::as_a<T>(a, x[row / 8], x[row / 8 + 1]);
 #pragma unroll
         for (int j = 0; j < PART / 8; j += 2) {
-            tiles::read_b_across<S::CHUNKS>(b, y, row, first + j);
+            fragments::read_b_across<S::CHUNKS>(b, y, row, first + j);
             mma_m16n8k16(sum[j], a, b[0], T{});
             if (j + 1 < PART / 8) mma_m16n8k16(sum[j + 1], a, b[1], T{});
         }
@@ -103,9 +129,9 @@ template <typename T, int PART>
 DEVICE void store(T* to, int stride, int rows, int first, const float (&sum)[PART / 8][4], const float (&factor)[2]) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        const int row = first + h * 8 + tiles::row();
+        const int row = first + h * 8 + fragments::row();
         if (row >= rows) continue;
-        uint32_t* words = reinterpret_cast<uint32_t*>(to + int64_t(row) * stride + tiles::column());
+        uint32_t* words = reinterpret_cast<uint32_t*>(to + int64_t(row) * stride + fragments::column());
 #pragma unroll
         for (int j = 0; j < PART / 8; ++j)
             words[j * 4] = rounded_pair(T{}, sum[j][h * 2] * factor[h], sum[j][h * 2 + 1] * factor[h]);

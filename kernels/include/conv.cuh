@@ -89,6 +89,18 @@ struct Pixels {
     }
 };
 
+// The sums of a share of a loader's walk, whose steps it brings one after the other.
+template <typename T, typename Tile, typename Loader>
+DEVICE void sum(typename Tile::Of::Accumulators& acc, uint32_t ring, Loader& loader, int split, int splits) {
+    const Share share = loader.walk.share(split, splits);
+    if (share.steps > 0) {  // a class without taps has none
+        loader.walk.start(share.first);
+        loader.aim();
+    }
+    Tile::Of::clear(acc);
+    Tile::template run<T>(acc, ring, share.steps, [&](int, uint32_t a, uint32_t b) { loader.step(a, b); });
+}
+
 // The rows of a tile as pixels of the images that are written: what epilogue::finish asks.
 struct Places {
     int64_t image;        // its first pixel

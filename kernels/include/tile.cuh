@@ -5,14 +5,14 @@
 //
 // The ring has STAGES stages, each with a slab of a and one of b. A step waits for its stage, passes one barrier,
 // starts the copies of the step STAGES - 1 ahead into the stage that everybody has left, and multiplies. Slabs of
-// a are [m, k]; those of b are [n, k], or [k, n] where b comes by rows. Sums grow by 16 of k at a time in the
-// order of k: they do not depend on M, N, K, STAGES or the warps.
+// a are [m, k], or [k, m] where a comes by columns; those of b are [n, k], or [k, n] where b comes by rows. Sums grow
+// by 16 of k at a time in the order of k: they do not depend on M, N, K, STAGES or the warps.
 #pragma once
 #include "prelude.cuh"
 
 namespace tile {
 
-// 16 bytes that are copied to shared memory; what is beyond the first `bytes` of them, 0 or 16, becomes zero and is
+// 16 bytes that are copied to shared memory; what is beyond the first `bytes` of them, 0 to 16, becomes zero and is
 // not read.
 struct Piece {
     const void* from;
@@ -81,13 +81,13 @@ struct Warps {
     }
 };
 
-// B_BY_ROWS: the slab of b is [k, n], else [n, k].
-template <int M, int N, int K_, int STAGES_, int WARPS_M, int WARPS_N, bool B_BY_ROWS_>
+// B_BY_ROWS: the slab of b is [k, n], else [n, k]. A_BY_COLUMNS: that of a is [k, m], else [m, k].
+template <int M, int N, int K_, int STAGES_, int WARPS_M, int WARPS_N, bool B_BY_ROWS_, bool A_BY_COLUMNS = false>
 struct Tile : Warps<M, N, WARPS_M, WARPS_N> {
     typedef Warps<M, N, WARPS_M, WARPS_N> Of;
     static constexpr int K = K_, STAGES = STAGES_;
     static constexpr bool B_BY_ROWS = B_BY_ROWS_;
-    typedef Slab<M, K, Of::THREADS> A;
+    typedef Slab<A_BY_COLUMNS ? K : M, A_BY_COLUMNS ? M : K, Of::THREADS> A;
     typedef Slab<B_BY_ROWS ? K : N, B_BY_ROWS ? N : K, Of::THREADS> B;
     static constexpr int STAGE_BYTES = A::BYTES + B::BYTES, RING_BYTES = STAGES * STAGE_BYTES;
     static_assert(K % 32 == 0 && STAGES >= 2, "steps of 16, one stage ahead");
@@ -101,9 +101,16 @@ struct Tile : Warps<M, N, WARPS_M, WARPS_N> {
     static DEVICE_MEMBER void load(Fragments& f, uint32_t stage, int k16) {
         const int lane = Of::lane();
         // Rows of warps and of fragments are multiples of eight: they do not take part in the swapping.
-        const uint32_t a = stage + A::at(lane % 16, k16 * 2 + lane / 16) + Of::first_row() * A::ROW_BYTES;
+        if (A_BY_COLUMNS) {
+            const int row = lane % 8 + lane / 16 * 8, chunk = Of::first_row() / 8 + lane / 8 % 2;
 #pragma unroll
-        for (int i = 0; i < Of::FRAGMENTS_M; ++i) ldmatrix_x4(f.a[i], a + i * 16 * A::ROW_BYTES);
+            for (int i = 0; i < Of::FRAGMENTS_M; ++i)
+                ldmatrix_x4_trans(f.a[i], stage + A::at(row, chunk + i * 2) + k16 * 16 * A::ROW_BYTES);
+        } else {
+            const uint32_t a = stage + A::at(lane % 16, k16 * 2 + lane / 16) + Of::first_row() * A::ROW_BYTES;
+#pragma unroll
+            for (int i = 0; i < Of::FRAGMENTS_M; ++i) ldmatrix_x4(f.a[i], a + i * 16 * A::ROW_BYTES);
+        }
         const uint32_t b = stage + A::BYTES;
         if (B_BY_ROWS) {
             const int chunk = Of::first_column() / 8 + lane / 16;

@@ -522,7 +522,7 @@ struct Make {
 }
 
 impl Make {
-    /// c `[m, n]` = a b, k deep; a and b lie as product.cu says.
+    /// c `[m, n]` = a b, k deep; a and b lie as attention_product.cu says.
     fn product(
         &self,
         lie: &str,
@@ -550,7 +550,7 @@ impl Make {
         };
         let (tile, variant) = if self.tiled { (128, "_mma") } else { (32, "") };
         let grid = [int(m.div_ceil(tile))? as u32, int(n.div_ceil(tile))? as u32, 1];
-        Launch::new(&format!("product_{lie}_{}{variant}", self.storage.name()), grid, &params)
+        Launch::new(&format!("attention_product_{lie}_{}{variant}", self.storage.name()), grid, &params)
     }
 
     /// One block a row.

@@ -193,6 +193,7 @@ impl GroupNorm {
         let mut launches = self.statistics(&plan, at.x)?;
         let (share, grid) = self.shares(slab, &plan)?;
         let [first, second] = plan.merged();
+        let [n, pixels, c1, c2, groups] = self.extents()?;
         let params = p::GroupApplyParams {
             x: at.x[0],
             x2: at.x[1],
@@ -201,11 +202,11 @@ impl GroupNorm {
             gamma: at.gamma,
             beta: at.beta,
             out: at.out,
-            n: int(self.n)?,
-            pixels: int(self.pixels)?,
-            c1: int(self.c[0])?,
-            c2: int(self.c[1])?,
-            groups: int(self.groups)?,
+            n,
+            pixels,
+            c1,
+            c2,
+            groups,
             rows: int(first.rows)?,
             rows2: int(second.rows)?,
             slab: int(slab)?,
@@ -224,6 +225,7 @@ impl GroupNorm {
         let mut launches = self.statistics(&plan, at.x)?;
         let (share, grid) = self.shares(slab, &plan)?;
         let [first, second] = plan.merged();
+        let [n, pixels, c1, c2, groups] = self.extents()?;
         let params = p::GroupBwdParams {
             x: at.x[0],
             x2: at.x[1],
@@ -235,11 +237,11 @@ impl GroupNorm {
             sums,
             dx: at.dx[0],
             dx2: at.dx[1],
-            n: int(self.n)?,
-            pixels: int(self.pixels)?,
-            c1: int(self.c[0])?,
-            c2: int(self.c[1])?,
-            groups: int(self.groups)?,
+            n,
+            pixels,
+            c1,
+            c2,
+            groups,
             rows: int(first.rows)?,
             rows2: int(second.rows)?,
             slab: int(slab)?,
@@ -315,6 +317,11 @@ impl GroupNorm {
         Ok((int(share)?, grid([self.pixels.div_ceil(share), slabs, self.n])?))
     }
 
+    /// Images, pixels, channels of both tensors and groups, as kernels count them.
+    fn extents(&self) -> Result<[i32; 5]> {
+        Ok([int(self.n)?, int(self.pixels)?, int(self.c[0])?, int(self.c[1])?, int(self.groups)?])
+    }
+
     fn kernel(&self, stem: &str) -> String {
         let ending = if self.act.is_some() { "_silu" } else { "" };
         format!("{stem}_{}{ending}", self.storage.name())
@@ -328,15 +335,16 @@ impl GroupNorm {
             launches.push(self.joined(at.x, at.out)?);
             x = at.out;
         }
+        let [n, pixels, .., groups] = self.extents()?;
         let params = p::GroupNormParams {
             x,
             gamma: at.gamma,
             beta: at.beta,
             out: at.out,
-            n: int(self.n)?,
-            pixels: int(self.pixels)?,
+            n,
+            pixels,
             c: int(self.channels())?,
-            groups: int(self.groups)?,
+            groups,
             eps: self.eps,
             activation: p::activation(self.act),
         };
@@ -350,16 +358,17 @@ impl GroupNorm {
         // The workspace holds both tensors, then their gradients.
         let (x, dx) = if two { (at.workspace, at.workspace) } else { (at.x[0], at.dx[0]) };
         let mut launches = if two { vec![self.joined(at.x, x)?] } else { Vec::new() };
+        let [n, pixels, .., groups] = self.extents()?;
         let params = p::GroupNormBwdParams {
             x,
             gamma: at.gamma,
             beta: at.beta,
             dy: at.dy,
             dx,
-            n: int(self.n)?,
-            pixels: int(self.pixels)?,
+            n,
+            pixels,
             c: int(self.channels())?,
-            groups: int(self.groups)?,
+            groups,
             eps: self.eps,
             activation: p::activation(self.act),
         };

@@ -20,18 +20,29 @@ fn outcome(trial: &Trial, direction: Direction, mode: Mode) -> (Vec<Vec<f32>>, V
     (prepared.outputs.iter().map(|output| output.read(&simt)).collect(), counts)
 }
 
+/// Windows side by side.
+fn patches(size: [usize; 2], filters: usize, taps: usize) -> Conv2d {
+    Conv2d {
+        size,
+        channels: [3, 0],
+        filter: [filters, taps, taps],
+        stride: taps,
+        padding: Padding::NONE,
+        ..PLAIN
+    }
+}
+
+/// Sub-pixel form of an image enlarged twofold.
+fn doubled([height, width]: [usize; 2], channels: [usize; 2], o: usize) -> Conv2d {
+    let enlarged = Some([2 * height, 2 * width]);
+    Conv2d { size: [height, width], channels, filter: [o, 3, 3], enlarged, sub_pixel: true, ..PLAIN }
+}
+
 #[test]
 fn main_loops_have_no_bank_conflicts_and_do_each_product_once() {
     let whole = Conv2d { size: [8, 16], channels: [64, 0], filter: [128, 3, 3], ..PLAIN };
     let strided = Conv2d { size: [16, 32], channels: [128, 0], filter: [64, 3, 3], stride: 2, ..PLAIN };
-    let doubled = Conv2d {
-        size: [8, 16],
-        channels: [64, 64],
-        filter: [128, 3, 3],
-        enlarged: Some([16, 32]),
-        sub_pixel: true,
-        ..PLAIN
-    };
+    let doubled = doubled([8, 16], [64, 64], 128);
     for (conv, direction, products) in [
         (whole, DIRECTIONS[0], 128 * 128 * 9 * 64),
         // Every pixel of the output meets every tap once, also where the gradient takes it.
@@ -93,14 +104,7 @@ fn an_image_alone_gives_the_bits_that_it_gives_in_a_batch() {
     let measured = Conv2d { stats: true, ..small };
     let to_few = Conv2d { channels: [24, 0], filter: [3, 3, 3], ..small };
     let of_few = Conv2d { channels: [4, 0], filter: [24, 3, 3], ..small };
-    let patches = Conv2d {
-        size: [14, 28],
-        channels: [3, 0],
-        filter: [24, 14, 14],
-        stride: 14,
-        padding: Padding::NONE,
-        ..small
-    };
+    let patches = Conv2d { images: 3, ..patches([14, 28], 24, 14) };
     for conv in [small, split, doubled, measured, to_few, of_few, patches] {
         for direction in DIRECTIONS {
             let trial = Trial::new(conv, Ends::All, Wish::Chosen);
@@ -118,15 +122,7 @@ fn an_image_alone_gives_the_bits_that_it_gives_in_a_batch() {
 #[test]
 fn statistics_are_those_of_what_is_stored() {
     let plain = Conv2d { images: 2, size: [9, 13], channels: [16, 0], filter: [72, 3, 3], ..PLAIN };
-    let doubled = Conv2d {
-        images: 2,
-        size: [8, 8],
-        channels: [16, 0],
-        filter: [24, 3, 3],
-        enlarged: Some([16, 16]),
-        sub_pixel: true,
-        ..PLAIN
-    };
+    let doubled = Conv2d { images: 2, ..doubled([8, 8], [16, 0], 24) };
     let of_few = Conv2d { channels: [4, 0], ..plain };
     // Slabs of eight columns and 16 lines, three of each image; and one of each kind of pixel.
     let slabs = Conv2d { size: [16, 24], ..plain };
@@ -201,14 +197,7 @@ fn what_the_tiles_rely_on_is_refused_by_name() {
     assert!(refusal(far, at).contains("`h` must be below 2^20"), "{}", refusal(far, at));
     let crowd = Conv2d { images: 70_000, ..PLAIN };
     assert!(crowd.forward(tiled, Storage::F16, &at).is_ok());
-    let patches = Conv2d {
-        size: [32, 32],
-        channels: [3, 0],
-        filter: [64, 8, 8],
-        stride: 8,
-        padding: Padding::NONE,
-        ..PLAIN
-    };
+    let patches = patches([32, 32], 64, 8);
     assert_eq!(patches.form(TARGET).to_string(), "tiles of 64 x 64");
 }
 
@@ -225,14 +214,7 @@ fn what_the_forms_for_few_channels_rely_on_is_refused_by_name() {
         conv.backward(0, form, Storage::F16, &at).expect_err("a rule is broken").to_string()
     };
     let few = Conv2d { filter: [3, 3, 3], ..PLAIN };
-    let patches = Conv2d {
-        size: [28, 28],
-        channels: [3, 0],
-        filter: [8, 14, 14],
-        stride: 14,
-        padding: Padding::NONE,
-        ..PLAIN
-    };
+    let patches = patches([28, 28], 8, 14);
     let shifted = DevicePtr(4104);
     for (refusal, words) in [
         (forward(Conv2d { channels: [4, 4], ..PLAIN }, Form::Gathered, at), "`x2` must be none"),
@@ -274,12 +256,7 @@ fn what_the_forms_for_few_channels_rely_on_is_refused_by_name() {
 fn the_first_and_the_last_layers_take_the_forms_for_few_channels() {
     let conv = |channels: usize, filter| Conv2d { channels: [channels, 0], filter, size: [64, 64], ..PLAIN };
     let one = Conv2d { padding: Padding::NONE, ..conv(4, [4, 1, 1]) };
-    let patches = |taps: usize| Conv2d {
-        size: [224, 224],
-        stride: taps,
-        padding: Padding::NONE,
-        ..conv(3, [1024, taps, taps])
-    };
+    let patches = |taps| patches([224, 224], 1024, taps);
     let gathered = Form::Gathered.to_string();
     let few = Form::Narrow.to_string();
     for (conv, forward, backward) in [

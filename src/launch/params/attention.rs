@@ -231,8 +231,8 @@ impl Params for ProductParams {
             rules.multiple_of("b_row", self.b_row, 8);
         }
         let tile = match rules.kernel.file {
-            "product.cu" => 32,
-            "product_mma.cu" => 128,
+            "attention_product.cu" => 32,
+            "attention_product_mma.cu" => 128,
             _ => return,
         };
         rules.blocks([Rules::tiles(self.m, tile), Rules::tiles(self.n, tile), 1]);

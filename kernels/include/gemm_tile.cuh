@@ -1,4 +1,4 @@
-// product.cuh - one tile of one product on tensor cores: what gemm_tile.cu and gemm_tile_bwd.cu share.
+// gemm_tile.cuh - one tile of a product on tensor cores, whichever way b lies: gemm_tile.cu and gemm_tile_bwd.cu.
 #pragma once
 #include "split.cuh"
 

@@ -1,4 +1,4 @@
-// tiles.cuh - tiles of rows in shared memory for ldmatrix and mma.m16n8k16: where they lie, how they are filled
+// fragments.cuh - tiles of rows in shared memory for ldmatrix and mma.m16n8k16: where they lie, how they are filled
 // and read.
 //
 // A row is CHUNKS chunks of eight elements, 16 bytes. ldmatrix reads the same chunk of eight rows at once, and they
@@ -8,7 +8,7 @@
 #pragma once
 #include "prelude.cuh"
 
-namespace tiles {
+namespace fragments {
 
 struct alignas(16) Chunk {
     uint16_t elements[8];
@@ -87,4 +87,4 @@ DEVICE void hide(float (&s)[N][4], Seen seen) {
             if (!seen(i / 2 * 8 + row(), j * 8 + column() + i % 2)) s[j][i] = LOWEST;
 }
 
-}  // namespace tiles
+}  // namespace fragments

@@ -1,5 +1,5 @@
-// product - C = alpha A B / power (+ C): the matrix products of attention in pieces, where scores are f32, one
-// operand may lie across, and sums go on from chunk to chunk. The general form: any size and stride.
+// attention_product - C = alpha A B / power (+ C): the matrix products of attention in pieces, where scores are f32,
+// one operand may lie across, and sums go on from chunk to chunk. The general form: any size and stride.
 //
 //     c[i, j] = alpha / power sum_k a[i, k] b[k, j]  (+ c[i, j])
 //
@@ -17,7 +17,7 @@
 #include "params.cuh"
 #include "scaling.cuh"
 
-namespace product {
+namespace attention_product {
 
 constexpr int THREADS = 256;
 constexpr int TILE = 32;  // rows, columns and depth of a tile
@@ -79,4 +79,4 @@ __device__ void run(const ProductParams& p) {
     }
 }
 
-}  // namespace product
+}  // namespace attention_product
