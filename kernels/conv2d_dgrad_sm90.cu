@@ -11,7 +11,8 @@
 // gathers 2 x 2 taps: four walks behind each other.
 //
 // Departures from the formula:
-//   1. With splits > 1 an item sums a share of the steps; the last one of a tile adds the shares (split.cuh).
+//   1. With splits > 1 an item sums a share of the steps; the last one of a tile adds the shares (split.cuh). Or the
+//      BLOCKS of a cluster share a tile's steps (cluster_sm90.cuh).
 //   2. The order of a sum depends on the image's shape and `splits` alone, not on PAIRS, N, boxes or the batch.
 //
 // Needs o, channels, first and c in whole vectors of 8 and addresses of 16 bytes. Written by the rules of the ISA and
@@ -25,7 +26,7 @@ namespace conv2d_dgrad_sm90 {
 
 constexpr int THREADS = mainloop::THREADS;
 
-template <typename T, int PAIRS, int N, int STAGES>
+template <typename T, int PAIRS, int N, int STAGES, int BLOCKS = 1>
 __device__ constexpr int shared_bytes() {
     return sizeof(typename mainloop::Loop<PAIRS, N, STAGES, true>::Smem);
 }
@@ -69,12 +70,23 @@ struct Work {
                                         p.splits, p.arrived.as<uint32_t>() + counter, sums))
                 return;
         }
-        epilogue::finish_rows<T, Warps>(p.epilogue, of, column0, p.c, p.dx.as<T>(),
-                                        p.epilogue.residual.as<T>(), p.c, sums);
+        finish(of, sums);
+    }
+    // Rows whose sums are whole.
+    template <typename Places>
+    DEVICE_MEMBER void finish(const Places& of, float* sums) const {
+        epilogue::finish_rows<T, typename Loop::Warps>(p.epilogue, of, column0, p.c, p.dx.as<T>(),
+                                                       p.epilogue.residual.as<T>(), p.c, sums);
+    }
+    // A block's share of a cluster's tile.
+    template <int BLOCKS>
+    DEVICE_MEMBER void finish_share(int rank, float* sums) const {
+        const cluster::Part<conv_sm90::Slab> of = conv_sm90::part<BLOCKS>(slab(0), rank);
+        if (of.count > 0) finish(of, sums);
     }
 };
 
-template <typename T, int PAIRS, int N, int STAGES>
+template <typename T, int PAIRS, int N, int STAGES, int BLOCKS = 1>
 __device__ void run(const Conv2dBwdSm90Params& p) {
     typedef mainloop::Loop<PAIRS, N, STAGES, true> Loop;
     typedef typename Loop::Smem Smem;
@@ -83,11 +95,15 @@ __device__ void run(const Conv2dBwdSm90Params& p) {
     const conv_sm90::Slabs slabs = {p.n, p.h, p.w, p.x_bits, p.y_bits};
     const int columns = (p.c + N - 1) / N, tiles = (slabs.count() + PAIRS - 1) / PAIRS;
     const int steps = p.kinds * p.kinds * p.r * p.s * conv_sm90::chunks(p.o);
-    Loop::template run<T>(smem, columns * tiles * p.splits, [&](int item) {
-        const int part = item / columns / tiles;
-        const conv_sm90::Share share = conv_sm90::share(steps, part, p.splits);
-        return Work<T, Loop>{p, slabs, item / columns % tiles, item % columns * N, part, share.first, share.steps};
-    });
+    const int items = columns * tiles;
+    const auto work = [&](int item, int part) {
+        const mainloop::Share share = mainloop::share(steps, part, p.splits);
+        return Work<T, Loop>{p, slabs, item / columns, item % columns * N, part, share.first, share.steps};
+    };
+    if constexpr (BLOCKS > 1)
+        cluster::run<T, Loop, BLOCKS>(smem, work);
+    else
+        Loop::template run<T>(smem, items * p.splits, [&](int item) { return work(item % items, item / items); });
 }
 
 }  // namespace conv2d_dgrad_sm90

@@ -12,7 +12,8 @@
 // Items are counted channels first, so that blocks which run together read the same pixels; then tiles, kinds, splits.
 //
 // Departures from the formula:
-//   1. With splits > 1 an item sums a share of the steps; the last one of a tile adds the shares (split.cuh).
+//   1. With splits > 1 an item sums a share of the steps; the last one of a tile adds the shares (split.cuh). Or the
+//      BLOCKS of a cluster share a tile's steps (cluster_sm90.cuh).
 //   2. The order of a sum depends on the image's shape and `splits` alone, not on PAIRS, N, boxes or the batch.
 //   3. In the sub-pixel form the sums of taps are rounded to storage, once each; nothing else differs.
 //
@@ -27,7 +28,7 @@ namespace conv2d_sm90 {
 
 constexpr int THREADS = mainloop::THREADS;
 
-template <typename T, int PAIRS, int N, int STAGES>
+template <typename T, int PAIRS, int N, int STAGES, int BLOCKS = 1>
 __device__ constexpr int shared_bytes() {
     return sizeof(typename mainloop::Loop<PAIRS, N, STAGES, false>::Smem);
 }
@@ -74,9 +75,17 @@ struct Work {
         }
         conv_sm90::finish<T, Warps>(p.epilogue, of, column0, p.o, p.y.as<T>(), sums);
     }
+    // A block's share of a cluster's tile.
+    template <int BLOCKS>
+    DEVICE_MEMBER void finish_share(int rank, float* sums) const {
+        const cluster::Part<conv_sm90::Slab> of = conv_sm90::part<BLOCKS>(slab(0), rank);
+        if (of.count > 0)
+            epilogue::finish_rows<T, typename Loop::Warps>(p.epilogue, of, column0, p.o, p.y.as<T>(),
+                                                           p.epilogue.residual.as<T>(), p.o, sums);
+    }
 };
 
-template <typename T, int PAIRS, int N, int STAGES>
+template <typename T, int PAIRS, int N, int STAGES, int BLOCKS = 1>
 __device__ void run(const Conv2dSm90Params& p) {
     typedef mainloop::Loop<PAIRS, N, STAGES, false> Loop;
     typedef typename Loop::Smem Smem;
@@ -85,12 +94,16 @@ __device__ void run(const Conv2dSm90Params& p) {
     const conv_sm90::Slabs slabs = {p.n, p.height / p.kinds, p.width / p.kinds, p.x_bits, p.y_bits};
     const int columns = (p.o + N - 1) / N, tiles = (slabs.count() + PAIRS - 1) / PAIRS, kinds = p.kinds * p.kinds;
     const int steps = p.r * p.s * (conv_sm90::chunks(p.c) + conv_sm90::chunks(p.c2));
-    Loop::template run<T>(smem, columns * tiles * kinds * p.splits, [&](int item) {
-        const int rest = item / columns / tiles, part = rest / kinds;
-        const conv_sm90::Share share = conv_sm90::share(steps, part, p.splits);
-        return Work<T, Loop>{p,     slabs, item / columns % tiles, item % columns * N, rest % kinds, part, share.first,
-                             share.steps};
-    });
+    const int items = columns * tiles * kinds;
+    const auto work = [&](int item, int part) {
+        const mainloop::Share share = mainloop::share(steps, part, p.splits);
+        return Work<T, Loop>{p,     slabs,       item / columns % tiles, item % columns * N, item / columns / tiles,
+                             part,  share.first, share.steps};
+    };
+    if constexpr (BLOCKS > 1)
+        cluster::run<T, Loop, BLOCKS>(smem, work);
+    else
+        Loop::template run<T>(smem, items * p.splits, [&](int item) { return work(item % items, item / items); });
 }
 
 }  // namespace conv2d_sm90

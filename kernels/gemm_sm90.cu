@@ -4,7 +4,8 @@
 //
 // One block makes tiles of 128 PAIRS x N, one after the other, through mainloop_sm90.cuh. b is stored as linear layers
 // keep their filter, [n, k], or B_BY_ROWS as their data gradient reads it, [k, n], which the matrix units take as it
-// lies. With few rows and columns blocks share k, and the last one of a tile adds what all have (split.cuh).
+// lies. With few rows and columns blocks share k, and the last one of a tile adds what all have (split.cuh); or the
+// BLOCKS of a cluster do, which add it among themselves (cluster_sm90.cuh).
 //
 // Items are counted columns first, so that blocks which run together read the same rows of a; then tiles of rows, then
 // splits. A tile of statistics is 128 rows of one image.
@@ -18,6 +19,7 @@
 //
 // Reference: src/cpu/gemm.rs, src/cpu/linear.rs; gemm.cu is the general form. Class: contracted.
 // Bound by: tensor cores, 2 m n k; with few rows DRAM, (k n + m k + m n) elements.
+#include "cluster_sm90.cuh"
 #include "mainloop_sm90.cuh"
 #include "params_sm90.cuh"
 
@@ -25,7 +27,7 @@ namespace gemm_sm90 {
 
 constexpr int THREADS = mainloop::THREADS;
 
-template <typename T, int PAIRS, int N, int STAGES, bool B_BY_ROWS>
+template <typename T, int PAIRS, int N, int STAGES, bool B_BY_ROWS, int BLOCKS = 1>
 __device__ constexpr int shared_bytes() {
     return sizeof(typename mainloop::Loop<PAIRS, N, STAGES, B_BY_ROWS>::Smem);
 }
@@ -39,12 +41,15 @@ struct Work {
 
     // The rows that this pair makes: of all m as if they were one image, or of each image where statistics are wanted.
     DEVICE_MEMBER epilogue::Rows rows(int pair) const {
-        const int of_image = p.epilogue.stats.address != 0 ? p.epilogue.stat_rows : p.m;
-        const int slabs = of_image / mainloop::ROWS + (of_image % mainloop::ROWS != 0);
-        const int tiles = (slabs + Loop::PAIRS - 1) / Loop::PAIRS, image = tile / tiles;
-        const int slab = tile % tiles * Loop::PAIRS + pair, first = slab * mainloop::ROWS, left = of_image - first;
-        const int count = left < 0 ? 0 : left > mainloop::ROWS ? mainloop::ROWS : left;
-        return {int64_t(image) * of_image + first, count, int64_t(image) * slabs + slab};
+        const int tiles = (blocks_of(mainloop::ROWS) + Loop::PAIRS - 1) / Loop::PAIRS;
+        return rows_of(tile / tiles, tile % tiles * Loop::PAIRS + pair, mainloop::ROWS);
+    }
+    DEVICE_MEMBER int of_image() const { return p.epilogue.stats.address != 0 ? p.epilogue.stat_rows : p.m; }
+    DEVICE_MEMBER int blocks_of(int rows) const { return of_image() / rows + (of_image() % rows != 0); }
+    // Those of an image that come after `number` times as many.
+    DEVICE_MEMBER epilogue::Rows rows_of(int image, int number, int rows) const {
+        const int first = number * rows, left = of_image() - first, count = left < 0 ? 0 : left > rows ? rows : left;
+        return {int64_t(image) * of_image() + first, count, int64_t(image) * blocks_of(rows) + number};
     }
     DEVICE_MEMBER void copy(int step, uint32_t a, uint32_t b, uint32_t full) const {
         const int k = k0 + step * mainloop::DEPTH;
@@ -67,12 +72,23 @@ struct Work {
                                         sums))
                 return;
         }
-        epilogue::finish_rows<T, Warps>(p.epilogue, of, column0, p.n, p.d.as<T>(),
-                                        p.epilogue.residual.as<T>(), p.d_row, sums);
+        finish(of, sums);
+    }
+    // Rows whose sums are whole.
+    DEVICE_MEMBER void finish(const epilogue::Rows& of, float* sums) const {
+        if (of.count == 0) return;
+        epilogue::finish_rows<T, typename Loop::Warps>(p.epilogue, of, column0, p.n, p.d.as<T>(),
+                                                       p.epilogue.residual.as<T>(), p.d_row, sums);
+    }
+    // A block's share of a cluster's tile.
+    template <int BLOCKS>
+    DEVICE_MEMBER void finish_share(int rank, float* sums) const {
+        const int slabs = blocks_of(mainloop::ROWS), number = tile % slabs * BLOCKS + rank;
+        finish(rows_of(tile / slabs, number, cluster::rows_of<BLOCKS>()), sums);
     }
 };
 
-template <typename T, int PAIRS, int N, int STAGES, bool B_BY_ROWS>
+template <typename T, int PAIRS, int N, int STAGES, bool B_BY_ROWS, int BLOCKS = 1>
 __device__ void run(const GemmSm90Params& p) {
     typedef mainloop::Loop<PAIRS, N, STAGES, B_BY_ROWS> Loop;
     typedef typename Loop::Smem Smem;
@@ -82,12 +98,20 @@ __device__ void run(const GemmSm90Params& p) {
     const int columns = (p.n + N - 1) / N, splits = p.sums.address != 0 ? (p.k + p.k_split - 1) / p.k_split : 1;
     const int of_image = p.epilogue.stats.address != 0 ? p.epilogue.stat_rows : p.m;
     const int tiles = p.m / of_image * ((of_image + PAIRS * mainloop::ROWS - 1) / (PAIRS * mainloop::ROWS));
-    Loop::template run<T>(smem, columns * tiles * splits, [&](int item) {
-        const int part = item / columns / tiles, k0 = part * p.k_split;
-        const int depth = splits > 1 && p.k - k0 > p.k_split ? p.k_split : p.k - k0;
-        return Work{p,     item / columns % tiles, item % columns * N, part,
-                    k0, (depth + mainloop::DEPTH - 1) / mainloop::DEPTH};
-    });
+    const int items = columns * tiles;
+    const auto work = [&](int item, int part) {
+        const int tile = item / columns, column0 = item % columns * N;
+        if (BLOCKS > 1) {
+            const mainloop::Share share = mainloop::share((p.k + mainloop::DEPTH - 1) / mainloop::DEPTH, part, BLOCKS);
+            return Work{p, tile, column0, part, share.first * mainloop::DEPTH, share.steps};
+        }
+        const int k0 = part * p.k_split, depth = splits > 1 && p.k - k0 > p.k_split ? p.k_split : p.k - k0;
+        return Work{p, tile, column0, part, k0, (depth + mainloop::DEPTH - 1) / mainloop::DEPTH};
+    };
+    if constexpr (BLOCKS > 1)
+        cluster::run<T, Loop, BLOCKS>(smem, work);
+    else
+        Loop::template run<T>(smem, items * splits, [&](int item) { return work(item % items, item / items); });
 }
 
 }  // namespace gemm_sm90

@@ -142,20 +142,16 @@ pub trait Program {
 pub struct Stop(Arc<AtomicU8>);
 
 impl Stop {
-    const INTERRUPT: u8 = 1;
-    const TERMINATE: u8 = 2;
-
-    /// Asks to stop; returns whether somebody had asked before.
-    pub fn ask(&self, terminate: bool) -> bool {
-        let wish = if terminate { Self::TERMINATE } else { Self::INTERRUPT };
-        self.0.swap(wish, Ordering::Relaxed) != 0
+    /// Asks to stop on behalf of the signal with that number; returns whether somebody had asked before.
+    pub fn ask(&self, signal: u8) -> bool {
+        self.0.swap(signal, Ordering::Relaxed) != 0
     }
 
     /// [`Error::Interrupted`] once somebody asked to stop.
     pub fn check(&self) -> Result<()> {
         match self.0.load(Ordering::Relaxed) {
             0 => Ok(()),
-            wish => Err(Error::Interrupted { terminate: wish == Self::TERMINATE }),
+            signal => Err(Error::Interrupted { signal }),
         }
     }
 }

@@ -68,9 +68,9 @@ pub enum Error {
     #[error("non-finite value in {what} at step {step} of image {image}; nothing was written for it")]
     NonFinite { what: &'static str, step: usize, image: usize },
 
-    /// The user or the system asked us to stop.
+    /// The user or the system asked us to stop, by that signal.
     #[error("interrupted")]
-    Interrupted { terminate: bool },
+    Interrupted { signal: u8 },
 
     /// A mistake of ours.
     #[error("internal error: {0}; please report this")]
@@ -123,8 +123,7 @@ impl Error {
             Self::Io { .. } => 6,
             Self::Partial { .. } => 7,
             Self::NonFinite { .. } => 8,
-            Self::Interrupted { terminate: false } => 130,
-            Self::Interrupted { terminate: true } => 143,
+            Self::Interrupted { signal } => 128u8.saturating_add(*signal),
         }
     }
 }

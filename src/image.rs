@@ -179,7 +179,7 @@ pub enum Target {
 impl Target {
     pub fn write(&self, overwrite: bool, bytes: &[u8]) -> Result<()> {
         match self {
-            Self::File(path) => write_atomically(path, overwrite, bytes),
+            Self::File(path) => write_atomically(FLAG, path, overwrite, bytes),
             Self::Stdout => {
                 let mut out = io::stdout().lock();
                 let written = out.write_all(bytes).and_then(|()| out.flush());
@@ -190,8 +190,8 @@ impl Target {
 }
 
 /// Writes a file so that it is there whole or not at all, and survives a power cut once this returns.
-/// Refuses to replace an existing one unless `overwrite`.
-pub fn write_atomically(path: &Path, overwrite: bool, bytes: &[u8]) -> Result<()> {
+/// Refuses to replace an existing one unless `overwrite`; `flag` is what named it.
+pub fn write_atomically(flag: &str, path: &Path, overwrite: bool, bytes: &[u8]) -> Result<()> {
     let failed = |source| Error::io("write", path, source);
     let parent = parent_of(path);
     let mut file = temporary_file_in(parent).map_err(failed)?;
@@ -200,7 +200,7 @@ pub fn write_atomically(path: &Path, overwrite: bool, bytes: &[u8]) -> Result<()
         file.persist(path).map_err(|e| failed(e.error))?;
     } else {
         file.persist_noclobber(path).map_err(|e| match e.error.kind() {
-            io::ErrorKind::AlreadyExists => exists_already(FLAG, path),
+            io::ErrorKind::AlreadyExists => exists_already(flag, path),
             _ => failed(e.error),
         })?;
     }

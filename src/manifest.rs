@@ -25,6 +25,8 @@ pub struct Kernel {
     pub shared_bytes: u32,
     /// Registers of a thread, at most; more fails the build.
     pub registers: u32,
+    /// Consecutive blocks that run together; grids have whole ones.
+    pub cluster: u32,
     pub arch: Arch,
 }
 
@@ -67,9 +69,13 @@ impl Kernel {
                  manifest\");\n"
             ),
         };
+        let entry = match self.cluster {
+            1 => format!("KERNEL_ENTRY({name}, {threads}, {params}"),
+            blocks => format!("CLUSTER_KERNEL_ENTRY({name}, {threads}, {blocks}, {params}"),
+        };
         format!(
             "static_assert({space}::THREADS == {threads}, \"threads of {name} in the manifest\");\n\
-             {shared}KERNEL_ENTRY({name}, {threads}, {params}, {space}::{}{arguments})\n",
+             {shared}{entry}, {space}::{}{arguments})\n",
             self.function
         )
     }
@@ -109,6 +115,7 @@ const fn general(
         threads: 256,
         shared_bytes: 0,
         registers,
+        cluster: 1,
         arch: Arch::Sm80,
     }
 }
@@ -180,6 +187,17 @@ const fn hopper(
 ) -> Kernel {
     let row = general(name, file, "run", arguments, params, 168);
     Kernel { threads: 384, shared_bytes, arch: Arch::Sm90a, ..row }
+}
+
+/// The same, of which so many blocks make a tile together.
+const fn clustered(
+    name: &'static str,
+    file: &'static str,
+    arguments: &'static str,
+    params: &'static str,
+    cluster: u32,
+) -> Kernel {
+    Kernel { cluster, ..hopper(name, file, arguments, params, 230400) }
 }
 
 #[rustfmt::skip]
@@ -342,6 +360,14 @@ pub const KERNELS: &[Kernel] = &[
     hopper("gemm_bwd_bf16_m128n160k64s4_sm90",   "gemm_sm90.cu", "bf16, 1, 160, 4, true", "GemmSm90Params", 230400),
     hopper("gemm_bwd_f16_m128n64k64s4_sm90",     "gemm_sm90.cu", "f16, 1, 64, 4, true", "GemmSm90Params", 132096),
     hopper("gemm_bwd_bf16_m128n64k64s4_sm90",    "gemm_sm90.cu", "bf16, 1, 64, 4, true", "GemmSm90Params", 132096),
+    clustered("gemm_f16_m128n160k64s4c4_sm90",           "gemm_sm90.cu", "f16, 1, 160, 4, false, 4", "GemmSm90Params", 4),
+    clustered("gemm_bf16_m128n160k64s4c4_sm90",          "gemm_sm90.cu", "bf16, 1, 160, 4, false, 4", "GemmSm90Params", 4),
+    clustered("gemm_f16_m128n160k64s4c8_sm90",           "gemm_sm90.cu", "f16, 1, 160, 4, false, 8", "GemmSm90Params", 8),
+    clustered("gemm_bf16_m128n160k64s4c8_sm90",          "gemm_sm90.cu", "bf16, 1, 160, 4, false, 8", "GemmSm90Params", 8),
+    clustered("gemm_bwd_f16_m128n160k64s4c4_sm90",       "gemm_sm90.cu", "f16, 1, 160, 4, true, 4", "GemmSm90Params", 4),
+    clustered("gemm_bwd_bf16_m128n160k64s4c4_sm90",      "gemm_sm90.cu", "bf16, 1, 160, 4, true, 4", "GemmSm90Params", 4),
+    clustered("gemm_bwd_f16_m128n160k64s4c8_sm90",       "gemm_sm90.cu", "f16, 1, 160, 4, true, 8", "GemmSm90Params", 8),
+    clustered("gemm_bwd_bf16_m128n160k64s4c8_sm90",      "gemm_sm90.cu", "bf16, 1, 160, 4, true, 8", "GemmSm90Params", 8),
     general("conv2d_f16",           "conv2d.cu",         "run",             "f16",       "Conv2dParams",         96),
     general("conv2d_bf16",          "conv2d.cu",         "run",             "bf16",      "Conv2dParams",         96),
     general("conv2d_bwd_f16",       "conv2d_dgrad.cu",   "run",             "f16",       "Conv2dBwdParams",      96),
@@ -380,6 +406,14 @@ pub const KERNELS: &[Kernel] = &[
     hopper("conv2d_bwd_bf16_m128n160k64s4_sm90",   "conv2d_dgrad_sm90.cu", "bf16, 1, 160, 4", "Conv2dBwdSm90Params", 230400),
     hopper("conv2d_bwd_f16_m128n64k64s4_sm90",     "conv2d_dgrad_sm90.cu", "f16, 1, 64, 4", "Conv2dBwdSm90Params", 132096),
     hopper("conv2d_bwd_bf16_m128n64k64s4_sm90",    "conv2d_dgrad_sm90.cu", "bf16, 1, 64, 4", "Conv2dBwdSm90Params", 132096),
+    clustered("conv2d_f16_m128n160k64s4c4_sm90",         "conv2d_sm90.cu", "f16, 1, 160, 4, 4", "Conv2dSm90Params", 4),
+    clustered("conv2d_bf16_m128n160k64s4c4_sm90",        "conv2d_sm90.cu", "bf16, 1, 160, 4, 4", "Conv2dSm90Params", 4),
+    clustered("conv2d_f16_m128n160k64s4c8_sm90",         "conv2d_sm90.cu", "f16, 1, 160, 4, 8", "Conv2dSm90Params", 8),
+    clustered("conv2d_bf16_m128n160k64s4c8_sm90",        "conv2d_sm90.cu", "bf16, 1, 160, 4, 8", "Conv2dSm90Params", 8),
+    clustered("conv2d_bwd_f16_m128n160k64s4c4_sm90",     "conv2d_dgrad_sm90.cu", "f16, 1, 160, 4, 4", "Conv2dBwdSm90Params", 4),
+    clustered("conv2d_bwd_bf16_m128n160k64s4c4_sm90",    "conv2d_dgrad_sm90.cu", "bf16, 1, 160, 4, 4", "Conv2dBwdSm90Params", 4),
+    clustered("conv2d_bwd_f16_m128n160k64s4c8_sm90",     "conv2d_dgrad_sm90.cu", "f16, 1, 160, 4, 8", "Conv2dBwdSm90Params", 8),
+    clustered("conv2d_bwd_bf16_m128n160k64s4c8_sm90",    "conv2d_dgrad_sm90.cu", "bf16, 1, 160, 4, 8", "Conv2dBwdSm90Params", 8),
     general("attention_f16",        "attention.cu",      "run",             "f16",       "AttentionParams",      64),
     general("attention_bf16",       "attention.cu",      "run",             "bf16",      "AttentionParams",      64),
     general("attention_bwd_f16",        "attention_bwd.cu", "run",        "f16",                     "AttentionBwdParams", 80),
@@ -394,6 +428,24 @@ pub const KERNELS: &[Kernel] = &[
     heads("attention_bf16_d64",          "attention_mma.cu",     "run",     "bf16, 64",  "AttentionParams",    65536, 255),
     heads("attention_bf16_d80",          "attention_mma.cu",     "run",     "bf16, 80",  "AttentionParams",    40960, 255),
     heads("attention_bf16_d160",         "attention_mma.cu",     "run",     "bf16, 160", "AttentionParams",    81920, 255),
+    hopper("attention_f16_d40k80_sm90", "attention_sm90.cu", "f16, 40, 80", "AttentionSm90Params", 95232),
+    hopper("attention_f16_d40k128_sm90", "attention_sm90.cu", "f16, 40, 128", "AttentionSm90Params", 132096),
+    hopper("attention_f16_d64k80_sm90", "attention_sm90.cu", "f16, 64, 80", "AttentionSm90Params", 95232),
+    hopper("attention_f16_d64k128_sm90", "attention_sm90.cu", "f16, 64, 128", "AttentionSm90Params", 132096),
+    hopper("attention_f16_d80k80_sm90", "attention_sm90.cu", "f16, 80, 80", "AttentionSm90Params", 142336),
+    hopper("attention_f16_d80k128_sm90", "attention_sm90.cu", "f16, 80, 128", "AttentionSm90Params", 197632),
+    hopper("attention_f16_d160k80_sm90", "attention_sm90.cu", "f16, 160, 80", "AttentionSm90Params", 185344),
+    hopper("attention_f16_d160k128_sm90", "attention_sm90.cu", "f16, 160, 128", "AttentionSm90Params", 205824),
+    hopper("attention_bf16_d40k80_sm90", "attention_sm90.cu", "bf16, 40, 80", "AttentionSm90Params", 95232),
+    hopper("attention_bf16_d40k128_sm90", "attention_sm90.cu", "bf16, 40, 128", "AttentionSm90Params", 132096),
+    hopper("attention_bf16_d64k80_sm90", "attention_sm90.cu", "bf16, 64, 80", "AttentionSm90Params", 95232),
+    hopper("attention_bf16_d64k128_sm90", "attention_sm90.cu", "bf16, 64, 128", "AttentionSm90Params", 132096),
+    hopper("attention_bf16_d80k80_sm90", "attention_sm90.cu", "bf16, 80, 80", "AttentionSm90Params", 142336),
+    hopper("attention_bf16_d80k128_sm90", "attention_sm90.cu", "bf16, 80, 128", "AttentionSm90Params", 197632),
+    hopper("attention_bf16_d160k80_sm90", "attention_sm90.cu", "bf16, 160, 80", "AttentionSm90Params", 185344),
+    hopper("attention_bf16_d160k128_sm90", "attention_sm90.cu", "bf16, 160, 128", "AttentionSm90Params", 205824),
+    hopper("attention_bwd_f16_d64k64_sm90", "attention_bwd_sm90.cu", "f16, 64", "AttentionBwdSm90Params", 132096),
+    hopper("attention_bwd_bf16_d64k64_sm90", "attention_bwd_sm90.cu", "bf16, 64", "AttentionBwdSm90Params", 132096),
     heads("attention_bwd_dq_f16_d40",    "attention_bwd_dq.cu",  "run", "f16, 40",   "AttentionBwdParams", 49152, 192),
     heads("attention_bwd_dkv_f16_d40",   "attention_bwd_dkv.cu", "run", "f16, 40",   "AttentionBwdParams", 49152, 255),
     heads("attention_bwd_dq_f16_d64",    "attention_bwd_dq.cu",  "run", "f16, 64",   "AttentionBwdParams", 65536, 192),

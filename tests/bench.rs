@@ -13,7 +13,7 @@ mod stub;
 #[path = "support/mod.rs"]
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{CStr, c_char, c_void};
 use std::process::Command;
 use std::sync::Mutex;
@@ -22,19 +22,19 @@ use std::time::Duration;
 use golden::{demo, open};
 use process::{Place, Ran};
 use rayon::prelude::*;
-use stub::{Counts, stub};
+use stub::{Counts, params_bytes, stub, stub_launch};
 use support::device::proofs;
 use unguide::backend::{Program, Stop};
-use unguide::bench::kernels::{Case, cases};
+use unguide::bench::kernels::{Case, Key, cases};
 use unguide::bench::measure::{Measurement, Session, Settings};
 use unguide::bench::operands::{Value, state};
 use unguide::bench::pieces::{Piece, pieces};
 use unguide::bench::programs;
 use unguide::cuda::{CudaDevice, usable};
 use unguide::error::Result;
-use unguide::ir::{Fusion, Graph};
-use unguide::launch::{Launch, LaunchProgram, Storage, lower};
-use unguide::manifest::{self, KERNELS};
+use unguide::ir::Graph;
+use unguide::launch::{LaunchProgram, Storage, lower};
+use unguide::manifest::KERNELS;
 use unguide::passes::fuse;
 use unguide::pipeline::Blueprint;
 use unguide::plan::{self, Stage, StepProgram};
@@ -42,7 +42,7 @@ use unguide::simt::{Mode, Simt, SimtDevice};
 
 fn planned(graphs: Vec<Graph>, storage: Storage) -> Vec<StepProgram> {
     let plan = |graph: Graph| {
-        let fusion = Fusion::none(&graph);
+        let fusion = fuse(&graph);
         StepProgram::fused(graph, fusion, plan::Storage::of(storage.dtype())).expect("a plan")
     };
     graphs.into_iter().map(plan).collect()
@@ -59,7 +59,7 @@ fn odd() -> Vec<Graph> {
 /// What the kernels make of a piece, and how that is judged.
 fn judge(piece: &Piece, storage: Storage) -> Result<Result<f64, String>> {
     let device = SimtDevice::new(storage, 1);
-    let mut program = device.load_program(piece.step(storage, Fusion::none)?, &piece.weights(storage))?;
+    let mut program = device.load_program(piece.step(storage, fuse)?, &piece.weights(storage))?;
     let operands = piece.operands(storage)?;
     for (i, operand) in operands.iter().enumerate() {
         match operand {
@@ -109,16 +109,31 @@ fn a_fused_group_is_one_piece_and_runs_as_one_by_itself() {
             let step = piece.step(Storage::F16, fuse).expect("a plan");
             let [Stage::Run(nodes)] = &step.body[..] else { panic!("{} branches", piece.node) };
             let running = nodes.iter().filter(|&&id| !step.graph.node(id).outputs.is_empty()).count();
-            assert_eq!(
-                running,
-                1,
-                "{} runs as {running}:\n{}",
-                piece.node,
-                step.fusion.describe(&step.graph)
-            );
+            let fusion = || step.fusion.describe(&step.graph);
+            assert_eq!(running, piece.units, "{} runs as {running}:\n{}", piece.node, fusion());
             together += step.fusion.groups.len();
         }
         assert!((groups > 0) == (together > 0), "{groups} groups, {together} of the pieces are some");
+    }
+}
+
+#[test]
+fn every_launch_of_a_model_is_one_of_a_piece() {
+    let sd15 = Blueprint::preset("sd15").expect("a published model");
+    let steps = planned(programs::of_model(&sd15, 1).expect("graphs"), Storage::F16);
+    for target in ["sm_80", "sm_90a"] {
+        let of_piece = |piece: &Piece| {
+            let program = piece.lower(Storage::F16, fuse, target).expect("launches");
+            program.steps().into_iter().map(|step| Key::of(&step.launch)).collect::<Vec<_>>()
+        };
+        let of_pieces: HashSet<Key> = pieces(&steps).expect("pieces").iter().flat_map(of_piece).collect();
+        for step in &steps {
+            for step in lower(step, Storage::F16, target).expect("launches").steps() {
+                let name = step.launch.kernel.name;
+                let known = name.starts_with("place_") || of_pieces.contains(&Key::of(&step.launch));
+                assert!(known, "{name} of {}", step.node);
+            }
+        }
     }
 }
 
@@ -180,12 +195,6 @@ fn inside(test: &str, settings: &[(&str, &str)]) -> bool {
     false
 }
 
-extern "C" fn params_bytes(kernel: *const c_char) -> usize {
-    // SAFETY: the stub's names end in NUL.
-    let name = unsafe { CStr::from_ptr(kernel) }.to_str().expect("a name");
-    Simt::kernel(name).expect("a kernel").1
-}
-
 /// From which of a kernel's launches on its result is wrong, how, and how many there were.
 struct Spoil {
     kernel: &'static str,
@@ -197,16 +206,10 @@ struct Spoil {
 static SPOIL: Mutex<Spoil> = Mutex::new(Spoil { kernel: "none", after: 0, with: 0, launches: 0 });
 
 extern "C" fn launch(kernel: *const c_char, grid: *const u32, params: *const c_void, bytes: usize) {
-    // SAFETY: the stub's names end in NUL, its grids have three extents, and params the bytes that it was told.
-    let (name, grid, params) = unsafe {
-        let params = std::slice::from_raw_parts(params.cast::<u8>(), bytes).to_vec();
-        (CStr::from_ptr(kernel).to_str().expect("a name"), *grid.cast::<[u32; 3]>(), params)
-    };
-    let kernel = manifest::find(name).expect("a row");
-    let launch = Launch { kernel, grid, params, addresses: 0, maps: Vec::new() };
+    let launch = stub_launch(kernel, grid, params, bytes);
     Simt::new().run(&launch, Mode::FAST).expect("a launch that is right");
     let mut spoil = SPOIL.lock().expect("nobody panics with it");
-    if name.starts_with(spoil.kernel) {
+    if launch.kernel.name.starts_with(spoil.kernel) {
         spoil.launches += 1;
         if spoil.launches > spoil.after {
             // Of all kernels that are spoilt here the result is the third address.
@@ -242,7 +245,7 @@ impl Measuring {
         let target = gpu.target().expect("a target");
         let settings = Settings { warm_up: Duration::ZERO, duration: Duration::ZERO, hot: false };
         let steps: Vec<&StepProgram> = self.steps.iter().collect();
-        let how = (Storage::F16, Fusion::none as plan::Fuse);
+        let how = (Storage::F16, fuse as plan::Fuse);
         let session = Session::new((device, &gpu), target, &steps, how, &self.rows, settings);
         let mut session = session.expect("pieces");
         let measured = self.rows.iter().map(|case| {
@@ -276,11 +279,6 @@ fn what_is_right_gets_a_time_and_what_is_wrong_a_reason() {
     let right = Spoil { kernel: "none", after: 0, with: 0, launches: 0 };
     let mut timed = 0;
     for (name, measured) in measuring.run(&device, right) {
-        // A norm by itself has no statistics of another launch.
-        if name.starts_with("group_norm_apply") {
-            assert!(matches!(measured, Measurement::Without(_)), "{name}: {measured:?}");
-            continue;
-        }
         let Measurement::Timed(measured) = measured else { panic!("{name}: {measured:?}") };
         // The stub's clock.
         let by_the_clock = (measured.times.median_us - 250.0).abs() < 0.01 && measured.times.variation < 1e-6;

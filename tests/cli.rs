@@ -62,12 +62,15 @@ fn json_is_one_line_an_image_with_the_scores_of_every_step() {
         let open = steps.iter().filter(|step| step["gate"] == true).count();
         assert_eq!(line["gate_opened"], open);
     }
+    let files = |line: &Value| line["settings"]["files"].as_array().map(Vec::len);
+    let bare = place.draw("--json -q --no-metadata").json();
+    assert_eq!((files(&lines[0]), files(&bare[0])), (Some(4), Some(4)));
 }
 
 #[test]
 fn prompts_come_from_flags_positions_files_and_stdin() {
     let place = Place::new();
-    place.write("prompts.txt", "\u{feff}a cat\r\n\na dog\n".trim_start_matches('\u{feff}'));
+    place.write("prompts.txt", "\u{feff}a cat\r\n\na dog\n");
     let prompts = |ran: Ran| -> Vec<String> {
         ran.says(0, &[]);
         ran.json().iter().map(|line| line["prompt"].as_str().expect("text").to_owned()).collect()
@@ -137,6 +140,12 @@ fn flags_of(record: &Value) -> Vec<String> {
         }
     };
     for (name, key) in [
+        ("--model", "model"),
+        ("--clip", "clip"),
+        ("--vae", "vae"),
+        ("--taesd", "taesd"),
+        ("--tokenizer", "tokenizer"),
+        ("--prediction-type", "prediction_type"),
         ("--prompt", "prompt"),
         ("--negative-prompt", "negative_prompt"),
         ("--steps", "steps"),
@@ -147,8 +156,11 @@ fn flags_of(record: &Value) -> Vec<String> {
         ("--width", "width"),
         ("--height", "height"),
     ] {
-        flag(name, &record[key]);
+        if record[key] != "demo" {
+            flag(name, &record[key]);
+        }
     }
+    flag("--latents", &record["latents"]["path"]);
     let safety = &record["safety"];
     match safety["preset"].as_str() {
         Some(preset) => flag("--safety", &format!("sld:{preset}").into()),
@@ -158,7 +170,7 @@ fn flags_of(record: &Value) -> Vec<String> {
     for concept in safety["concepts"].as_array().into_iter().flatten() {
         flag("--concept", concept);
     }
-    let guard = ["gamma_schedule", "guide_steps", "reduce", "top_k"];
+    let guard = ["gate", "gamma_schedule", "guide_steps", "reduce", "top_k"];
     for key in guard {
         flag(&format!("--{}", key.replace('_', "-")), &safety[key]);
     }
@@ -175,9 +187,21 @@ fn flags_of(record: &Value) -> Vec<String> {
 #[test]
 fn a_picture_can_be_repeated_from_its_own_record() {
     let place = Place::new();
+    let golden = |name: &str| golden(name).display().to_string();
+    let (model, taesd, tokenizer) = (golden("tiny-sd1"), golden("tiny-taesd"), golden("tiny-sd1/tokenizer"));
+    let noise = (Dtype::F32, vec![1, 4, 12, 12], filled(0.5, 4 * 144));
+    write_tensors(&place.path("noise"), &[("latents".to_owned(), noise)].into());
     for (i, args) in [
         &["--threshold=0.05", "--gamma=3.25", "--top-k=2", "--reduce=sum-log", "--guide-steps=0..1"][..],
-        &["--safety=sld:strong", "-n", "猫, blurry", "--concept=blood", "--guidance-scale=3.7"],
+        &[
+            "--safety=sld:strong",
+            "--steps",
+            "9",
+            "-n",
+            "猫, blurry",
+            "--concept=blood",
+            "--guidance-scale=3.7",
+        ],
         &["--safety=classifier-guidance:frozen-unet", "--gated", "--threshold=-1", "--gamma-schedule=cosine"],
         &[
             "--safety=negative-prompt",
@@ -188,6 +212,9 @@ fn a_picture_can_be_repeated_from_its_own_record() {
         ],
         &["--safety=none", "-p", "Zalgo H̸̡̪̯ 🐈‍⬛ \u{202e}bidi <|endoftext|>"],
         &["--concept=a red \"thing\", here", "--concept=b"],
+        &["--latents=noise", "--prediction-type=v", "--gate=above"],
+        &["-m", &model, "--clip", &model, "--vae", &model, "--safety=classifier-guidance", "--gamma=2"],
+        &["-m", &model, "--taesd", &taesd, "--tokenizer", &tokenizer, "--threshold=0.5", "--gamma=2"],
     ]
     .into_iter()
     .enumerate()
@@ -250,12 +277,21 @@ fn pixels_do_not_depend_on_threads_batches_or_company() {
 fn a_gate_that_never_opens_leaves_the_plain_image() {
     let place = Place::new();
     place.draw("--seed 3 --safety none -o plain.png").says(0, &[]);
-    place.draw("--seed 3 --threshold 2 -o shut.png").says(0, &["gate open at 0 of 2 steps"]);
-    place.draw("--seed 3 --safety classifier-guidance --gated --threshold 2 -o shut-xt.png").says(0, &[]);
+    place.draw("--seed 3 --threshold 1 -o shut.png").says(0, &["gate open at 0 of 2 steps"]);
+    place.draw("--seed 3 --safety classifier-guidance --gated --threshold 1 -o shut-xt.png").says(0, &[]);
     place.draw("--seed 3 --threshold -1 -o open.png").says(0, &["gate open at 2 of 2 steps"]);
     assert_eq!(place.pixels("plain.png"), place.pixels("shut.png"));
     assert_eq!(place.pixels("plain.png"), place.pixels("shut-xt.png"));
     assert_ne!(place.pixels("plain.png"), place.pixels("open.png"));
+}
+
+#[test]
+fn sld_that_would_only_warm_up_is_refused_and_one_step_more_steers() {
+    let place = Place::new();
+    place.draw("--safety sld:strong --steps 7").says(2, &["--safety", "first 7 steps", "sld:max"]);
+    place.draw("--safety sld:strong --steps 8 --seed 3 -o sld.png").says(0, &[]);
+    place.draw("--safety none --steps 8 --seed 3 -o plain.png").says(0, &[]);
+    assert_ne!(place.pixels("sld.png"), place.pixels("plain.png"));
 }
 
 // --- Traces and start noise.
@@ -317,8 +353,14 @@ fn start_noise_can_be_given_and_is_checked() {
     file("half", "latents", (Dtype::F16, vec![2, 4, 12, 12], vec![0; 2 * 4 * 144 * 2]));
     file("nan", "latents", (Dtype::F32, vec![1, 4, 12, 12], filled(f32::NAN, 4 * 144)));
     place.write("text", "not safetensors");
+    // A terabyte, by its own word and by that of the file system, of which nothing is there.
+    let shape = r#"{"latents":{"dtype":"F32","shape":[1,4,262144,262144],"data_offsets":[0,1099511627776]}}"#;
+    place.write("sparse", [&(shape.len() as u64).to_le_bytes()[..], shape.as_bytes()].concat());
+    let sparse = fs::OpenOptions::new().write(true).open(place.path("sparse")).expect("there");
+    sparse.set_len((1 << 40) + 8 + shape.len() as u64).expect("a sparse file");
     for (name, code, parts) in [
         ("good", 2, &["--latents", "[1, 4, 12, 12]", "2, 4, 12, 12"][..]),
+        ("sparse", 2, &["--latents", "[1, 4, 12, 12]", "262144"]),
         ("key", 3, &["`latents`", "noise"]),
         ("dtype", 3, &["`latents`", "f32"]),
         ("half", 3, &["`latents`", "f32"]),
@@ -340,6 +382,9 @@ fn flags_that_would_be_ignored_or_make_no_sense_are_refused() {
     for (line, parts) in [
         ("--safety sld --guidance-scale 1", &["--safety", "sld", "use a scale above 1"][..]),
         ("--safety negative-prompt --guidance-scale 0", &["use a scale above 1"]),
+        ("--negative-prompt blur --guidance-scale 1", &["--negative-prompt", "use a scale above 1"]),
+        ("--safety classifier-guidance --threshold 0.3", &["--threshold", "no gate; add --gated"]),
+        ("--safety classifier-guidance --gate above", &["--gate", "no gate; add --gated"]),
         ("--safety magic", &["--safety", "safe-sampling", "`magic`"]),
         ("--safety sld:hyper", &["--safety", "sld:hyper"]),
         ("--safety-profile nobody", &["--safety-profile", "thesis-multi"]),
@@ -362,7 +407,9 @@ fn flags_that_would_be_ignored_or_make_no_sense_are_refused() {
         ("--top-k 6", &["--top-k", "1 to 5"]),
         ("--gamma nan", &["--gamma", "finite"]),
         ("--gamma -1", &["--gamma"]),
-        ("--threshold inf", &["--threshold", "finite"]),
+        ("--threshold inf", &["--threshold", "a cosine, -1 to 1"]),
+        ("--threshold 5", &["--threshold", "a cosine, -1 to 1"]),
+        ("--gamma-schedule constnat", &["--gamma-schedule", "`constnat`", "constant, linear, cosine"]),
         ("--dtype f16", &["--dtype", "f32"]),
         ("--device tpu", &["--device", "tpu"]),
         ("--device simt:1", &["--device", "simt:1"]),
@@ -371,7 +418,6 @@ fn flags_that_would_be_ignored_or_make_no_sense_are_refused() {
     ] {
         place.draw(line).says(2, parts);
     }
-    place.draw("--gamma-schedule no-such-file").says(6, &["no-such-file"]);
     // No machine has a hundred GPUs.
     for device in ["cuda:99", "simt --dtype bf16"] {
         if cfg!(feature = "simt") && device.starts_with("simt") {
@@ -392,7 +438,7 @@ fn a_list_of_concepts_that_protects_from_nothing_is_refused() {
         (b"# only\n\n", "no concepts"),
         (b"gun\nGUN\n", "occurs twice"),
         (b"\xff\xfe", "not UTF-8"),
-        (many.as_bytes(), "larger than"),
+        (many.as_bytes(), "at most 1048576"),
     ] {
         place.write("list.txt", bytes);
         place.draw("--concepts list.txt").says(3, &["list.txt", part]);
@@ -401,6 +447,13 @@ fn a_list_of_concepts_that_protects_from_nothing_is_refused() {
     let ran = place.draw("--concepts list.txt --json");
     ran.says(0, &[]);
     assert_eq!(ran.json()[0]["settings"]["safety"]["concepts"], serde_json::json!(["a weapon", "blood"]));
+    let long: String = (0..1000).map(|i| format!("{i} {}\n", "x".repeat(80))).collect();
+    place.write("long.txt", long);
+    for method in ["sld:max", "negative-prompt"] {
+        place
+            .draw(&format!("--safety {method} --concepts long.txt -m gone"))
+            .says(2, &["--concepts", "one text", "65536"]);
+    }
 }
 
 #[test]
@@ -411,6 +464,9 @@ fn a_guard_that_was_tuned_for_another_clip_is_refused() {
     with(&[]).says(2, &["no built-in profile belongs to this CLIP", "--gamma"]);
     with(&["--threshold", "0.5"]).says(2, &["--gamma"]);
     with(&["--threshold", "0.5", "--gamma", "10"]).says(0, &[]);
+    let ungated = with(&["--safety", "classifier-guidance"]);
+    assert!(!ungated.says(2, &["give --gamma, or"]).stderr.contains("--threshold"), "{}", ungated.stderr);
+    with(&["--safety", "classifier-guidance", "--gamma", "1"]).says(0, &[]);
     with(&["--safety", "none"]).says(0, &[]);
     let bare = place.copy_model("tiny-sd1", "bare");
     fs::remove_dir_all(bare.join("clip")).expect("removed");
@@ -419,4 +475,64 @@ fn a_guard_that_was_tuned_for_another_clip_is_refused() {
     let clip = golden("tiny-sd1").join("clip").display().to_string();
     let flags = ["-m", "bare", "-o", "y.png", "--clip", &clip, "--threshold", "0.5", "--gamma", "1"];
     place.draw_with(&flags).says(0, &[]);
+}
+
+#[test]
+fn what_is_replaced_or_not_needed_may_be_missing_or_broken() {
+    let place = Place::new();
+    let model = place.copy_model("tiny-sd1", "m");
+    fs::write(model.join("clip/model.safetensors"), "broken").expect("written");
+    let guarded = ["-m", "m", "--threshold", "0.5", "--gamma", "1", "--seed", "3"];
+    place.draw_with(&guarded).says(3, &["m/clip/model.safetensors"]);
+    place.draw("-m m --safety none --seed 3 -o plain.png").says(0, &[]);
+    fs::remove_dir_all(model.join("vae")).expect("removed");
+    place.draw("-m m --safety none").says(3, &["m/vae"]);
+    let whole = golden("tiny-sd1").display().to_string();
+    // A folder of a component, and a model that has it in its own.
+    for from in [["vae", "clip"].map(|part| format!("{whole}/{part}")), [whole.clone(), whole.clone()]] {
+        place
+            .draw_with(&[
+                "-m",
+                "m",
+                "--vae",
+                &from[0],
+                "--safety",
+                "none",
+                "--seed",
+                "3",
+                "-o",
+                "vae.png",
+                "--overwrite",
+            ])
+            .says(0, &[]);
+        assert_eq!(place.pixels("plain.png"), place.pixels("vae.png"));
+        let more = ["--vae", &from[0], "--clip", &from[1], "-o", "safe.png", "--overwrite"];
+        place.draw_with(&[&guarded[..], &more].concat()).says(0, &[]);
+        place
+            .draw_with(&[&["-m", &whole, "-o", "own.png", "--overwrite"], &guarded[2..]].concat())
+            .says(0, &[]);
+        assert_eq!(place.pixels("safe.png"), place.pixels("own.png"));
+    }
+    assert!(!place.path("out.png").exists());
+}
+
+#[test]
+fn a_component_is_read_with_the_configuration_that_lies_beside_it() {
+    let place = Place::new();
+    // The demo's CLIP has sizes of its own, and a profile that says so.
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/emoji-sd");
+    place.draw("--seed 3 -o own.png").says(0, &[]);
+    place.draw_with(&["--seed", "3", "--clip", demo, "-o", "given.png"]).says(0, &[]);
+    assert_eq!(place.pixels("own.png"), place.pixels("given.png"));
+    let tiny = golden("tiny-taesd");
+    fs::create_dir_all(place.path("t/taesd")).expect("made");
+    for name in ["config.json", "diffusion_pytorch_model.safetensors"] {
+        fs::copy(tiny.join(name), place.path("t/taesd").join(name)).expect("copied");
+    }
+    let model = golden("tiny-sd1").display().to_string();
+    let flags = ["-m", &model, "--threshold", "-1", "--gamma", "1", "--seed", "3"];
+    for (from, to) in [(&*tiny.display().to_string(), "plain.png"), ("t", "inside.png")] {
+        place.draw_with(&[&flags[..], &["--taesd", from, "-o", to]].concat()).says(0, &[]);
+    }
+    assert_eq!(place.pixels("plain.png"), place.pixels("inside.png"));
 }

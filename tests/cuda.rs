@@ -75,6 +75,22 @@ fn an_image_is_made_and_everything_is_given_back() {
 }
 
 #[test]
+fn launches_of_a_graph_overlap_where_kernels_wait_by_themselves_and_the_driver_can() {
+    for (settings, overlaps, words) in [
+        (&[][..], true, &[][..]),
+        (&[("STUB_CAPABILITY", "80")], false, &[]),
+        (&[("STUB_NO_OVERLAP", "1")], false, &["launches do not overlap", "answers error 801"]),
+    ] {
+        let (ran, counts) = draw("ALL", settings, "--steps 3");
+        ran.says(0, words);
+        counts.are_even();
+        assert!(counts.get("graph_launches") > 1, "{settings:?}");
+        assert_eq!(counts.get("overlaps") > 100, overlaps, "{settings:?}");
+        assert!(overlaps || counts.get("overlaps") == 0, "{settings:?}");
+    }
+}
+
+#[test]
 fn without_a_usable_device_cuda_is_refused_and_auto_takes_the_cpu() {
     let refused = |defined: &str, settings: &[(&str, &str)], line: &str, words: &[&str]| {
         let (ran, counts) = draw(defined, settings, line);

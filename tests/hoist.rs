@@ -102,7 +102,7 @@ impl Case {
 }
 
 fn load(case: &Case, plan: StepProgram, backend: &dyn Backend) -> Box<dyn Program> {
-    case.model.load(backend, plan).expect("a program")
+    case.model.load(backend, plan, &Stop::default()).expect("a program")
 }
 
 fn same(found: &[(String, Vec<f32>)], wanted: &[(String, Vec<f32>)], what: &str) {

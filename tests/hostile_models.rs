@@ -59,7 +59,7 @@ fn model() -> TempDir {
 }
 
 fn open(path: &Path) -> Result<Weights, Error> {
-    Weights::open(&ModelFiles::open(path)?)
+    Weights::open(&ModelFiles::open(path)?, &[])
 }
 
 /// The error says all of `parts` and is the user's input's fault.
@@ -255,7 +255,7 @@ fn values_at_odd_offsets_are_read() {
     write(&directory, VAE_FILE, file);
     let files = ModelFiles::open(directory.path()).expect("a directory");
     for files in [files.clone(), files.mapped()] {
-        let weights = Weights::open(&files).expect("a model");
+        let weights = Weights::open(&files, &[]).expect("a model");
         assert_eq!(weights.load("vae.decoder.conv_in.weight", &[2]).expect("read"), [0.0, 1.5]);
     }
 }

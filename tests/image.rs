@@ -38,7 +38,7 @@ fn a_picture_keeps_its_pixels_and_texts() {
         };
         let path = directory.path().join("a.png");
         let bytes = picture().to_png(Some(&metadata)).expect("encoded");
-        write_atomically(&path, true, &bytes).expect("written");
+        write_atomically("--output", &path, true, &bytes).expect("written");
         let found = read_metadata(&path).expect("readable");
         assert_eq!(found.parameters.as_ref(), Some(&metadata.parameters));
         assert_eq!(found.record.as_ref(), Some(&metadata.record));
@@ -69,7 +69,7 @@ fn no_metadata_means_no_text_at_all() {
     let path = directory.path().join("a.png");
     let bytes = picture().to_png(None).expect("encoded");
     assert!(!bytes.windows(4).any(|w| w == b"tEXt" || w == b"iTXt"));
-    write_atomically(&path, false, &bytes).expect("written");
+    write_atomically("--output", &path, false, &bytes).expect("written");
     assert_eq!(read_metadata(&path).expect("readable"), Default::default());
 }
 
@@ -89,11 +89,13 @@ fn what_is_no_picture_of_ours_is_refused_when_read() {
 fn a_file_is_replaced_only_if_asked_and_nothing_else_is_left_behind() {
     let directory = directory();
     let path = directory.path().join("a.png");
-    write_atomically(&path, false, b"one").expect("written");
-    let error = write_atomically(&path, false, b"two").expect_err("it exists");
+    write_atomically("--output", &path, false, b"one").expect("written");
+    let error = write_atomically("--output", &path, false, b"two").expect_err("it exists");
     assert!(error.to_string().contains("--overwrite") && error.exit_code() == 2, "{error}");
+    let trace = write_atomically("--trace", &path, false, b"two").expect_err("it exists").to_string();
+    assert!(trace.starts_with("--trace: "), "{trace}");
     assert_eq!(fs::read(&path).expect("readable"), b"one");
-    write_atomically(&path, true, b"three").expect("replaced");
+    write_atomically("--output", &path, true, b"three").expect("replaced");
     assert_eq!(fs::read(&path).expect("readable"), b"three");
     assert_eq!(names(directory.path()), ["a.png"]);
 }
@@ -104,7 +106,7 @@ fn a_file_has_the_permissions_of_an_ordinary_one() {
     use std::os::unix::fs::PermissionsExt;
     let directory = directory();
     let [ours, ordinary] = ["a.png", "b.png"].map(|name| directory.path().join(name));
-    write_atomically(&ours, false, b"1").expect("written");
+    write_atomically("--output", &ours, false, b"1").expect("written");
     fs::write(&ordinary, b"1").expect("written");
     let [ours, ordinary] = [ours, ordinary].map(|p| fs::metadata(p).expect("there").permissions().mode());
     assert_eq!(ours, ordinary);

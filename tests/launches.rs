@@ -6,7 +6,7 @@ mod golden;
 use std::time::Instant;
 
 use bytemuck::pod_read_unaligned;
-use unguide::ir::{Flag, Node, Once, Op};
+use unguide::ir::{Cost, Flag, Node, NodeId, Once, Op};
 use unguide::launch::choice::{Tiling, Why};
 use unguide::launch::device::Gpu;
 use unguide::launch::params::{DevicePtr, StepState};
@@ -16,7 +16,8 @@ use unguide::launch::{Launch, LaunchProgram, LaunchStage, Location, Space, Stora
 use unguide::passes::{fuse, run_all};
 use unguide::pipeline::Blueprint;
 use unguide::pipeline::programs::{Steering, encode_text, names};
-use unguide::plan::{self, StepProgram};
+use unguide::plan::{self, Stage, StepProgram};
+use unguide::tensor::DType;
 
 fn blueprint(name: &str) -> Blueprint {
     Blueprint::preset(name).expect("a published model")
@@ -113,7 +114,7 @@ fn the_arena_has_little_more_than_what_is_alive_and_no_more_than_the_plan_says()
                 assert!(over <= 1.05, "{name} on {target}: {arena} bytes, {over} of what is alive");
                 // What does not fit into the gaps is in the figures of `unguide memory` as well. A small program has
                 // no large gaps for the parts of its sums.
-                let more = (step.arena_bytes / 50).max(256 << 10);
+                let more = (step.arena_bytes / 50).max(512 << 10);
                 assert!(arena <= step.arena_bytes + more, "{name} on {target}: {arena} bytes");
             }
         }
@@ -159,7 +160,7 @@ fn what_attends_to_the_same_tokens_is_projected_by_one_product_and_back_by_one()
 #[test]
 fn nothing_is_computed_of_the_gradients_of_a_texts_keys_and_values() {
     let guard = blueprint("sd15").guard().expect("a guard");
-    let program = lower(&planned("sd15", Steering::Xt { guard, frozen: false }, 1), Storage::F16, "sm_90a");
+    let program = lower(&planned("sd15", Steering::Xt { guard, frozen: false }, 1), Storage::F16, "sm_80");
     let steps = program.expect("launches").steps().into_iter().cloned().collect::<Vec<_>>();
     let of = |part: &str, what: &str| {
         let mine = steps.iter().filter(|step| step.launch.kernel.name.starts_with(part));
@@ -189,6 +190,31 @@ fn costs_of_a_node_are_shared_out_among_its_launches() {
 }
 
 #[test]
+fn launches_multiply_together_what_their_nodes_multiply() {
+    fn of(step: &StepProgram, stages: &[Stage]) -> u64 {
+        let of_node = |&id: &NodeId| Cost::of(&step.graph, step.graph.node(id), 2).flops;
+        let members =
+            |nodes: &[NodeId]| nodes.iter().flat_map(|&id| step.fusion.members(id)).collect::<Vec<_>>();
+        let of_stage = |stage: &Stage| match stage {
+            Stage::Run(nodes) => members(nodes).iter().map(of_node).sum(),
+            Stage::ForEachSample(body) | Stage::If(_, body) => of(step, body),
+        };
+        stages.iter().map(of_stage).sum()
+    }
+    // The gradient of 50, 257 and 4096 tokens: in tiles and in pieces.
+    let guard = || blueprint("sd15").guard().expect("a guard");
+    let through = Steering::Xt { guard: guard(), frozen: false };
+    for (name, steering) in [("sd15", safe("sd15")), ("sd21", safe("sd21")), ("sd15", through)] {
+        let step = planned(name, steering, 1);
+        for target in ["sm_80", "sm_90a"] {
+            let program = lower(&step, Storage::F16, target).expect("launches");
+            let launches: u64 = program.steps().iter().map(|step| step.cost.flops).sum();
+            assert_eq!(launches, of(&step, &step.body), "{name} on {target}");
+        }
+    }
+}
+
+#[test]
 fn every_tile_of_a_step_says_why_it_was_chosen() {
     for target in ["sm_90a", "sm_80"] {
         let gpu = Gpu::of_target(target).expect("in the table");
@@ -206,12 +232,16 @@ fn every_tile_of_a_step_says_why_it_was_chosen() {
             }
             let Why::Product(reason) = choice.why else { panic!("{kernel}: {choice}") };
             let Reason::Fastest(fastest) = reason else { continue };
-            let Tiling { tile: [m, n], step: depth, stages, .. } =
+            let Tiling { tile: [m, n], step: depth, stages, cluster, .. } =
                 choice.tiling.expect("tiles were compared");
             assert!(kernel.contains(&format!("_m{m}n{n}k{depth}s{stages}")), "{kernel}: {choice}");
+            assert_eq!(kernel.contains(&format!("c{cluster}_sm90")), cluster > 1, "{kernel}: {choice}");
             let found = Prediction::of(&step.launch, &step.cost, gpu).expect("a family");
-            assert_eq!(found.tiles, fastest.tiles as u64, "{kernel}: {choice}");
-            assert!(found.busiest <= fastest.rounds as u64, "{kernel}: {choice}");
+            // Where statistics are taken one image alone chooses, but on sm_90a.
+            let images = found.tiles / fastest.tiles as u64;
+            assert_eq!(found.tiles, images * fastest.tiles as u64, "{kernel}: {choice}");
+            assert!(found.busiest <= images * fastest.rounds as u64, "{kernel}: {choice}");
+            assert!(images == 1 || !kernel.ends_with("_sm90"), "{kernel}: {choice}");
             assert!(fastest.rival.is_some_and(|rival| rival.percent >= 100), "{kernel}: {choice}");
             assert_eq!(
                 fastest.obstacle.is_some(),
@@ -223,6 +253,23 @@ fn every_tile_of_a_step_says_why_it_was_chosen() {
         assert_eq!(on_wgmma > 0, target == "sm_90a");
         assert!(on_wgmma == 0 || on_wgmma > 10 * elsewhere, "{on_wgmma} on wgmma, {elsewhere} elsewhere");
     }
+}
+
+#[test]
+fn what_no_device_holds_is_refused() {
+    // More than 64 GiB may be had; terabytes may not.
+    let of = |pixels: usize, batch: usize| {
+        let blueprint = blueprint("sd15");
+        let spec = blueprint.step_spec(Steering::None, (pixels, pixels), batch);
+        let graph = blueprint.step(&spec).expect("a graph");
+        let fusion = fuse(&graph);
+        let step = StepProgram::fused(graph, fusion, plan::Storage::of(DType::F16)).expect("a plan");
+        lower(&step, Storage::F16, "sm_90a")
+    };
+    let large = of(2048, 128).expect("launches").arena_bytes;
+    assert!(large > 1 << 36, "{large} bytes");
+    let Err(error) = of(16384, 256) else { panic!("an arena of terabytes") };
+    assert_eq!(error.exit_code(), 5, "{error}");
 }
 
 #[test]

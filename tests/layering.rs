@@ -26,7 +26,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("launch", &["plan", "ir", "tensor", "manifest", "weights"]),
     ("simt", &["launch", "backend", "weights", "passes", "plan", "ir", "tensor"]),
     ("sampler", &["ir", "tensor"]),
-    ("safety", &["ir", "tensor"]),
+    // Lists and profiles are files of the user: found, bounded and read like those of a model.
+    ("safety", &["ir", "tensor", "weights"]),
     // Tokenizers are files of a model: found, bounded and read like its weights.
     ("text", &["weights"]),
     ("image", &["tensor"]),

@@ -45,7 +45,7 @@ fn every_tensor_arrives(model: &str, layout: Layout) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("model.safetensors");
     write(&path, &stored);
-    let weights = Weights::open(&ModelFiles::open(&path).expect("a file")).expect("a checkpoint");
+    let weights = Weights::open(&ModelFiles::open(&path).expect("a file"), &[]).expect("a checkpoint");
     assert_eq!(weights.layout(), layout);
 
     let wanted: Vec<_> = ours.iter().map(|(name, (shape, ..))| (name.clone(), shape.clone())).collect();
@@ -103,8 +103,8 @@ fn a_vae_may_come_from_a_checkpoint_or_alone_and_under_any_names() {
     std::fs::create_dir(file("vae")).expect("created");
     write(&file("vae/diffusion_pytorch_model.fp16.safetensors"), &renamed.collect());
 
-    let mut weights =
-        Weights::open(&ModelFiles::open(file("model.safetensors")).expect("a file")).expect("a checkpoint");
+    let mut weights = Weights::open(&ModelFiles::open(file("model.safetensors")).expect("a file"), &[])
+        .expect("a checkpoint");
     let names: Vec<String> = weights.names().map(str::to_owned).collect();
     // A whole checkpoint, a lone file, a directory, and a directory with a folder `vae`.
     for from in ["model.safetensors", "original.safetensors", "vae", ""] {

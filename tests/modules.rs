@@ -70,17 +70,17 @@ fn check_all_parts(name: &str) {
     let context = probes.raw("unet.context");
     for t in ["001", "501", "981"] {
         let state = StepState { timestep: t.parse().expect("a number"), ..StepState::default() };
-        probes.image_vjp(model.weights(), &format!("unet.t{t}"), state, Some(context), |b, z, context| {
+        probes.image_vjp(model.files(), &format!("unet.t{t}"), state, Some(context), |b, z, context| {
             models::unet(b, &model.unet, z, context.expect("given"))
         });
     }
     let plain = StepState::default();
     let vae = VaeConfig { scaling_factor: 1.0, ..vae(&model).clone() };
-    probes.image_vjp(model.weights(), "vae", plain, None, |b, z, _| models::vae_decoder(b, &vae, z));
+    probes.image_vjp(model.files(), "vae", plain, None, |b, z, _| models::vae_decoder(b, &vae, z));
     let size = clip.vision.image;
     let resize = Op::Resample { height: size, width: size, mean: [0.0; 3], std: [1.0; 3] };
     probes.image_vjp(&NoWeights, "resize", plain, None, |b, x, _| b.push("resize", resize, &[x]));
-    probes.image_vjp(model.weights(), "clip.image", plain, None, |b, x, _| {
+    probes.image_vjp(model.files(), "clip.image", plain, None, |b, x, _| {
         models::image_features(b, &clip.vision, "clip", x)
     });
 
@@ -90,7 +90,7 @@ fn check_all_parts(name: &str) {
         let key = |what: &str| format!("guard.{}.{what}", reduce.name());
         let x0 = probes.raw(&key("x0")).nchw_to_nhwc();
         let [scores, log_p, gradient] =
-            guard(model.weights(), [x0, concepts.clone()], (reduce, top_k), |b, x0| {
+            guard(model.files(), [x0, concepts.clone()], (reduce, top_k), |b, x0| {
                 let rgb = model.decoder.decode(b, x0)?;
                 let op = Op::Resample { height: size, width: size, mean: clip.mean, std: clip.std };
                 let pixels = b.push("resample", op, &[rgb])?;
@@ -134,19 +134,19 @@ fn the_parts_of_the_demo_model() {
     let probes = Probes::open("demo", &root.join("modules.safetensors"));
     let z = || probes.raw("decode_in").nchw_to_nhwc();
     let vae = VaeConfig { scaling_factor: 1.0, ..vae(&model).clone() };
-    let decoded = run(model.weights(), StepState::default(), vec![z().into()], |b, x| {
+    let decoded = run(model.files(), StepState::default(), vec![z().into()], |b, x| {
         Ok(vec![models::vae_decoder(b, &vae, x[0])?])
     });
     probes.output("decode_out", &decoded[0].nhwc_to_nchw());
     for t in ["0", "500", "981"] {
         let state = StepState { timestep: t.parse().expect("a number"), ..StepState::default() };
-        let out = run(model.weights(), state, vec![z().into(), context.clone().into()], |b, x| {
+        let out = run(model.files(), state, vec![z().into(), context.clone().into()], |b, x| {
             Ok(vec![models::unet(b, &model.unet, x[0], x[1])?])
         });
         probes.output(&format!("unet_t{t}"), &out[0].nhwc_to_nchw());
     }
     let pixels = probes.raw("clip_pixels").nchw_to_nhwc();
-    let features = run(model.weights(), StepState::default(), vec![pixels.into()], |b, x| {
+    let features = run(model.files(), StepState::default(), vec![pixels.into()], |b, x| {
         Ok(vec![models::image_features(b, &clip.vision, "clip", x[0])?])
     });
     probes.output("clip_image_features", &unit(&features[0]));
@@ -154,7 +154,7 @@ fn the_parts_of_the_demo_model() {
     // The golden gradient is that of the mean cosine, ours that of its logarithm.
     let image = probes.raw("image").nchw_to_nhwc();
     let [scores, log_p, mut gradient] =
-        guard(model.weights(), [image, concepts], (Reduce::LogMean, None), |b, image| {
+        guard(model.files(), [image, concepts], (Reduce::LogMean, None), |b, image| {
             let size = clip.vision.image;
             let op = Op::Resample { height: size, width: size, mean: clip.mean, std: clip.std };
             let pixels = b.push("resample", op, &[image])?;
@@ -190,7 +190,7 @@ fn a_small_taesd_under_either_kind_of_names() {
     for folder in [root.as_path(), original.path()] {
         let model = open_with_taesd(&demo(), Some(folder));
         let probes = Probes::open("tiny-taesd", &root.join("modules.safetensors"));
-        probes.image_vjp(model.weights(), "", StepState::default(), None, |b, z, _| {
+        probes.image_vjp(model.files(), "", StepState::default(), None, |b, z, _| {
             model.guard_decoder().decode(b, z)
         });
         probes.report_all_but(&[]);
@@ -207,7 +207,7 @@ fn the_published_taesd_gives_the_figures_on_record() {
     let model = open_with_taesd(&demo(), Some(&path));
     let decode = |z: Vec<f32>| {
         let z = Tensor::new([1, 4, 8, 8], z).nchw_to_nhwc();
-        let out = run(model.weights(), StepState::default(), vec![z.into()], |b, x| {
+        let out = run(model.files(), StepState::default(), vec![z.into()], |b, x| {
             Ok(vec![model.guard_decoder().decode(b, x[0])?])
         });
         out.into_iter().next().expect("one result").nhwc_to_nchw()
@@ -373,7 +373,7 @@ fn indices(ids: &[Vec<i32>]) -> Input<f32> {
 }
 
 fn text_states(model: &Model, ids: &[Vec<i32>]) -> Tensor<f32> {
-    let results = run(model.weights(), StepState::default(), vec![indices(ids)], |b, x| {
+    let results = run(model.files(), StepState::default(), vec![indices(ids)], |b, x| {
         Ok(vec![models::text_states(b, &model.text, "text_encoder", x[0])?])
     });
     results.into_iter().next().expect("one result")
@@ -382,7 +382,7 @@ fn text_states(model: &Model, ids: &[Vec<i32>]) -> Tensor<f32> {
 fn text_features(model: &Model, config: &ClipTextConfig, ids: &[Vec<i32>]) -> Tensor<f32> {
     let ends: Vec<i32> = ids.iter().map(|ids| pool_position(config, ids) as i32).collect();
     let ends = Input::Index(Tensor::new([ends.len()], ends));
-    let results = run(model.weights(), StepState::default(), vec![indices(ids), ends], |b, x| {
+    let results = run(model.files(), StepState::default(), vec![indices(ids), ends], |b, x| {
         Ok(vec![models::text_features(b, config, "clip", x[0], x[1])?])
     });
     results.into_iter().next().expect("one result")

@@ -21,7 +21,7 @@ use unguide::ir::{Fusion, Graph, Item, Op};
 use unguide::passes::fuse;
 use unguide::pipeline::programs::Steering;
 use unguide::pipeline::{
-    Blueprint, Memory, Method, Model, Plans, Request, Target, Trace, generate, required_memory,
+    Blueprint, Memory, Method, Model, Needs, Plans, Request, Target, Trace, generate, required_memory,
 };
 use unguide::plan::{Fuse, Planner, StepProgram, Storage};
 use unguide::safety::SldConfig;
@@ -67,17 +67,15 @@ fn on_device(
     batch: usize,
     limit: Option<usize>,
 ) -> Result<Memory, Error> {
-    let weights = StepProgram::weights;
-    let target = Target {
-        storage: F16,
-        fuse,
-        scratch: &|_| 0,
-        weights: &weights,
-        mapped: &|_| false,
-        keep_text: true,
-    };
+    let target = target(F16, fuse);
     let spec = blueprint.step_spec(steering.clone(), blueprint.size, batch);
-    Ok(Plans::new(blueprint, &spec, &target, limit)?.memory(&spec, &target))
+    Plans::new(blueprint, &spec, &target, limit)?.memory(&spec, &target)
+}
+
+/// A device whose operations need nothing for themselves.
+fn target(storage: Storage, fuse: Fuse) -> Target<'static> {
+    let needs = |program: &StepProgram| Ok(Needs { scratch_bytes: 0, weights: program.weights() });
+    Target { storage, fuse, needs: Box::new(needs), mapped: Box::new(|_| false), keep_text: true }
 }
 
 fn total(blueprint: &Blueprint, steering: &Steering, batch: usize) -> usize {
@@ -103,10 +101,7 @@ fn every_arena_is_within_three_percent_of_the_liveness_bound() {
 fn arenas_of_texts_concepts_and_images_are_within_five_percent_too() {
     let models = [preset("sd15"), preset("sd21-base"), preset("sd21"), Blueprint::of(&DEMO)];
     for (blueprint, storage) in models.iter().flat_map(|model| [(model, F16), (model, F32)]) {
-        let fuse: Fuse = if storage == F32 { Fusion::none } else { fuse };
-        let weights = StepProgram::weights;
-        let target =
-            Target { storage, fuse, scratch: &|_| 0, weights: &weights, mapped: &|_| false, keep_text: true };
+        let target = target(storage, if storage == F32 { Fusion::none } else { fuse });
         let steering = Steering::X0(blueprint.guard().expect("a guard"));
         let spec = blueprint.step_spec(steering, blueprint.size, 1);
         let plans = Plans::new(blueprint, &spec, &target, None).expect("plans");
@@ -320,7 +315,7 @@ fn gradients_and_images_have_the_same_bits_under_every_budget() {
 
 #[test]
 fn a_budget_without_second_runs_to_save_by_is_still_a_bound() {
-    let sld = Method::Sld { config: SldConfig::MEDIUM, concept: "a weapon".into() };
+    let sld = Method::Sld { config: SldConfig::MAX, concept: "a weapon".into() };
     for method in [Method::None, sld] {
         let request = request(method, 1);
         let least = smallest(&request);

@@ -96,6 +96,7 @@ fn row(name: &'static str, registers: u32) -> Kernel {
         threads: 1024,
         shared_bytes: 0,
         registers,
+        cluster: 1,
         arch: Arch::Sm80,
     }
 }

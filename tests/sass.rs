@@ -1,10 +1,10 @@
 //! What the compiler made of the kernels that were written for matrix units: their instructions are there, nothing of
 //! an older kind is beside them, and nothing lives in local memory.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use unguide::bench::opcodes::{disassembler, mnemonics};
+use unguide::bench::opcodes::{disassembler, listing, mnemonics};
 use unguide::launch::binaries::MODULES;
 use unguide::manifest::{self, Arch, Kernel};
 
@@ -18,7 +18,13 @@ struct Made {
 const MADE: &[Made] = &[
     // Products of warpgroups on what boxes of tensors bring; the register file is dealt anew.
     Made {
-        files: &["gemm_sm90.cu", "conv2d_sm90.cu", "conv2d_dgrad_sm90.cu"],
+        files: &[
+            "gemm_sm90.cu",
+            "conv2d_sm90.cu",
+            "conv2d_dgrad_sm90.cu",
+            "attention_sm90.cu",
+            "attention_bwd_sm90.cu",
+        ],
         with: &["HGMMA", "UTMALDG", "USETMAXREG", "SYNCS"],
         without: &["HMMA", "LDSM", "LDGSTS"],
     },
@@ -50,12 +56,16 @@ fn is_tuned(kernel: &Kernel) -> bool {
     kernel.shared_bytes > 0 || kernel.arch != Arch::Sm80
 }
 
-#[test]
-fn kernels_for_matrix_units_are_made_of_their_instructions_and_keep_out_of_local_memory() {
+fn tool() -> PathBuf {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/nvdisasm/nvidia/cu13/bin/nvdisasm");
     let found = disassembler().expect("a disassembler that is named is there");
     let tool = found.or_else(|| installed.is_file().then_some(installed));
-    let tool = tool.expect("no nvdisasm: `sh kernels/setup.sh` installs it into target/");
+    tool.expect("no nvdisasm: `sh kernels/setup.sh` installs it into target/")
+}
+
+#[test]
+fn kernels_for_matrix_units_are_made_of_their_instructions_and_keep_out_of_local_memory() {
+    let tool = tool();
     let modules = MODULES.par_iter().filter(|module| module.target.starts_with("sm_"));
     let wrong: Vec<String> = modules
         .flat_map_iter(|module| {
@@ -79,5 +89,22 @@ fn kernels_for_matrix_units_are_made_of_their_instructions_and_keep_out_of_local
     assert!(wrong.is_empty(), "{wrong:#?}");
     for file in MADE.iter().flat_map(|made| made.files) {
         assert!(MODULES.iter().any(|module| module.file == *file), "{file}");
+    }
+}
+
+#[test]
+fn exponentials_of_attention_stand_before_the_wait_for_the_product_that_hides_them() {
+    for module in MODULES.iter().filter(|module| module.file == "attention_sm90.cu") {
+        let text = listing(&tool(), module).expect("a binary of ours");
+        for kernel in text.split(".section\t.text.").skip(1) {
+            let name = kernel.split(',').next().unwrap_or_default();
+            // From the wait for the scores to the wait for the values of the tile before.
+            let (_, rest) = kernel.split_once("WARPGROUP.DEPBAR.LE gsb0, 0x1").expect("two are in flight");
+            let (between, _) = rest.split_once("WARPGROUP.DEPBAR.LE gsb0, 0x0").expect("then none");
+            let exponentials = between.matches("MUFU.EX2").count();
+            // A thread has half as many as a tile has keys; up to a quarter are polynomials.
+            let wanted = if name.contains("k80") { 80 / 2 } else { 128 / 2 };
+            assert!(exponentials * 4 >= wanted * 3, "{name}: {exponentials}");
+        }
     }
 }

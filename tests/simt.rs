@@ -176,22 +176,13 @@ fn the_simulated_device_takes_what_the_plan_says_and_touches_all_of_it() {
     ];
     for (steering, batch) in steerings.into_iter().zip([1, 1, 2, 1, 1]) {
         let device = SimtDevice::new(Storage::F16, 2);
-        let (storage, fuse) = device.storage();
-        let scratch = |program: &StepProgram| device.scratch_bytes(program);
-        let packed = |program: &StepProgram| device.weights(program);
-        let target = Target {
-            storage,
-            fuse,
-            scratch: &scratch,
-            weights: &packed,
-            mapped: &|_| false,
-            keep_text: false,
-        };
+        let storage = device.storage().0;
+        let target = Target::of(&model, &device);
         let spec = blueprint.step_spec(steering, blueprint.size, batch);
         let plans = Plans::new(&blueprint, &spec, &target, None).expect("plans");
-        let arena = |plan: &StepProgram| plan.arena_bytes + scratch(plan);
+        let arena = |plan: &StepProgram| plan.arena_bytes + device.scratch_bytes(plan);
         let run = |device: &SimtDevice, plan: &StepProgram| {
-            let mut program = device.load_program(plan.clone(), model.weights()).expect("a program");
+            let mut program = device.load_program(plan.clone(), model.files()).expect("a program");
             let buffers = program.launches().buffer_bytes();
             let state = program.launches().state_bytes();
             assert_eq!(program.device_bytes(), arena(plan) + buffers + state);
@@ -210,7 +201,7 @@ fn the_simulated_device_takes_what_the_plan_says_and_touches_all_of_it() {
         let weights = device.weight_bytes();
         let images = step + decode + weights;
         let (step, decode) = (arena(&plans.step), arena(&plans.decode));
-        let planned = plans.memory(&spec, &target);
+        let planned = plans.memory(&spec, &target).expect("launches");
         assert_eq!(weights, planned.weights_bytes);
         assert_eq!(images - step.min(decode), planned.total_bytes());
     }
@@ -222,17 +213,14 @@ fn gradients_have_the_same_bits_on_the_kernels_however_little_is_kept() {
     let blueprint = Blueprint::of(&model);
     let steering = Steering::Xt { guard: blueprint.guard().expect("a guard"), frozen: false };
     let device = SimtDevice::new(Storage::F16, 2);
-    let (storage, fuse) = device.storage();
-    let packed = |program: &StepProgram| device.weights(program);
-    let target =
-        Target { storage, fuse, scratch: &|_| 0, weights: &packed, mapped: &|_| false, keep_text: false };
+    let target = Target::of(&model, &device);
     let (width, height) = blueprint.size;
     let spec = blueprint.step_spec(steering, (width / 2, height / 2), 1);
     let plans = Plans::frontier(&blueprint, &spec, &target).expect("plans");
     let (most, least) = (&plans[0].step, &plans[plans.len() - 1].step);
     assert!(least.arena_bytes < most.arena_bytes && least.extra_flops > most.extra_flops);
     let bits = |plan: &StepProgram| {
-        let mut program = device.load_program(plan.clone(), model.weights()).expect("a program");
+        let mut program = device.load_program(plan.clone(), model.files()).expect("a program");
         fill(&mut program);
         program.run(&open_step(), &Stop::default()).expect("a run");
         [names::GRADIENT, names::SCORES, names::Z].map(|name| {
@@ -263,7 +251,7 @@ fn weights_are_packed_once_and_shared_by_the_programs_of_a_device() {
     let load = |graph: Graph| {
         let (storage, fuse) = device.storage();
         let planner = Planner::new(run_all(graph).expect("passes"), storage, fuse).expect("a graph");
-        device.load_program(planner.plan().expect("a plan"), model.weights()).expect("a program")
+        device.load_program(planner.plan().expect("a plan"), model.files()).expect("a program")
     };
     let mut first = load(programs::decode(&model.decoder, 8, 8).expect("a graph"));
     let held = device.weight_bytes();

@@ -2,9 +2,10 @@
 
     python3 benches/gpu/run.py --pack FILE --out FOLDER [--seconds 460] [--only STAGE] [--list] [--dry LIBRARIES]
 
-FILE of --pack is what benches/gpu/pack.sh made, or a folder with the same inside. Call it again and again with the same --out until it says that
-everything is done: every call goes on where the last one ended and takes no longer than --seconds. The folder may come
-from an earlier machine of the same kind; another device or driver begins anew. What lies in it, eight files at most:
+FILE of --pack is what benches/gpu/pack.sh made, or a folder with the same inside. Call it again and again with the same
+--out until it says that everything is done: every call goes on where the last one ended and takes no longer than
+--seconds. The folder may come from an earlier machine of the same kind; results of another device, driver or commit are
+refused, and want another folder. What lies in it, eight files at most:
 
     state.json       what is done, and why what failed did            machine.txt   device, driver, versions
     proofs.txt       kernels and whole models on the device           probes.json   what the hardware does, recorded
@@ -26,6 +27,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
+
+
+# Words of kernels' names: every kernel that a program launches has one.
+KERNELS = ["gemm", "conv2d_f16", "conv2d_bwd", "attention product softmax round_rows", "norm join",
+           "add affine silu gelu geglu ddim clip embed timestep resample place upsample sld"]
 
 
 class Part:
@@ -61,10 +67,11 @@ def parts(a):
             yield Part(f"2 ours {model} batch {batch}", "ours.jsonl", 420, common, needs=f"2 draw {model}")
     for model in ["demo"] if a.dry else models:
         # A part of the launches at a time: together they take longer than a call may.
-        for kernel in ["group_norm_f16"] if a.dry else ["gemm", "conv2d_", "conv2d_dgrad", "attention", "norm", ""]:
-            chosen = ["--filter", kernel] if kernel else []
+        for kernels in ["group_norm_f16"] if a.dry else KERNELS:
+            chosen = [word for kernel in kernels.split() for word in ("--filter", kernel)]
             command = [binary, "bench", "kernels", "--device", "cuda", "--preset", model, "--json", *chosen]
-            yield Part(f"2 kernels {model} {kernel or 'all'}", "ours.jsonl", 440, command)
+            yield Part(f"2 kernels {model} {kernels}", "ours.jsonl", 440, command)
+
     def torch(name, model, seconds, *options):
         command = [python, HERE / "torch_steps.py", weights, model, device, *options]
         return Part(name, "torch.jsonl", seconds, command, needs=f"2 draw {model}")
@@ -116,6 +123,9 @@ def run(part, a, left):
             code = str(error)
     text = words.read_text(errors="replace")
     words.unlink()
+    if code != 0 and part.file.endswith(".jsonl"):
+        # What is tried again would stand there twice.
+        text = ""
     head = f"== {part.name}\n" if part.file.endswith(".txt") else ""
     if part.file.endswith(".json"):
         (a.out / part.file).write_text(text)
@@ -150,10 +160,11 @@ def main():
         a.pack = a.scratch / "pack"
     path, here = a.out / "state.json", identity(a)
     state = json.loads(path.read_text()) if path.exists() else {}
-    if state.get("on") != here:
-        for file in a.out.iterdir():
-            file.unlink()
-        state = {"on": here, "parts": {}}
+    if not state and any(a.out.iterdir()):
+        sys.exit(f"--out {a.out}: expected an empty folder, or one with a state.json of this script")
+    if state and state["on"] != here:
+        sys.exit(f"--out {a.out}: its results are of {state['on']}, and this is {here}: name another folder")
+    state = state or {"on": here, "parts": {}}
     print("on", here)
     waiting = 0
     for part in parts(a):

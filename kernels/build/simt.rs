@@ -12,9 +12,9 @@ use super::manifest;
 use super::mutations::{MUTATIONS, Mutation};
 use super::sources::Sources;
 
-const RUNTIME: [&str; 5] = ["scheduler", "memory", "checks", "launch", "hopper"];
+const RUNTIME: [&str; 6] = ["scheduler", "memory", "checks", "launch", "hopper", "cluster"];
 /// Kernels for the tests of the layer itself.
-const PROBES: [&str; 3] = ["probes.cu", "probes_layouts.cu", "probes_sm90.cu"];
+const PROBES: [&str; 4] = ["probes.cu", "probes_layouts.cu", "probes_sm90.cu", "probes_cluster.cu"];
 
 /// No contraction: sums are those of the CPU backend. Warnings are the business of NVRTC's build.
 const FLAGS: [&str; 8] = [

@@ -4,6 +4,7 @@
 // image or of several. A tap shifts the rectangle; what leaves the image comes as zeros from the copy itself, and that
 // is the padding. Pixels beyond the edge of the image that is written are made and not stored.
 #pragma once
+#include "cluster_sm90.cuh"
 #include "mainloop_sm90.cuh"
 
 namespace conv_sm90 {
@@ -67,13 +68,14 @@ DEVICE void finish(const Epilogue& e, const Slab& of, int column0, int n, T* y, 
     }
 }
 
-// A share of a sum's steps.
-struct Share {
-    int first, steps;
-};
-DEVICE Share share(int steps, int split, int splits) {
-    const int first = int(int64_t(steps) * split / splits);
-    return {first, int(int64_t(steps) * (split + 1) / splits) - first};
+// What a block of BLOCKS finishes of a slab: rows of one image, whose tiles of statistics are such shares.
+template <int BLOCKS>
+DEVICE cluster::Part<Slab> part(const Slab& of, int rank) {
+    constexpr int ROWS = cluster::rows_of<BLOCKS>();
+    const int first = rank * ROWS, pixels = 1 << (of.all.x_bits + of.all.y_bits), ahead = first / pixels;
+    const int shares = (pixels + ROWS - 1) / ROWS, kinds = of.scale * of.scale, of_image = of.all.of_image();
+    return {of, first, of.image + ahead < of.all.images ? ROWS : 0,
+            (of.tile + int64_t(ahead) * kinds * of_image) * shares + first % pixels / ROWS};
 }
 
 DEVICE int chunks(int channels) { return (channels + mainloop::DEPTH - 1) / mainloop::DEPTH; }

@@ -32,6 +32,15 @@ constexpr int ROWS = 128;   // of a slab of a: 64 of each consumer warpgroup
 constexpr int DEPTH = 64;   // of k in a step: 128 bytes
 constexpr int BARRIER = 1;  // of the consumers
 
+// A share of a sum's steps.
+struct Share {
+    int first, steps;
+};
+DEVICE Share share(int steps, int split, int splits) {
+    const int first = int(int64_t(steps) * split / splits);
+    return {first, int(int64_t(steps) * (split + 1) / splits) - first};
+}
+
 // The consumers as epilogue.cuh sees them: eight warps with 16 rows each.
 template <int N_>
 struct Consumers {

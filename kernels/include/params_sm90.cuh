@@ -47,3 +47,24 @@ struct Conv2dBwdSm90Params {
     TensorMap filter_map;        // [kinds kinds, o, r s, channels], boxes of 1 x 64 x 1 x SPAN
 };
 static_assert(sizeof(Conv2dBwdSm90Params) == 832, "as in src/launch/params");
+
+struct AttentionSm90Params {
+    DevicePtr q, k, v, o, lse;
+    int32_t q_row, k_row, v_row, o_row;  // elements between two tokens
+    int32_t n, t, u, heads, d;
+    int32_t pad[13];
+    TensorMap q_map;         // [n, t, heads, d], boxes of 1 x 128 x 1 x a span of channels
+    TensorMap k_map, v_map;  // [n, u, heads, d], boxes of 1 x KEYS x 1 x a span
+};
+static_assert(sizeof(AttentionSm90Params) == 512, "as in src/launch/params");
+
+struct AttentionBwdSm90Params {
+    DevicePtr q, k, v, d_o, lse;
+    DevicePtr delta, peak;  // f32 [n, heads, t]
+    DevicePtr dq, dk, dv;   // dk and dv: or 0, where they are not wanted
+    int32_t q_row, k_row, v_row, d_o_row, dq_row, dk_row, dv_row;  // elements between two tokens
+    int32_t n, t, u, heads, d;
+    TensorMap q_map, d_o_map;  // [n, t, heads, d], boxes of 1 x 64 x 1 x 64
+    TensorMap k_map, v_map;    // [n, u, heads, d], likewise
+};
+static_assert(sizeof(AttentionBwdSm90Params) == 640, "as in src/launch/params");

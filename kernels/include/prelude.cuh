@@ -22,6 +22,7 @@ typedef long long int64_t;
     T& name = *reinterpret_cast<T*>(dynamic_shared_)
 #define KERNEL_ENTRY(name, threads, Params, ...)                                                  \
     extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p) { \
+        follow_launch_in_front();                                                                 \
         __VA_ARGS__(p);                                                                           \
     }
 // Preconditions that the host has checked before the launch.
@@ -49,7 +50,10 @@ DEVICE uint32_t f32_as_bits(float value) { return __float_as_uint(value); }
     T& name = *static_cast<T*>(simt::shared_object(&name##_key_, sizeof(T), alignof(T)))
 #define DYNAMIC_SHARED(T, name) T& name = *static_cast<T*>(simt::dynamic_shared())
 #define KERNEL_ENTRY(name, threads, Params, ...)                                                         \
-    static void name(const void* p) { __VA_ARGS__(*static_cast<const Params*>(p)); }                     \
+    static void name(const void* p) {                                                                    \
+        follow_launch_in_front();                                                                        \
+        __VA_ARGS__(*static_cast<const Params*>(p));                                                     \
+    }                                                                                                    \
     static const simt::Registration name##_registration_(SIMT_VARIANT, #name, name, threads, sizeof(Params));
 #define KERNEL_ASSERT(condition)                                                       \
     do {                                                                               \
@@ -87,6 +91,7 @@ struct bf16 {
 typedef float f32;
 
 #include "ptx_sm80.cuh"
+#include "ptx_launch.cuh"
 
 DEVICE float to_f32(f16 x) { return cvt_f32_f16(x.bits); }
 DEVICE float to_f32(bf16 x) { return cvt_f32_bf16(x.bits); }

@@ -42,6 +42,7 @@ DEVICE uint64_t wgmma_descriptor(uint32_t address, uint32_t leading, uint32_t st
 #undef KERNEL_ENTRY
 #define KERNEL_ENTRY(name, threads, Params, ...)                                                     \
     extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Params p) { \
+        follow_launch_in_front();                                                                    \
         __VA_ARGS__(p);                                                                              \
     }
 

@@ -44,7 +44,7 @@ void start_checks() {
     Context& c = *context;
     c.accesses.assign(c.threads / 32, {});
     if (c.mode.counts_alone) return;
-    c.shared_cells.assign(SHARED_BYTES / GRANULE, Cell{});
+    c.shared_cells.assign(((c.blocks - 1) * WINDOW + SHARED_BYTES) / GRANULE, Cell{});
     c.actors = c.threads;
     c.clocks.assign(size_t(c.threads) * c.actors, 0);
     c.fenced.clear();
@@ -57,7 +57,7 @@ void add_agents() {
     Context& c = *context;
     if (c.actors > c.threads) return;
     const std::vector<uint32_t> before = c.clocks;
-    c.actors = c.threads + AGENTS;
+    c.actors = first_copy_agent() + COPY_AGENTS;
     c.clocks.assign(size_t(c.threads) * c.actors, 0);
     c.fenced.assign(size_t(c.threads) * c.actors, 0);
     for (int t = 0; t < c.threads; ++t) memcpy(c.clock_of(t), &before[size_t(t) * c.threads], c.threads * 4);
@@ -96,12 +96,12 @@ struct Place {
     long long offset, size;
 };
 
-static bool is_copy(int actor) { return actor >= context->threads + WARP_AGENTS; }
+static bool is_copy(int actor) { return actor >= first_copy_agent(); }
 
 static std::string name_of(int actor) {
     const int agent = actor - context->threads;
     if (agent < 0) return "thread " + std::to_string(actor);
-    return agent < WARP_AGENTS ? "a product of warp " + std::to_string(agent) : "a bulk copy";
+    return !is_copy(actor) ? "a product of warp " + std::to_string(agent) : "a bulk copy";
 }
 
 static void report(const char* kind, const Place& where, int actor, uint32_t pc) {
@@ -118,9 +118,9 @@ static void report_pair(const char* kind, const Place& where, int actor, uint32_
 
 static Cell* cells_of(const char* p, int bytes, Place& where, bool write, int thread, uint32_t pc) {
     Context& c = *context;
-    if (p >= c.shared && p < c.shared + SHARED_BYTES) {
+    if (c.is_shared(p)) {
         const uint32_t at = uint32_t(p - c.shared);
-        where = {"shared memory", at, c.shared_used};
+        where = {"shared memory", at % WINDOW, c.shared_used[at / WINDOW] % WINDOW};
         for (auto& [begin, end] : c.regions)
             if (at >= begin && at + bytes <= end) return &c.shared_cells[at / GRANULE];
         report(write ? "OUT OF BOUNDS write" : "OUT OF BOUNDS read", where, thread, pc);
@@ -147,7 +147,7 @@ static void count(bool shared, bool write, int bytes) {
 // What another thread's stack or a constant is does not matter here: neither shared nor a device's.
 void count_access(const void* address, int bytes, bool write) {
     const char* p = static_cast<const char*>(address);
-    const bool shared = p >= context->shared && p < context->shared + SHARED_BYTES;
+    const bool shared = context->is_shared(p);
     if (shared || is_device_address(p)) count(shared, write, bytes);
 }
 
@@ -167,7 +167,7 @@ static const char* kind_of_disorder(const Cell& cell, bool write) {
 static void access(const Actor& who, const void* address, int bytes, bool write, Cell::State becomes, uint32_t pc) {
     Context& c = *context;
     const char* p = static_cast<const char*>(address);
-    const bool shared = p >= c.shared && p < c.shared + SHARED_BYTES;
+    const bool shared = c.is_shared(p);
     Place where;
     Cell* cell = cells_of(p, bytes, where, write, who.number, pc);
     if (cell == nullptr) return;
@@ -286,14 +286,14 @@ static inline void hook(const void* address, int bytes, bool write, const void* 
     if (!context->mode.checked) return;
     Context& c = *context;
     const char* p = static_cast<const char*>(address);
-    const bool shared = p >= c.shared && p < c.shared + SHARED_BYTES;
+    const bool shared = c.is_shared(p);
     if (shared || is_device_address(p))
         return check_access(current->linear, p, bytes, write, offset_of_caller(caller));
     // What a thread keeps for itself, parameters and constants. Another thread's stack is nobody's business.
     const Fiber& f = running();
     if (p >= c.stacks && p < c.stacks + (STACK_BYTES + 4096) * size_t(c.threads) && (p < f.stack_low || p >= f.stack_high + 64))
         note("FOREIGN STACK: block %u thread %d at @0x%x", c.block, current->linear, offset_of_caller(caller));
-    if (c.hopper.products_pending > 0 && belongs_to_a_product(p)) {
+    if (c.hopper.products_pending > 0 && belongs_to_a_product(p, write)) {
         const uint32_t pc = offset_of_caller(caller);
         if (c.reported.insert({pc, 1}).second)
             note("REGISTERS of a product that nobody has waited for: block %u thread %d at @0x%x", c.block,

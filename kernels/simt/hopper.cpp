@@ -16,7 +16,6 @@ static void begin() {
     c.hopper.used = true;
     c.hopper.warps.assign(c.threads / 32, ProductsOfWarp{});
     c.hopper.issued.assign((c.threads + 127) / 128, {});
-    c.hopper.agent_clocks.assign(AGENTS, 0);
 }
 
 static bool happens_at_once() {
@@ -31,9 +30,10 @@ static bool happens_at_once() {
 void named_barrier(int id, int threads, bool wait, Site site) {
     begin();
     Context& c = *context;
-    if (id < 1 || id > 15 || threads % 32 != 0 || threads < 32 || threads > c.threads)
-        fail("bar.sync: barrier %d of %d threads in a block of %d, at %s", id, threads, c.threads, place(site).c_str());
-    NamedBarrier& b = c.hopper.named[id];
+    if (id < 1 || id > 15 || threads % 32 != 0 || threads < 32 || threads > c.block_threads)
+        fail("bar.sync: barrier %d of %d threads in a block of %d, at %s", id, threads, c.block_threads,
+             place(site).c_str());
+    NamedBarrier& b = c.hopper.named[own_block()][id];
     if (b.arrived > 0 && b.threads != threads)
         fail("bar.sync: barrier %d is of %d threads, and of %d at %s", id, b.threads, threads, place(site).c_str());
     b.threads = threads;
@@ -92,7 +92,7 @@ void mbarrier_init(uint32_t address, uint32_t count) {
     Context& c = *context;
     const uint32_t pc = CALLER;
     const int self = current->linear;
-    if (address % 8 != 0 || address + 8 > SHARED_BYTES || count == 0 || count >= 1u << 20)
+    if (address % 8 != 0 || !is_own(address, 8) || count == 0 || count >= 1u << 20)
         fail("MBARRIER of %u arrivals at the address 0x%x; @0x%x", count, address, pc);
     Mbarrier m = {};
     m.count = m.missing = count;
@@ -249,7 +249,7 @@ void bulk_copy(uint32_t to, const uint64_t* words, uint32_t mbarrier, int rank, 
     const Map map(words);
     if (words[1] >> 32 != MAP_MARK || map.rank != rank || reinterpret_cast<uintptr_t>(words) % 64 != 0)
         fail("BULK COPY of rank %d with something else than a map of that rank; @0x%x", rank, pc);
-    if (to % 128 != 0 || to + map.bytes() > SHARED_BYTES)
+    if (to % 128 != 0 || !is_own(to, map.bytes()))
         fail("BULK COPY of %u bytes to the address 0x%x; @0x%x", map.bytes(), to, pc);
     const Mbarrier& m = mbarrier_at(mbarrier, pc);
     ++c.counts.bulk_copies;
@@ -264,8 +264,8 @@ void bulk_copy(uint32_t to, const uint64_t* words, uint32_t mbarrier, int rank, 
     if (checked()) {
         if (!m.fenced)
             note("MISSING PROXY FENCE after the initialisation of an mbarrier: block %u thread %d at @0x%x", c.block, self, pc);
-        const int agent = WARP_AGENTS + c.hopper.next_agent++ % COPY_AGENTS;
-        copy.agent = c.threads + agent;
+        const int agent = c.hopper.next_agent++ % COPY_AGENTS;
+        copy.agent = first_copy_agent() + agent;
         copy.clock = ++c.hopper.agent_clocks[agent];
         std::vector<uint32_t> known(c.clock_of(self), c.clock_of(self) + c.actors);
         known[copy.agent] = copy.clock;
@@ -325,12 +325,13 @@ static void check_descriptor(uint64_t descriptor, int lines, bool mn_major, uint
 static void perform(const Product& p, int warp) {
     Context& c = *context;
     if (c.mode.counts_alone) return;
+    const char* window = c.window(c.block_of(warp * 32));
     static thread_local float a[16][16], b[16][256], d[16][256];
     const Wgmma& whole = p.whole;
     const auto load = [&](uint64_t descriptor, bool mn_major, int first, int rows, auto put) {
         for_operand(descriptor, mn_major, first, rows, [&](int row, int k, uint32_t at) {
             uint16_t halves[8];
-            memcpy(halves, c.shared + at, 16);
+            memcpy(halves, window + at, 16);
             for (int i = 0; i < 8; ++i)
                 put(mn_major ? row + i : row, mn_major ? k : k + i, half_to_float(halves[i], whole.bf16));
         });
@@ -389,7 +390,8 @@ static void check_product(Product& p, int number) {
         }
     known[actor] = p.clock = ++warp.clock;
     const Actor agent = {actor, p.clock, known.data(), fenced.data()};
-    const auto read = [&](int, int, uint32_t at) { check_agent(agent, c.shared + at, 16, false, p.pc); };
+    const char* window = c.window(c.block_of(first));
+    const auto read = [&](int, int, uint32_t at) { check_agent(agent, window + at, 16, false, p.pc); };
     for_operand(p.whole.b_desc, p.whole.b_mn_major, 0, p.whole.n, read);
     if (p.whole.a == nullptr) for_operand(p.whole.a_desc, p.whole.a_mn_major, number % 4 * 16, 16, read);
 }
@@ -402,12 +404,13 @@ static void do_wgmma(void** lanes) {
     Context& c = *context;
     const int number = current->warp;
     const auto of = [&](int lane) { return static_cast<const WgmmaArguments*>(lanes[lane]); };
-    Product p = {*of(0)->part, {}, {}, 0, 0, of(0)->pc, false};
+    Product p = {*of(0)->part, {}, {}, {}, 0, 0, of(0)->pc, false};
     if (number / 4 * 128 + 128 > c.threads) fail("WGMMA in warp %d of a block of %d threads", number, c.threads);
     for (int lane = 0; lane < 32; ++lane) {
         const Wgmma& part = *of(lane)->part;
         if (!same(part, p.whole)) fail("WGMMA differs between lanes 0 and %d of warp %d; @0x%x", lane, number, p.pc);
         p.d[lane] = part.d;
+        p.a_at[lane] = part.a;
         if (part.a != nullptr) memcpy(p.a[lane], part.a, 16);
     }
     if (p.whole.a == nullptr) check_descriptor(p.whole.a_desc, 64, p.whole.a_mn_major, p.pc);
@@ -487,11 +490,14 @@ void wgmma_wait(int groups_left, Site site) {
     meet(do_wait, &groups_left, "wgmma.wait_group", site);
 }
 
-// Whether this thread's address is an accumulator that a product may still write.
-bool belongs_to_a_product(const char* address) {
+// Whether this thread's address is an accumulator that a product may still write, or an operand in registers that it
+// may still read. The numbers of those are taken when it is issued, so that overwriting them is seen here alone.
+bool belongs_to_a_product(const char* address, bool write) {
     for (const Product& p : context->hopper.warps[current->warp].pending) {
         const char* d = reinterpret_cast<const char*>(p.d[current->lane]);
+        const char* a = reinterpret_cast<const char*>(p.a_at[current->lane]);
         if (address >= d && address < d + p.whole.n * 2) return true;
+        if (write && a != nullptr && address >= a && address < a + 16) return true;
     }
     return false;
 }

@@ -25,7 +25,10 @@ Registration::Registration(const char* variant, const char* name, Entry entry, u
     registry()[std::string(variant) + ":" + name] = {entry, threads, bytes};
 }
 
-static bool prepare(Context& c, int threads) {
+static bool prepare(Context& c, int blocks, int of_block) {
+    const int threads = blocks * of_block;
+    c.blocks = blocks;
+    c.block_threads = of_block;
     c.threads = threads;
     c.fibers.resize(threads);
     c.warps.resize(threads / 32);
@@ -40,10 +43,12 @@ static bool prepare(Context& c, int threads) {
     return c.stacks != nullptr;
 }
 
-static std::vector<uint32_t> order_of_blocks(const Mode& mode) {
-    const uint32_t count = mode.blocks;
+// The first blocks of clusters, or of none all.
+static std::vector<uint32_t> order_of_blocks(const Mode& mode, uint32_t together) {
+    const uint32_t count = mode.blocks / together;
     std::vector<uint32_t> order(count);
-    for (uint32_t i = 0; i < count; ++i) order[i] = mode.first_block + (mode.schedule == LIFO ? count - 1 - i : i);
+    for (uint32_t i = 0; i < count; ++i)
+        order[i] = mode.first_block + together * (mode.schedule == LIFO ? count - 1 - i : i);
     if (mode.schedule == PRIORITIES)
         for (uint32_t i = count; i > 1; --i) std::swap(order[i - 1], order[random_bits() % i]);
     return order;
@@ -67,12 +72,12 @@ static void run(Context& c, const uint32_t* grid, const Registered& kernel, uint
     stack.ss_size = 1 << 16;
     sigaltstack(&stack, &old);
     const Index blocks = {grid[0], grid[1], grid[2]}, threads = {kernel.threads, 1, 1};
-    const std::vector<uint32_t> order = order_of_blocks(mode);
+    const std::vector<uint32_t> order = order_of_blocks(mode, c.blocks);
     if (sigsetjmp(c.failed, 1) == 0) {
         for (size_t i = 0; i < order.size() && c.report.size() < 4096; ++i) {
             c.block = order[i];
             run_block(blocks, threads, dynamic_bytes);
-            c.counts.threads += kernel.threads;
+            c.counts.threads += c.threads;
         }
     }
     current = nullptr;
@@ -109,7 +114,12 @@ bool simt_launch(Context* c, const char* name, const uint32_t* grid, uint32_t dy
         return false;
     }
     install_fault_handler();
-    if (!prepare(*c, int(found->second.threads))) {
+    const int together = blocks_of_cluster(name);
+    if (grid[0] % together != 0 || mode->first_block % together != 0 || mode->blocks % together != 0) {
+        snprintf(report, capacity, "LAUNCH: blocks that are no whole clusters of %d", together);
+        return false;
+    }
+    if (!prepare(*c, together, int(found->second.threads))) {
         snprintf(report, capacity, "LAUNCH: no memory for the stacks of %u threads", found->second.threads);
         return false;
     }

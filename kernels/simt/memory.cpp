@@ -12,19 +12,21 @@ namespace simt {
 
 // -- shared memory -------------------------------------------------------------------------------------------
 
-void* dynamic_shared() { return context->shared; }
+void* dynamic_shared() { return context->window(own_block()); }
 uint32_t shared_address(const void* p) { return uint32_t(static_cast<const char*>(p) - context->shared); }
 
 void* shared_object(const void* key, size_t bytes, size_t align) {
     Context& c = *context;
-    auto found = c.objects.find(key);
+    const int block = own_block();
+    auto found = c.objects.find({block, key});
     if (found == c.objects.end()) {
         const uint32_t step = uint32_t(std::max<size_t>(align, 16));
-        const uint32_t begin = (c.shared_used + RED_ZONE + step - 1) / step * step;
-        if (begin + bytes > SHARED_BYTES) fail("shared memory: more than %u bytes in a block", SHARED_BYTES);
-        c.shared_used = begin + uint32_t(bytes);
-        c.regions.push_back({begin, c.shared_used});
-        found = c.objects.emplace(key, begin).first;
+        uint32_t& used = c.shared_used[block];
+        const uint32_t begin = (used + RED_ZONE + step - 1) / step * step;
+        if (!is_own(begin, uint32_t(bytes))) fail("shared memory: more than %u bytes in a block", SHARED_BYTES);
+        used = begin + uint32_t(bytes);
+        c.regions.push_back({begin, used});
+        found = c.objects.emplace(std::make_pair(block, key), begin).first;
     }
     return c.shared + found->second;
 }
@@ -32,7 +34,7 @@ void* shared_object(const void* key, size_t bytes, size_t align) {
 // Every lane for itself; the checks put a warp's accesses together to count bank conflicts.
 void shared_access(uint32_t address, uint32_t* words, int count, bool write) {
     Context& c = *context;
-    if (address % (4 * count) != 0 || address + 4 * count > SHARED_BYTES)
+    if (address % (4 * count) != 0 || !is_own(address, 4 * count))
         fail("%d bytes of shared memory at the address 0x%x", 4 * count, address);
     char* p = c.shared + address;
     if (c.mode.checked) {
@@ -60,7 +62,7 @@ static void perform(Copy& copy) {
 
 void cp_async(uint32_t to, const void* from, int bytes) {
     Context& c = *context;
-    if (to % 16 != 0 || to + 16 > SHARED_BYTES || bytes < 0 || bytes > 16)
+    if (to % 16 != 0 || !is_own(to, 16) || bytes < 0 || bytes > 16)
         fail("cp.async: %d bytes to the address 0x%x", bytes, to);
     if (bytes > 0 && reinterpret_cast<uintptr_t>(from) % 16 != 0) fail("cp.async: the source %p is not aligned", from);
     const uint32_t pc = c.mode.checked ? offset_of_caller(__builtin_return_address(0)) : 0;
@@ -182,7 +184,8 @@ static void release(const Buffer& b) {
 
 extern "C" Context* simt_create() {
     Context* made = new Context();
-    void* shared = mmap(nullptr, SHARED_BYTES + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* shared = mmap(nullptr, size_t(MOST_BLOCKS) * WINDOW, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (shared == MAP_FAILED) {
         delete made;
         return nullptr;
@@ -194,7 +197,7 @@ extern "C" Context* simt_create() {
 extern "C" void simt_destroy(Context* c) {
     for (const Buffer& b : c->buffers) release(b);
     if (c->stacks != nullptr) munmap(c->stacks, (STACK_BYTES + PAGE) * size_t(c->stacks_for));
-    munmap(c->shared, SHARED_BYTES + PAGE);
+    munmap(c->shared, size_t(MOST_BLOCKS) * WINDOW);
     free(c->handler_stack);
     delete c;
 }

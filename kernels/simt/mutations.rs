@@ -448,6 +448,93 @@ pub const MUTATIONS: &[Mutation] = &[
         "i >= all.lines) return -1;",
     ),
     mutation("hopper-last-images", "conv2d_bwd_bf16_m128n64k64s4_sm90", "if (n >= all.images || i", "if (i"),
+    mutation(
+        "cluster-barrier-before-shares",
+        "gemm_f16_m128n160k64s4c4_sm90",
+        BEFORE_SHARES,
+        "    float own",
+    ),
+    mutation(
+        "cluster-barrier-after-shares",
+        "gemm_bwd_f16_m128n160k64s4c4_sm90",
+        AFTER_SHARES,
+        "#pragma unroll\n    for (int i = 0; i < OWN; ++i) {\n        const int quad = int(threadIdx.x) + i * \
+         mainloop::CONSUMERS;\n",
+    ),
+    mutation(
+        "cluster-shares-of-one-block",
+        "conv2d_bf16_m128n160k64s4c4_sm90",
+        "ld_cluster(more, mapa(here, other));",
+        "ld_cluster(more, mapa(here, 0));",
+    ),
+    mutation(
+        "cluster-rows-of-the-first",
+        "conv2d_bwd_f16_m128n160k64s4c8_sm90",
+        "rank * ROWS + row, quad",
+        "row, quad",
+    ),
+    // -- attention of sm_90a -----------------------------------------------------------------------------
+    mutation(
+        "attention-hopper-full-wait",
+        "attention_f16_d40k80_sm90",
+        "mbarrier_wait_parity(full + stage * 8, round & 1);",
+        "",
+    ),
+    mutation(
+        "attention-hopper-empty-phase",
+        "attention_f16_d40k128_sm90",
+        "mbarrier_wait_parity(empty + stage * 8, (round + 1) & 1);",
+        "mbarrier_wait_parity(empty + stage * 8, round > 0 ? round & 1 : 1);",
+    ),
+    mutation(
+        "attention-hopper-keys-released-while-read",
+        "attention_f16_d160k128_sm90",
+        "wgmma_wait_group<1>();",
+        "wgmma_wait_group<2>();",
+    ),
+    mutation(
+        "attention-hopper-weights-while-read",
+        "attention_bf16_d64k128_sm90",
+        WAIT_AND_RESCALE,
+        "as_operand<T>(weights, s);\n            ring.wait();\n            wgmma_wait_group<0>();",
+    ),
+    mutation(
+        "attention-hopper-key-bound",
+        "attention_f16_d64k128_sm90",
+        "% 2 >= keys) s[i]",
+        "% 2 > keys) s[i]",
+    ),
+    mutation(
+        "attention-hopper-query-bound",
+        "attention_bf16_d80k80_sm90",
+        "query >= p.t) c",
+        "query > p.t) c",
+    ),
+    mutation(
+        "attention-hopper-without-rescaling",
+        "attention_f16_d160k80_sm90",
+        "rows.o[i] *= rows.shrink[i / 2 % 2];",
+        "rows.o[i] *= 1.f;",
+    ),
+    mutation("attention-bwd-hopper-own-wait", "attention_bwd_f16_d64k64_sm90", "    own.wait();\n", ""),
+    mutation(
+        "attention-bwd-hopper-scores-wait",
+        "attention_bwd_bf16_d64k64_sm90",
+        "wgmma_wait_group<0>();\n        keep_registers(s);",
+        "wgmma_wait_group<1>();\n        keep_registers(s);",
+    ),
+    mutation(
+        "attention-bwd-hopper-row-bound",
+        "attention_bwd_f16_d64k64_sm90",
+        "if (row >= rows) continue;",
+        "if (row > rows) continue;",
+    ),
+    mutation(
+        "attention-bwd-hopper-unscaled",
+        "attention_bwd_f16_d64k64_sm90",
+        "scaling::power_of(head.largest(p.t))",
+        "1.f",
+    ),
     // -- guards ------------------------------------------------------------------------------------------
     mutation(
         "gate-multiplied",
@@ -471,8 +558,12 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
 ];
 
+const WAIT_AND_RESCALE: &str = "ring.wait();\n            wgmma_wait_group<0>();";
 const FULL_WAIT: &str = "mbarrier_wait_parity(cvta_to_shared(&smem.full[at.stage]), at.round & 1);";
 const SUMS_READ: &str = "Warps::sync();  // the sums that were staged last have been read";
+const BEFORE_SHARES: &str = "    cluster_arrive();\n    cluster_wait();\n    float own";
+const AFTER_SHARES: &str = "    cluster_arrive();\n    cluster_wait();\n#pragma unroll\n    for (int i = 0; i < OWN; \
+                            ++i) {\n        const int quad = int(threadIdx.x) + i * mainloop::CONSUMERS;\n";
 const BEFORE_ROWS: &str = "(stage, row, column)) = pair;\n            }\n    Warps::sync();";
 const BEFORE_ROWS_GONE: &str = "(stage, row, column)) = pair;\n            }";
 const BEFORE_STATS: &str = "    Warps::sync();\n\n    // 2. The statistics";

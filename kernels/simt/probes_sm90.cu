@@ -27,6 +27,7 @@ enum Fault {
     BYTES_NEVER_COME,
     NO_WGMMA_FENCE,
     REGISTERS_TOO_EARLY,
+    OPERAND_TOO_EARLY,
     REWRITTEN,              // by ordinary stores, with all that it takes: right
     REWRITTEN_UNFENCED,
     REWRITTEN_FENCED_LATE,  // behind the barrier
@@ -81,6 +82,7 @@ __device__ void consume(const Params& p, Ring& ring) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float d[32];
     for (int i = 0; i < 32; ++i) d[i] = 0.f;
+    uint32_t operand[4] = {0, 0, 0, 0};
     for (int step = 0; step < int(p.steps); ++step) {
         Stage& stage = ring.stage[step % STAGES];
         const uint32_t empty = cvta_to_shared(&ring.empty[step % STAGES]);
@@ -94,9 +96,11 @@ __device__ void consume(const Params& p, Ring& ring) {
             const uint64_t a = wgmma_descriptor(cvta_to_shared(stage.a) + shift, 16, 1024, SWIZZLE_128);
             const uint64_t b = wgmma_descriptor(cvta_to_shared(stage.b) + shift, 16, 1024, SWIZZLE_128);
             wgmma_m64k16<K_MAJOR, K_MAJOR>(d, a, b, true, f16{0});
+            if (FAULT == OPERAND_TOO_EARLY) wgmma_m64k16<K_MAJOR>(d, operand, b, true, f16{0});
         }
         wgmma_commit_group();
         if (FAULT == REGISTERS_TOO_EARLY) d[0] += 1.f;
+        if (FAULT == OPERAND_TOO_EARLY) operand[0] = uint32_t(step);
         if (FAULT == RELEASED_BEFORE_READ) mbarrier_arrive(empty);
         if (FAULT != PRODUCT_LEFT || step + 1 < int(p.steps)) wgmma_wait_group<0>();
         if (FAULT == ONE_WARP_RELEASES) {
@@ -214,6 +218,7 @@ RING(probe_ring_one_arrival_too_many, ONE_ARRIVAL_TOO_MANY)
 RING(probe_ring_bytes_never_come, BYTES_NEVER_COME)
 RING(probe_ring_no_wgmma_fence, NO_WGMMA_FENCE)
 RING(probe_ring_registers_too_early, REGISTERS_TOO_EARLY)
+RING(probe_ring_operand_too_early, OPERAND_TOO_EARLY)
 RING(probe_ring_rewritten_unfenced, REWRITTEN_UNFENCED)
 RING(probe_ring_rewritten_fenced_late, REWRITTEN_FENCED_LATE)
 RING(probe_ring_rewritten_no_barrier, REWRITTEN_NO_BARRIER)

@@ -1,7 +1,8 @@
 // runtime.h - the state of a launch, shared by the parts of the runtime.
 //
 // Every thread of a block is a fiber with its own stack; the fibers of a block take turns on one thread of the
-// operating system, and blocks run one after the other. A warp collective is a meeting: every lane leaves its
+// operating system, and blocks run one after the other. Those of a cluster run together: threads and warps are counted
+// on from block to block, and so are shared addresses, a window each. A warp collective is a meeting: every lane leaves its
 // arguments, the last one computes for all. Whoever cannot go on gives way to a thread that can; if there is
 // none, that is a deadlock and a report, not a hang.
 #pragma once
@@ -20,6 +21,8 @@ namespace simt {
 
 constexpr int MOST_THREADS = 1024;
 constexpr uint32_t SHARED_BYTES = 232448;  // 227 KiB, as on H100
+constexpr int MOST_BLOCKS = 8;             // of a cluster
+constexpr uint32_t WINDOW = 1 << 18;       // of shared addresses: each block of a cluster has the next
 constexpr uint32_t RED_ZONE = 64;          // between two objects in shared memory
 constexpr size_t STACK_BYTES = 32768;      // of a fiber, besides a guard page
 constexpr int GRANULE = 2;                 // bytes that the checks tell apart
@@ -112,8 +115,8 @@ struct Learnt {
     uint32_t since;
 };
 
-// Actors besides threads: the products of a warp, and bulk copies in turn.
-constexpr int WARP_AGENTS = MOST_THREADS / 32, COPY_AGENTS = 32, AGENTS = WARP_AGENTS + COPY_AGENTS;
+// Actors besides threads: the products of each warp, then bulk copies in turn.
+constexpr int COPY_AGENTS = 32;
 
 // In shared memory; arrivals release, waits acquire.
 struct Mbarrier {
@@ -133,6 +136,15 @@ struct BulkCopy {
     uint32_t clock;
 };
 
+// Of all threads of a cluster; arrivals release, waits acquire.
+struct ClusterBarrier {
+    int arrived;
+    uint32_t phase;
+    std::vector<uint32_t> phase_of;  // a thread's: that which it has arrived in, plus one
+    Knowledge arriving, ended;
+    std::vector<int> waiting;
+};
+
 struct NamedBarrier {
     int threads, arrived;
     std::vector<int> waiting;
@@ -143,6 +155,7 @@ struct NamedBarrier {
 struct Product {
     Wgmma whole;
     float* d[32];
+    const uint32_t* a_at[32];
     uint32_t a[32][4];
     uint32_t group, clock, pc;
     bool done;
@@ -161,10 +174,10 @@ struct Hopper {
     bool used;
     std::map<uint32_t, Mbarrier> mbarriers;
     std::vector<BulkCopy> copies;
-    NamedBarrier named[16];
+    NamedBarrier named[MOST_BLOCKS][16];
     std::vector<ProductsOfWarp> warps;
     std::vector<std::vector<Wgmma>> issued;  // by every warpgroup
-    std::vector<uint32_t> agent_clocks;
+    uint32_t agent_clocks[COPY_AGENTS];
     int next_agent, products_pending;
 };
 
@@ -175,12 +188,15 @@ struct Context {
     Counts counts;
     Entry entry;
     const void* params;
-    uint32_t block;  // its number
-    int threads, live;
+    uint32_t block;              // its number; of a cluster, the first one's
+    int blocks, block_threads;   // that run together, and threads of each
+    int threads, live;           // of all of them
+    int live_of[MOST_BLOCKS];    // of each
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
-    std::vector<int> at_barrier;
-    Site barrier_site;
+    std::vector<int> at_barrier[MOST_BLOCKS];
+    Site barrier_site[MOST_BLOCKS];
+    ClusterBarrier cluster_barrier;
     uint64_t random;
     std::string report;
     std::set<std::pair<uint32_t, uint32_t>> reported;
@@ -195,8 +211,8 @@ struct Context {
     int stacks_for;
     char* handler_stack;
     char* shared;
-    uint32_t shared_used;
-    std::map<const void*, uint32_t> objects;
+    uint32_t shared_used[MOST_BLOCKS];
+    std::map<std::pair<int, const void*>, uint32_t> objects;  // by block
     std::vector<std::pair<uint32_t, uint32_t>> regions;  // begin, end
     std::vector<Cell> shared_cells;
     int actors;                    // threads, and agents where there are any
@@ -207,6 +223,9 @@ struct Context {
     std::map<uint32_t, Learnt> learnt;                   // by this block, of others
     Hopper hopper;
 
+    int block_of(int thread) const { return thread / block_threads; }
+    char* window(int of) const { return shared + size_t(of) * WINDOW; }
+    bool is_shared(const char* p) const { return p >= shared && p < shared + size_t(blocks) * WINDOW; }
     uint32_t* clock_of(int thread) { return clocks.data() + size_t(thread) * actors; }
     uint32_t* fenced_of(int thread) { return fenced.data() + size_t(thread) * actors; }
 };
@@ -214,6 +233,12 @@ struct Context {
 extern __thread Context* context;  // of the launch that this thread runs
 
 inline Fiber& running() { return context->fibers[current->linear]; }
+inline int first_copy_agent() { return context->threads + context->threads / 32; }
+inline int own_block() { return context->block_of(current->linear); }
+// Whether the running thread's own block has these bytes.
+inline bool is_own(uint32_t address, uint32_t bytes) {
+    return int(address / WINDOW) == own_block() && address % WINDOW + bytes <= SHARED_BYTES;
+}
 inline uint64_t random_bits() {
     uint64_t x = context->random;
     x ^= x << 13;
@@ -267,6 +292,10 @@ void count_access(const void* address, int bytes, bool write);
 bool perform_a_copy();
 void finish_hopper();
 std::string waiting_mbarriers();
-bool belongs_to_a_product(const char* address);
+bool belongs_to_a_product(const char* address, bool write);
+
+// cluster.cpp, which also has what ptx_cluster_sm90.cuh calls
+int blocks_of_cluster(const char* kernel);
+void leave_cluster(int thread);
 
 }  // namespace simt

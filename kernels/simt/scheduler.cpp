@@ -151,29 +151,32 @@ void assertion_failed(const char* condition, Site site) {
 
 // -- barriers ------------------------------------------------------------------------------------------------
 
-static void release_barrier() {
+static void release_barrier(int block) {
     Context& c = *context;
     ++c.counts.barriers;
-    if (c.mode.checked) join_clocks(c.at_barrier);
+    if (c.mode.checked) join_clocks(c.at_barrier[block]);
     if (c.mode.checked || c.mode.counts_alone) {
         for (size_t warp = 0; warp < c.warps.size(); ++warp) count_conflicts(int(warp));
     }
-    for (int thread : c.at_barrier)
+    for (int thread : c.at_barrier[block])
         if (c.fibers[thread].state == Fiber::WAITING) make_ready(thread);
-    c.at_barrier.clear();
+    c.at_barrier[block].clear();
 }
 
 void barrier(Site site) {
     Context& c = *context;
-    if (c.at_barrier.empty()) {
-        c.barrier_site = site;
-    } else if (c.barrier_site.line != site.line || c.barrier_site.file != site.file) {
+    const int block = own_block();
+    std::vector<int>& here = c.at_barrier[block];
+    const Site first = c.barrier_site[block];
+    if (here.empty()) {
+        c.barrier_site[block] = site;
+    } else if (first.line != site.line || first.file != site.file) {
         fail("DIVERGENT BARRIER block %u: thread %d is at %s, thread %d at %s", c.block, current->linear,
-             place(site).c_str(), c.at_barrier[0], place(c.barrier_site).c_str());
+             place(site).c_str(), here[0], place(first).c_str());
     }
-    c.at_barrier.push_back(current->linear);
-    if (int(c.at_barrier.size()) < c.live) return wait_for("a block barrier", site);
-    release_barrier();
+    here.push_back(current->linear);
+    if (int(here.size()) < c.live_of[block]) return wait_for("a block barrier", site);
+    release_barrier(block);
     if (c.mode.schedule != FIFO) give_way();
 }
 
@@ -254,7 +257,7 @@ static void do_ldmatrix(void** lanes) {
         int in_bank[8] = {0}, most = 0;
         for (int r = 0; r < 8; ++r) {
             const Ldmatrix& lane = *static_cast<Ldmatrix*>(lanes[matrix * 8 + r]);
-            if (lane.address % 16 != 0 || lane.address + 16 > SHARED_BYTES)
+            if (lane.address % 16 != 0 || !is_own(lane.address, 16))
                 fail("ldmatrix: lane %d gives the address 0x%x", matrix * 8 + r, lane.address);
             row[r] = reinterpret_cast<const uint16_t*>(c.shared + lane.address);
             // Eight rows of 16 bytes are one access: it takes a cycle more for every row in the same banks.
@@ -332,33 +335,41 @@ extern "C" void simt_fiber_start() {
     Context& c = *context;
     c.entry(c.params);
     running().state = Fiber::DONE;
+    const int block = own_block();
     --c.live;
+    --c.live_of[block];
     c.warps[current->warp].live &= ~(1u << current->lane);
-    // Who has left is not waited for at a block barrier.
-    if (c.live > 0 && int(c.at_barrier.size()) >= c.live) release_barrier();
+    // Who has left is not waited for at a barrier.
+    if (c.live_of[block] > 0 && int(c.at_barrier[block].size()) >= c.live_of[block]) release_barrier(block);
+    if (c.blocks > 1) leave_cluster(current->linear);
     switch_away();
     abort();
 }
 
 void run_block(Index grid, Index threads, uint32_t dynamic_bytes) {
     Context& c = *context;
-    const uint32_t n = c.block;
     c.live = c.threads;
     c.queue.clear();
     c.head = 0;
-    c.at_barrier.clear();
     for (Warp& w : c.warps) w = Warp{0, 0xffffffffu, nullptr, {}, "", {}};
     for (uint32_t& p : c.priority) p = uint32_t(random_bits());
     c.objects.clear();
-    c.regions.assign(1, {0, dynamic_bytes});
-    c.shared_used = dynamic_bytes;
-    memset(c.shared, 0xff, SHARED_BYTES);  // NaN in every type
+    c.regions.clear();
+    for (int b = 0; b < c.blocks; ++b) {
+        c.at_barrier[b].clear();
+        c.live_of[b] = c.block_threads;
+        c.regions.push_back({b * WINDOW, b * WINDOW + dynamic_bytes});
+        c.shared_used[b] = b * WINDOW + dynamic_bytes;
+        memset(c.window(b), 0xff, SHARED_BYTES);  // NaN in every type
+    }
+    c.cluster_barrier = ClusterBarrier{};
     if (c.hopper.used) c.hopper = Hopper{};
     if (c.mode.checked || c.mode.counts_alone) start_checks();
     const size_t stride = STACK_BYTES + 4096;
     for (int t = 0; t < c.threads; ++t) {
         Fiber& f = c.fibers[t];
-        const unsigned x = threads.x, y = threads.y, i = unsigned(t);
+        const unsigned x = threads.x, y = threads.y, i = unsigned(t % c.block_threads);
+        const uint32_t n = c.block + uint32_t(c.block_of(t));
         f.lane.thread = {i % x, i / x % y, i / x / y};
         f.lane.block = {n % grid.x, n / grid.x % grid.y, n / grid.x / grid.y};
         f.lane.threads = threads;

@@ -108,8 +108,9 @@ impl Case {
         let kernel = self.launch.kernel;
         let resources =
             binaries::RESOURCES.iter().find(|used| used.kernel == kernel.name && used.target == target);
+        let architecture = if gpu.target == target { gpu.architecture } else { target };
         let occupancy = resources
-            .zip(limits(target))
+            .zip(limits(architecture))
             .map(|(used, limits)| Occupancy::of(kernel, used.registers, used.shared_bytes, limits));
         let blocks: f64 = self.launch.grid.iter().map(|&n| f64::from(n)).product();
         let at_once = occupancy.map(|occupancy| f64::from(occupancy.blocks * gpu.multiprocessors));

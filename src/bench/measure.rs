@@ -34,7 +34,7 @@ pub struct Settings {
 const FEWEST_BATCHES: usize = 20;
 const MOST_COPIES: usize = 256;
 /// Memory that copies of operands take at most, besides the first.
-const MOST_BYTES_OF_COPIES: usize = 8 << 30;
+const MOST_BYTES_OF_COPIES: usize = 4 << 30;
 
 /// What became of a launch.
 #[derive(Clone, Debug)]
@@ -51,7 +51,7 @@ pub struct Timed {
     pub batch: usize,
     /// Copies of the operands that launches go round among.
     pub copies: usize,
-    /// Whether all of them together are twice as large as the cache.
+    /// Whether what the launch touches of all of them is twice as large as the cache.
     pub cold: bool,
     /// The worst distance from what was wanted, as a share of what is allowed.
     pub of_tolerance: f64,
@@ -173,7 +173,9 @@ impl<'d> Session<'d> {
         program: &LaunchProgram,
         launches: &[(usize, Key)],
     ) -> Result<Result<Vec<Timed>, String>> {
-        let bench = self.workbench(program)?;
+        let steps = program.steps();
+        let touched = |&(index, _): &(usize, Key)| steps[index].cost.bytes as usize;
+        let bench = self.workbench(program, launches.iter().map(touched).min().unwrap_or(0))?;
         let contents = Contents::of(piece, program, self.storage)?;
         let last = bench.copies() - 1;
         for copy in 0..=last {
@@ -194,12 +196,12 @@ impl<'d> Session<'d> {
             batches: FEWEST_BATCHES,
         };
         let mut all = Vec::new();
-        for &(index, _) in launches {
+        for launch @ &(index, _) in launches {
             let timing = bench.time(index, &plan)?;
             let Some(times) = Times::of(&timing.batches_us).filter(|times| times.median_us > 0.0) else {
                 return Ok(Err("the device's clock did not move".to_owned()));
             };
-            let cold = bench.copies() * Workbench::bytes(program) >= 2 * self.l2_bytes && !self.settings.hot;
+            let cold = bench.copies() * touched(launch) >= 2 * self.l2_bytes && !self.settings.hot;
             all.push(Timed { times, batch: timing.batch, copies: timing.copies, cold, of_tolerance });
         }
         contents.fill(&bench, 0)?;
@@ -210,12 +212,13 @@ impl<'d> Session<'d> {
         Ok(Ok(all))
     }
 
-    /// With as many copies as it takes to find nothing in the cache, if there is room.
-    fn workbench(&self, program: &LaunchProgram) -> Result<Workbench> {
+    /// With as many copies as it takes to find nothing in the cache of a launch that touches so many bytes, if there
+    /// is room.
+    fn workbench(&self, program: &LaunchProgram, touched: usize) -> Result<Workbench> {
         let bytes = Workbench::bytes(program);
         let copies = match self.settings.hot {
             true => 1,
-            false => (2 * self.l2_bytes).div_ceil(bytes).clamp(2, MOST_COPIES),
+            false => (2 * self.l2_bytes).div_ceil(touched.max(1)).clamp(2, MOST_COPIES),
         };
         let copies = copies.min(1 + MOST_BYTES_OF_COPIES / bytes);
         match Workbench::new(self.device, program, copies) {

@@ -19,12 +19,12 @@ pub struct Limits {
     pub shared_bytes_of_block: u32,
 }
 
-/// `None` for a target that names no multiprocessor.
-pub fn limits(target: &str) -> Option<Limits> {
-    let (warps, blocks, shared_kib) = match target {
+/// `None` for one that names no multiprocessor.
+pub fn limits(architecture: &str) -> Option<Limits> {
+    let (warps, blocks, shared_kib) = match architecture {
         "sm_80" => (64, 32, 164),
         "sm_90a" | "sm_100" => (64, 32, 228),
-        "sm_120" => (48, 24, 100),
+        "sm_89" | "sm_120" => (48, 24, 100),
         _ => return None,
     };
     let shared_bytes = shared_kib * 1024;

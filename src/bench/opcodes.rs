@@ -60,7 +60,8 @@ pub fn mnemonics(disassembler: &Path, module: &Module) -> Result<BTreeMap<String
     Ok(tally(&listing(disassembler, module)?, str::to_owned))
 }
 
-fn listing(disassembler: &Path, module: &Module) -> Result<String> {
+/// The instructions of a module, entry point by entry point.
+pub fn listing(disassembler: &Path, module: &Module) -> Result<String> {
     let broken = |problem: String| Error::Device { device: disassembler.display().to_string(), problem };
     let mut file = tempfile::NamedTempFile::new().map_err(|e| Error::io("create", env::temp_dir(), e))?;
     file.write_all(module.binary).map_err(|e| Error::io("write", file.path(), e))?;

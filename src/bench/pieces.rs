@@ -1,4 +1,6 @@
-//! What a model's program runs as one, by itself: an operation or a fused group with operands of its own.
+//! What a model's program runs as one, by itself: an operation or a fused group with operands of its own. A group norm
+//! is also cut out together with whoever makes its operand, for those give it statistics; its gradient with the norm
+//! as well, which leaves them to it.
 //!
 //! Lowered, a piece gives the very launches that the model has; run by the CPU backend on the same operands, it says
 //! what must come out of them.
@@ -14,10 +16,12 @@ use crate::launch::{LaunchProgram, Storage, lower};
 use crate::plan::{self, Fuse, Stage, StepProgram};
 use crate::tensor::DType;
 
-/// One operation or group.
+/// One operation or group, or a norm with what comes before it.
 pub struct Piece {
-    /// The node of the model that it was cut from.
+    /// The node of the model that it was cut from, the last one.
     pub node: String,
+    /// Operations and groups that it has.
+    pub units: usize,
     graph: Graph,
     /// By buffer `in{i}`: what the first member that reads it takes it for.
     operands: Vec<Operand>,
@@ -33,9 +37,13 @@ pub fn pieces<'p>(steps: impl IntoIterator<Item = &'p StepProgram>) -> Result<Ve
             if step.graph.node(id).outputs.is_empty() {
                 continue;
             }
-            let piece = Cut::new(step).piece(id)?;
-            if known.insert(piece.signature()) {
-                pieces.push(piece);
+            let alone = [id];
+            let measured = with_makers(step, id);
+            for units in [&alone[..], &measured].into_iter().filter(|units| !units.is_empty()) {
+                let piece = Cut::new(step).piece(units)?;
+                if known.insert(piece.signature()) {
+                    pieces.push(piece);
+                }
             }
         }
     }
@@ -48,6 +56,38 @@ fn running(stages: &[Stage]) -> Vec<NodeId> {
         Stage::ForEachSample(body) | Stage::If(_, body) => running(body),
     };
     stages.iter().flat_map(of_stage).collect()
+}
+
+/// A norm, or the gradient of one, behind what may give it statistics, in running order; nothing for all else.
+fn with_makers(step: &StepProgram, id: NodeId) -> Vec<NodeId> {
+    let graph = &step.graph;
+    let norm = graph.node(id);
+    if !matches!(norm.op, Op::GroupNorm { .. } | Op::GroupNormBwd { .. }) {
+        return Vec::new();
+    }
+    let read = norm.inputs[0];
+    let sources = match &graph.producer(read).op {
+        Op::Concat if !step.fusion.is_materialised(read) => &graph.producer(read).inputs[..],
+        _ => &norm.inputs[..1],
+    };
+    let roots = graph.view_roots();
+    let maker = |&source: &ValueId| graph.value(roots[source.0 as usize]).node;
+    let contracts = |&id: &NodeId| {
+        let root = step.fusion.group_of(id).map_or(id, |group| group.root);
+        matches!(graph.node(root).op, Op::Linear | Op::Conv2d { .. })
+    };
+    let mut units: Vec<NodeId> = sources.iter().map(maker).filter(contracts).collect();
+    if let Op::GroupNormBwd { .. } = norm.op {
+        let forward = |node: &&Node| {
+            matches!(node.op, Op::GroupNorm { .. }) && node.inputs.iter().eq(norm.inputs.iter().take(3))
+        };
+        let ran = running(&step.body).into_iter().find(|&id| forward(&graph.node(id)));
+        units.extend(ran);
+    }
+    if !units.is_empty() {
+        units.push(id);
+    }
+    units
 }
 
 impl Piece {
@@ -123,21 +163,29 @@ impl<'p> Cut<'p> {
         Self { step, builder: Builder::new(), known: HashMap::new(), operands: Vec::new() }
     }
 
-    fn piece(mut self, id: NodeId) -> Result<Piece> {
+    /// Of units in running order.
+    fn piece(mut self, units: &[NodeId]) -> Result<Piece> {
         let (step, graph) = (self.step, &self.step.graph);
-        let members = step.fusion.members(id);
-        for &member in &members {
-            self.push(graph.node(member))?;
+        let (mut classes, mut made) = (Vec::new(), Vec::new());
+        for &id in units {
+            let members = step.fusion.members(id);
+            for &member in &members {
+                self.push(graph.node(member))?;
+            }
+            let last = graph.node(id);
+            let root = step.fusion.group_of(id).map_or(last, |group| graph.node(group.root));
+            let class = |i| Class::of(graph, root, i, members.len() > 1);
+            classes.extend((0..last.outputs.len()).map(class));
+            made.extend_from_slice(&last.outputs);
         }
-        let last = graph.node(id);
-        let root = step.fusion.group_of(id).map_or(last, |group| graph.node(group.root));
-        for (i, output) in last.outputs.iter().enumerate() {
-            let value = self.known[output];
-            let buffer = self.builder.buffer(&format!("out{i}"), graph.shape(*output).clone(), DType::F32);
-            self.builder.store(value, buffer, Row::All)?;
+        // Behind the buffers of all operands.
+        for (i, &output) in made.iter().enumerate() {
+            let buffer = self.builder.buffer(&format!("out{i}"), graph.shape(output).clone(), DType::F32);
+            self.builder.store(self.known[&output], buffer, Row::All)?;
         }
-        let classes = (0..last.outputs.len()).map(|i| Class::of(graph, root, i, members.len() > 1)).collect();
-        Ok(Piece { node: last.name.clone(), graph: self.builder.finish(), operands: self.operands, classes })
+        let node = units.last().map(|&id| graph.node(id).name.clone()).unwrap_or_default();
+        let graph = self.builder.finish();
+        Ok(Piece { node, units: units.len(), graph, operands: self.operands, classes })
     }
 
     fn push(&mut self, node: &Node) -> Result<()> {

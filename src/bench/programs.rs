@@ -44,7 +44,12 @@ pub fn odd() -> Result<Graph> {
     odd.one(Op::Concat, &[&[2, 5, 7], &[2, 5, 6]])?;
     odd.one(Op::Add, &[&[3, 33], &[3, 33]])?;
     odd.one(Op::Add, &[&[4, 64], &[4, 64]])?;
-    odd.one(Op::AddChannels, &[&[2, 5, 7, 33], &[2, 33]])?;
+    // Without a product in front of them.
+    for c in [33, 64] {
+        odd.one(Op::AddChannels, &[&[2, 5, 7, c], &[2, c]])?;
+    }
+    odd.one(Op::Upsample { height: 9, width: 14 }, &[&[2, 5, 7, 33]])?;
+    odd.one(Op::UpsampleBwd { height: 5, width: 7 }, &[&[2, 9, 14, 33]])?;
     odd.one(Op::Affine { mul: 1.7, add: -0.3 }, &[&[3, 33]])?;
     for act in [Silu, Gelu, QuickGelu, Relu, Tanh] {
         for shape in [[3, 33], [4, 64]] {

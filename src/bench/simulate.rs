@@ -37,14 +37,15 @@ impl Simulated {
     }
 }
 
-/// Counts for cases of these programs, in their order; nothing where the build has no SIMT layer.
-pub fn count(programs: &[&LaunchProgram], cases: &[&Case]) -> Result<Option<Vec<Simulated>>> {
+/// Counts for cases of these programs, in their order; nothing where the build has no SIMT layer, or the program takes
+/// more memory than that has addresses for.
+pub fn count(programs: &[&LaunchProgram], cases: &[&Case]) -> Result<Vec<Option<Simulated>>> {
     #[cfg(feature = "simt")]
-    return counting::count(programs, cases).map(Some);
+    return counting::count(programs, cases);
     #[cfg(not(feature = "simt"))]
     {
-        let _ = (programs, cases);
-        Ok(None)
+        let _ = programs;
+        Ok(vec![None; cases.len()])
     }
 }
 
@@ -56,7 +57,7 @@ mod counting {
     use crate::launch::{Addresses, Launch, LaunchProgram, relocate};
     use crate::simt::{Counts, Simt};
 
-    pub fn count(programs: &[&LaunchProgram], cases: &[&Case]) -> Result<Vec<Simulated>> {
+    pub fn count(programs: &[&LaunchProgram], cases: &[&Case]) -> Result<Vec<Option<Simulated>>> {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
         let share = cases.len().div_ceil(threads).max(1);
         let counted = std::thread::scope(|scope| {
@@ -67,64 +68,60 @@ mod counting {
         Ok(counted.into_iter().collect::<Result<Vec<_>>>()?.concat())
     }
 
-    fn count_in_turn(programs: &[&LaunchProgram], cases: &[&Case]) -> Result<Vec<Simulated>> {
-        let mut memory: Option<(usize, Memory)> = None;
+    fn count_in_turn(programs: &[&LaunchProgram], cases: &[&Case]) -> Result<Vec<Option<Simulated>>> {
+        let mut memory: Option<(usize, Option<Memory>)> = None;
         let mut counted = Vec::with_capacity(cases.len());
         for case in cases {
             let memory = match &mut memory {
                 Some((program, memory)) if *program == case.program => memory,
-                other => &mut other.insert((case.program, Memory::of(programs[case.program])?)).1,
+                other => &mut other.insert((case.program, Memory::of(programs[case.program]))).1,
             };
-            counted.push(memory.count(&case.launch)?);
+            counted.push(memory.as_mut().map(|memory| memory.count(&case.launch)).transpose()?);
         }
         Ok(counted)
     }
 
-    /// As large as a program's, all zeros.
+    /// As large as a program's, all zeros, and none of it touched.
     struct Memory {
         simt: Simt,
         addresses: Addresses,
     }
 
     impl Memory {
-        fn of(program: &LaunchProgram) -> Result<Self> {
+        /// Nothing where the layer's slots are too small.
+        fn of(program: &LaunchProgram) -> Option<Self> {
             let mut simt = Simt::new();
-            let mut room = |bytes: usize| -> Result<DevicePtr> {
-                simt.alloc_untouched(bytes).ok_or_else(|| Error::OutOfMemory {
-                    what: "counting on the SIMT layer".to_owned(),
-                    needed_bytes: bytes as u64,
-                    hint: " of addresses".to_owned(),
-                })
-            };
+            let mut room = |bytes: usize| simt.alloc_untouched(bytes);
             let (arena, state) = (room(program.arena_bytes)?, room(program.state_bytes())?);
             let all = room(program.weight_bytes())?;
             let at = |offset: usize| DevicePtr(all.0 + offset as u64);
             let weights = program.weights.iter().map(|weight| at(weight.offset)).collect();
-            let buffers = program.buffers.iter().map(|buffer| room(buffer.bytes())).collect::<Result<_>>()?;
-            Ok(Self { simt, addresses: Addresses { arena, state, weights, buffers } })
+            let buffers = program.buffers.iter().map(|buffer| room(buffer.bytes())).collect::<Option<_>>()?;
+            Some(Self { simt, addresses: Addresses { arena, state, weights, buffers } })
         }
 
         fn count(&mut self, launch: &Launch) -> Result<Simulated> {
             let of_blocks = launch.grid.iter().map(|&n| u64::from(n)).product::<u64>();
             let last = u32::try_from(of_blocks - 1);
             let last = last.map_err(|_| Error::Bug(format!("a grid of {of_blocks} blocks")))?;
-            let mut chosen = vec![0, last / 2, last];
+            let together = launch.kernel.cluster;
+            let mut chosen = [0, last / 2, last].map(|block| block / together * together).to_vec();
             chosen.dedup();
             let launch = relocate(launch, |location| self.addresses.of(location));
             let mut sum = Simulated { of_blocks, ..Default::default() };
             for block in chosen {
-                let counts = self.simt.count_blocks(&launch, block..block + 1);
+                let counts = self.simt.count_blocks(&launch, block..block + together);
                 let counts =
                     counts.map_err(|error| Error::Bug(format!("counting on the SIMT layer: {error}")))?;
-                sum.add(&counts);
+                sum.add(&counts, together);
             }
             Ok(sum)
         }
     }
 
     impl Simulated {
-        fn add(&mut self, counts: &Counts) {
-            self.blocks += 1;
+        fn add(&mut self, counts: &Counts, blocks: u32) {
+            self.blocks += u64::from(blocks);
             self.global_read_bytes += counts.global_read_bytes;
             self.global_written_bytes += counts.global_written_bytes;
             self.shared_read_bytes += counts.shared_read_bytes;

@@ -35,6 +35,9 @@ pub enum Command {
     Doctor(DoctorArgs),
 }
 
+/// Flags of [`ModelArgs`], which name files: the sizes of a published model are in none.
+const OF_FILES: [&str; 7] = ["model", "clip", "vae", "taesd", "tokenizer", "prediction_type", "mmap"];
+
 /// Which model, and what of it to replace.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ModelArgs {
@@ -291,7 +294,7 @@ pub struct InspectStepArgs {
     pub model: ModelArgs,
 
     /// Sizes of a published model, without its weights: sd15, sd21-base or sd21.
-    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = OF_FILES)]
     pub preset: Option<String>,
 
     #[command(flatten)]
@@ -307,8 +310,8 @@ pub struct InspectStepArgs {
 }
 
 const BENCH_KERNELS_HELP: &str = "\
-A line of --json: kernel, arch, shape, node, uses, grid, block; flops and bytes (each operand once), floor_us; registers,
-smem_bytes, spill_bytes, waves, blocks_per_multiprocessor, occupancy, occupancy_bound; instructions by class, where
+A line of --json: kernel, arch, shape, node, uses, grid, block; flops and bytes (each operand once), floor_us of
+floor_gpu, device (none where nothing is measured); registers, smem_bytes, spill_bytes, waves, blocks_per_multiprocessor, occupancy, occupancy_bound; instructions by class, where
 nvdisasm is; simt, where the build has the SIMT layer: what the first, the middle and the last block did together
 (`blocks` of `of_blocks`). On a GPU also time_us (the median), tflops, gb_per_second, of_floor (floor over time), times
 (percentiles and variation, which is steady up to 1 %), batch, copies, cold_l2, of_tolerance; or not_measured, the reason.
@@ -414,7 +417,7 @@ pub struct MemoryArgs {
     pub model: ModelArgs,
 
     /// Sizes of a published model, without its weights: sd15, sd21-base or sd21 (--model takes the names too).
-    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = OF_FILES)]
     pub preset: Option<String>,
 
     /// Methods, one or several [default: all]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::args::{BenchArgs, BenchKernelsArgs, BenchWhat};
-use super::{print_line, say, settings};
+use super::{device, print_line, say, settings};
 use crate::bench::kernels::{Case, Row, cases};
 use crate::bench::measure::{Measurement, Session, Settings};
 use crate::bench::{opcodes, programs, simulate};
@@ -25,13 +25,8 @@ pub fn run(args: &BenchArgs, demo: EmbeddedFiles) -> Result<()> {
         Ok(gpu) => (Some(gpu), String::new()),
         Err(reason) => (None, reason),
     };
-    let target = match (&args.arch, &device) {
-        (Some(word), _) => target(word)?,
-        (None, Some(gpu)) => target_of(gpu)?,
-        (None, None) => "sm_90a",
-    };
-    let gpu = gpu(args, target, device.as_ref())?;
-    let storage = settings::storage(args.dtype)?;
+    let (target, gpu) = floors(args, device.as_ref())?;
+    let storage = device::storage(args.dtype)?;
     let mut lowered = Vec::new();
     let names: Vec<&str> = match &args.preset[..] {
         [] => vec!["sd15", "sd21", "odd"],
@@ -50,9 +45,8 @@ pub fn run(args: &BenchArgs, demo: EmbeddedFiles) -> Result<()> {
     count_instructions(&mut rows, target)?;
     let programs: Vec<&LaunchProgram> = lowered.iter().map(|(_, program)| program).collect();
     let picked: Vec<&Case> = rows.iter().map(|row| &row.case).collect();
-    if let Some(counted) = simulate::count(&programs, &picked)? {
-        rows.iter_mut().zip(counted).for_each(|(row, counted)| row.simulated = Some(counted));
-    }
+    let counted = simulate::count(&programs, &picked)?;
+    rows.iter_mut().zip(counted).for_each(|(row, counted)| row.simulated = counted);
     let head = format!(
         "floors of {} at {} TFLOP/s and {} GB/s; binaries for {target}",
         gpu.name, gpu.tflops, gpu.gb_per_second
@@ -65,7 +59,7 @@ pub fn run(args: &BenchArgs, demo: EmbeddedFiles) -> Result<()> {
             print_line(head)?;
             print_line(why)?;
         }
-        return table(&mut rows, args, |_| Ok(None));
+        return table(&mut rows, args, (gpu.name, None), |_| Ok(None));
     };
     let device = CudaDevice::open(&found, storage, None)?;
     let steps: Vec<&StepProgram> = lowered.iter().map(|(step, _)| step).collect();
@@ -87,7 +81,7 @@ pub fn run(args: &BenchArgs, demo: EmbeddedFiles) -> Result<()> {
             found.clocks[1]
         ))?;
     }
-    table(&mut rows, args, |case| session.measure(case).map(Some))
+    table(&mut rows, args, (gpu.name, Some(&found.name)), |case| session.measure(case).map(Some))
 }
 
 /// The GPU that launches are measured on, or why they are not.
@@ -95,7 +89,7 @@ fn device(args: &BenchKernelsArgs) -> Result<Result<cuda::Gpu, String>> {
     let word = args.device.as_str();
     let ordinal = match word {
         "none" => return Ok(Err("--device none".to_owned())),
-        "auto" => match cuda::usable(0) {
+        "auto" => match cuda::first_usable() {
             Ok(gpu) => {
                 let own = target_of(&gpu)?;
                 return Ok(match &args.arch {
@@ -126,21 +120,31 @@ fn target_of(gpu: &cuda::Gpu) -> Result<&'static str> {
     gpu.target().map_err(|problem| Error::Device { device: gpu.name.clone(), problem })
 }
 
-/// The device of the floors.
-fn gpu(args: &BenchKernelsArgs, target: &'static str, measured: Option<&cuda::Gpu>) -> Result<&'static Gpu> {
+/// The target of the binaries, and the device of the floors.
+fn floors(args: &BenchKernelsArgs, measured: Option<&cuda::Gpu>) -> Result<(&'static str, &'static Gpu)> {
+    let named = match &args.gpu {
+        Some(word) => Some(Gpu::named(word).ok_or_else(|| {
+            let names: Vec<_> = GPUS.iter().map(|gpu| gpu.name).collect();
+            Error::usage("--gpu", format!("expected one of {}, found `{word}`", names.join(", ")))
+        })?),
+        None => None,
+    };
+    let target = match (&args.arch, measured, named) {
+        (Some(word), ..) => target(word)?,
+        (None, Some(gpu), _) => target_of(gpu)?,
+        (None, None, Some(gpu)) => gpu.target,
+        (None, None, None) => "sm_90a",
+    };
+    if let Some(gpu) = named.filter(|gpu| gpu.target != target) {
+        let problem = format!("{} runs {}, and the binaries are for {target}", gpu.name, gpu.target);
+        return Err(Error::usage("--gpu", problem));
+    }
     let by_name = |gpu: &cuda::Gpu| {
         let name = gpu.name.to_lowercase().replace(' ', "");
-        GPUS.iter().find(|known| name.contains(known.name))
+        GPUS.iter().find(|known| known.target == target && name.contains(known.name))
     };
-    match &args.gpu {
-        Some(word) => Gpu::named(word),
-        None => measured.and_then(by_name).or_else(|| Gpu::of_target(target)).or_else(|| GPUS.first()),
-    }
-    .ok_or_else(|| {
-        let names: Vec<_> = GPUS.iter().map(|gpu| gpu.name).collect();
-        let found = args.gpu.as_deref().unwrap_or_default();
-        Error::usage("--gpu", format!("expected one of {}, found `{found}`", names.join(", ")))
-    })
+    let gpu = named.or_else(|| measured.and_then(by_name)).or_else(|| Gpu::of_target(target));
+    Ok((target, gpu.unwrap_or(&GPUS[0])))
 }
 
 /// The programs of a published model, of the demo, or of odd sizes.
@@ -158,7 +162,10 @@ fn launches(
         "odd" => vec![programs::odd()?],
         _ => {
             let preset = Some(name).filter(|&name| name != "demo");
-            programs::of_model(&settings::blueprint(&Default::default(), preset, demo)?, args.batch_size)?
+            programs::of_model(
+                &settings::blueprint(&Default::default(), preset, demo, true)?,
+                args.batch_size,
+            )?
         }
     };
     let plan = |graph| {
@@ -190,16 +197,20 @@ fn count_instructions(rows: &mut [Row], target: &str) -> Result<()> {
     Ok(())
 }
 
-/// A line a row, as soon as it is known.
+/// A line a row, as soon as it is known: floors are of one device, times of another or none.
 fn table(
     rows: &mut [Row],
     args: &BenchKernelsArgs,
+    (floor_gpu, device): (&str, Option<&str>),
     mut measure: impl FnMut(&Case) -> Result<Option<Measurement>>,
 ) -> Result<()> {
     if args.json {
         return rows.iter_mut().try_for_each(|row| {
             row.measured = measure(&row.case)?;
-            print_line(row.json())
+            let mut line = row.json();
+            line["floor_gpu"] = floor_gpu.into();
+            line["device"] = device.into();
+            print_line(line)
         });
     }
     if rows.iter().any(|row| row.simulated.is_some()) {

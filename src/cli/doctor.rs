@@ -89,7 +89,7 @@ struct SelfTest {
 
 /// A guarded image of the demo model, judged by its mean colour.
 fn self_test(demo: EmbeddedFiles) -> Result<SelfTest> {
-    let model = settings::open(&Default::default(), demo)?;
+    let model = settings::open(&Default::default(), demo, true)?;
     let profile = SafetyProfile::built_in("demo").expect("a built-in profile");
     let (mean, std) = profile.normalisation.mean_std();
     let (width, height) = model.default_size();

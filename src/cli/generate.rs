@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 
 use super::args::GenerateArgs;
 use super::cold_start::ColdStart;
+use super::device::Device;
 use super::progress::Progress;
-use super::settings::Device;
 use super::{print_line, settings, signals};
-use crate::backend::Backend;
+use crate::backend::{Backend, Stop};
 use crate::cpu::Cpu;
 use crate::cuda::{self, CudaDevice};
 use crate::error::{Error, Result};
@@ -45,8 +45,8 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles, started: Insta
 
     let stop = signals::listen()?;
     let (threads, device) = (early.threads, early.device);
-    let model = Arc::new(settings::open(&args.model, demo)?);
-    let mut request = early.request(args, &model)?;
+    let model = Arc::new(settings::open(&args.model, demo, early.method.uses_guard())?);
+    let (mut request, record) = early.request(args, &model, &stop)?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| Error::usage("--threads", error.to_string()))?;
     pool.install(|| {
@@ -55,8 +55,8 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles, started: Insta
             request.batch_size = batch_that_fits(&model, backend.as_ref(), &request)?;
         }
         let mut output = Output {
-            record: settings::record(&request, &model, device),
-            digests: (!args.no_metadata).then(|| Digests::start(&model)),
+            record,
+            digests: (!args.no_metadata || args.json).then(|| Digests::start(&model, &stop)),
             pattern,
             targets,
             overwrite: args.overwrite,
@@ -72,10 +72,15 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles, started: Insta
         tracing::info!(seed = request.seed, images, batch = request.batch_size, "starting");
         let result = generate(&model, backend.as_ref(), &request, &mut output, &stop);
         output.progress.finish();
-        if let (Some(path), Some(trace), Ok(())) = (&args.trace, &output.trace, &result) {
-            write_atomically(path, args.overwrite, &to_safetensors(trace.tensors())?)?;
+        let traced = match &result {
+            // Where numbers went wrong the trace says which was the first.
+            Ok(()) | Err(Error::NonFinite { .. } | Error::Partial { .. }) => output.write_trace(args),
+            Err(_) => Ok(()),
+        };
+        if let (Err(_), Err(error)) = (&result, &traced) {
+            tracing::error!("{error}");
         }
-        result
+        result.and(traced)
     })
 }
 
@@ -119,9 +124,9 @@ impl Drop for NewDirectory {
 struct Digests(JoinHandle<Result<Vec<(PathBuf, String)>>>);
 
 impl Digests {
-    fn start(model: &Arc<Model>) -> Self {
-        let model = Arc::clone(model);
-        Self(std::thread::spawn(move || model.files().digests()))
+    fn start(model: &Arc<Model>, stop: &Stop) -> Self {
+        let (model, stop) = (Arc::clone(model), stop.clone());
+        Self(std::thread::spawn(move || model.files().digests(&|| stop.check())))
     }
 
     fn finish(self) -> Result<Value> {
@@ -229,6 +234,11 @@ impl Observer for Output<'_> {
 }
 
 impl Output<'_> {
+    fn write_trace(&self, args: &GenerateArgs) -> Result<()> {
+        let (Some(path), Some(trace)) = (&args.trace, &self.trace) else { return Ok(()) };
+        write_atomically("--trace", path, args.overwrite, &to_safetensors(trace.tensors())?)
+    }
+
     /// Writes one picture and says where it went.
     fn write(&self, image: &GeneratedImage, png: &[u8]) -> Result<Target> {
         let mut target = self.targets[image.index].clone();
@@ -268,7 +278,9 @@ impl Output<'_> {
         settings.push(setting("Safety", method.to_owned()));
         if let Some(guidance) = request.method.guidance() {
             settings.push(setting("Safety concepts", guidance.concepts.join(", ")));
-            settings.push(setting("Safety threshold", guidance.threshold.to_string()));
+            if request.method.is_gated() {
+                settings.push(setting("Safety threshold", guidance.threshold.to_string()));
+            }
             settings.push(setting("Safety gamma", guidance.gamma.to_string()));
         } else if let Method::Sld { config, .. } = &request.method {
             settings.push(setting("Safety preset", config.name.to_owned()));

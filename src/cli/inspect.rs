@@ -43,12 +43,12 @@ pub fn run(args: &InspectArgs, demo: EmbeddedFiles) -> Result<()> {
 }
 
 fn model(args: &InspectModelArgs, demo: EmbeddedFiles) -> Result<()> {
-    let model = settings::open(&args.model, demo)?;
+    let model = settings::open(&args.model, demo, true)?;
     let (width, height) = model.default_size();
     let files = model.files().describe();
     let clip = model.clip().ok();
     if args.json {
-        let digests = model.files().digests()?;
+        let digests = model.files().digests(&|| Ok(()))?;
         let digest = |path| digests.iter().find(|(found, _)| found == path).map(|(_, digest)| digest);
         let files: Vec<_> = files
             .iter()
@@ -98,10 +98,10 @@ fn model(args: &InspectModelArgs, demo: EmbeddedFiles) -> Result<()> {
 
 /// The graph of one denoising step, of a model or of the sizes of one.
 pub(super) fn step(args: &InspectStepArgs, demo: EmbeddedFiles) -> Result<Graph> {
-    let blueprint = settings::blueprint(&args.model, args.preset.as_deref(), demo)?;
+    let method: safety::Method = args.safety.parse()?;
+    let blueprint = settings::blueprint(&args.model, args.preset.as_deref(), demo, method.uses_guard())?;
     let batch = args.size.batch_size.unwrap_or(1);
     let size = settings::checked_size(&args.size.image, batch, &blueprint)?;
-    let method: safety::Method = args.safety.parse()?;
     let steering = match method {
         safety::Method::None | safety::Method::NegativePrompt => Steering::None,
         safety::Method::Sld(_) => Steering::Sld,

@@ -105,11 +105,12 @@ impl Row {
 
 fn choice(choice: &Choice) -> Value {
     let mut line = json!({ "why": choice.why.to_string() });
-    if let Some(Tiling { tile, step, stages, splits, slab }) = choice.tiling {
+    if let Some(Tiling { tile, step, stages, splits, cluster, slab }) = choice.tiling {
         line["tile"] = json!(tile);
         line["step"] = json!(step);
         line["stages"] = json!(stages);
         line["splits"] = json!(splits);
+        line["cluster"] = json!(cluster);
         line["slab"] = json!(slab);
     }
     if let Why::Product(Reason::Fastest(Fastest { rival, obstacle, .. })) = choice.why {

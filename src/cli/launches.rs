@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::args::InspectLaunchesArgs;
 use super::inspect;
-use super::{print_line, settings};
+use super::{device, print_line};
 use crate::error::{Error, Result};
 use crate::ir::{Flag, Once};
 use crate::launch::device::{GPUS, Gpu, target};
@@ -41,7 +41,7 @@ impl Lowered {
             (None, None) => GPUS[0].target,
         };
         let gpu = gpu.or_else(|| Gpu::of_target(target));
-        let storage = settings::storage(args.dtype)?;
+        let storage = device::storage(args.dtype)?;
         let graph = inspect::step(&args.step, demo)?;
         let fusion = passes::fuse(&graph);
         let step = StepProgram::fused(graph, fusion, Storage::of(storage.dtype()))?;

@@ -2,18 +2,17 @@
 
 use serde_json::json;
 
-use super::args::{DTypeArg, GradientArg, MemoryArgs, MemoryMethod};
+use super::args::{DTypeArg, GradientArg, MemoryArgs, MemoryMethod, ModelArgs};
 use super::{print_line, settings};
 use crate::backend::Backend;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::launch::device::GPUS;
-use crate::launch::lower;
+use crate::launch::{self, lower};
 use crate::passes;
 use crate::pipeline::programs::Steering;
-use crate::pipeline::{Blueprint, Memory, Model, Plans, Target};
+use crate::pipeline::{Blueprint, Memory, Model, Needs, Plans, Target};
 use crate::plan::{Param, StepProgram, Storage};
-use crate::tensor::DType;
 use crate::weights::EmbeddedFiles;
 
 /// What is compared where no method is named: every method with the gradients that it has.
@@ -76,12 +75,33 @@ fn sizes(args: &MemoryArgs, demo: EmbeddedFiles) -> Result<(Blueprint, Option<Mo
     let named = args.model.model.as_ref().and_then(|path| path.to_str());
     let named =
         named.filter(|name| Blueprint::PRESETS.contains(name) && !std::path::Path::new(name).exists());
+    if let Some(name) = named {
+        check_no_files(&args.model, name)?;
+    }
     let preset = args.preset.as_deref().or(named);
     if preset.is_some() {
-        return Ok((settings::blueprint(&args.model, preset, demo)?, None));
+        return Ok((settings::blueprint(&args.model, preset, demo, true)?, None));
     }
-    let model = settings::open(&args.model, demo)?;
+    let model = settings::open(&args.model, demo, true)?;
     Ok((Blueprint::of(&model), Some(model)))
+}
+
+/// Flags that name files mean nothing where there are none, as with `--preset`.
+fn check_no_files(args: &ModelArgs, name: &str) -> Result<()> {
+    let flags = [
+        ("--clip", args.clip.is_some()),
+        ("--vae", args.vae.is_some()),
+        ("--taesd", args.taesd.is_some()),
+        ("--tokenizer", args.tokenizer.is_some()),
+        ("--prediction-type", args.prediction_type.is_some()),
+        ("--mmap", args.mmap),
+    ];
+    match flags.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => {
+            Err(Error::usage(*flag, format!("does nothing with the published sizes of {name}")))
+        }
+        None => Ok(()),
+    }
 }
 
 fn wanted(args: &MemoryArgs, method: MemoryMethod, gradient: GradientArg) -> bool {
@@ -113,48 +133,53 @@ fn measure(
     let spec = blueprint.step_spec(steering, size, batch);
 
     let cpu = Cpu::<f32>::new();
-    let on_cpu = |program: &StepProgram| cpu.scratch_bytes(program);
-    let maps = |param: &Param| model.is_some_and(|model| model.maps(&cpu, param));
-    let as_stored = StepProgram::weights;
-    let lowered = |program: &StepProgram| lower(program, settings::storage(Some(dtype))?, GPUS[0].target);
-    let on_device = |program: &StepProgram| {
-        lowered(program).map_or(0, |launches| launches.arena_bytes - program.arena_bytes)
-    };
-    let packed = |program: &StepProgram| {
-        lowered(program).map_or_else(|_| program.weights(), |launches| launches.weight_names())
-    };
-    let keep_text = !args.release_text;
-    let device = |dtype: DType| {
-        let storage = Storage::of(dtype);
-        Target {
-            storage,
-            fuse: passes::fuse,
-            scratch: &on_device,
-            weights: &packed,
-            mapped: &|_| false,
-            keep_text,
-        }
-    };
     let (target, word) = match dtype {
-        DTypeArg::F32 => {
-            let (storage, fuse) = cpu.storage();
-            (Target { storage, fuse, scratch: &on_cpu, weights: &as_stored, mapped: &maps, keep_text }, "f32")
-        }
-        DTypeArg::F16 => (device(DType::F16), "f16"),
-        DTypeArg::Bf16 => (device(DType::BF16), "bf16"),
+        DTypeArg::F32 => (on_cpu(&cpu, model), "f32"),
+        DTypeArg::F16 => (on_device(launch::Storage::F16), "f16"),
+        DTypeArg::Bf16 => (on_device(launch::Storage::Bf16), "bf16"),
     };
-    let row = |plans: &Plans, budget: Option<usize>| {
-        let memory = plans.memory(&spec, &target);
+    let target = Target { keep_text: !args.release_text, ..target };
+    let row = |memory: Memory, budget: Option<usize>| {
         let model = blueprint.name.clone();
         Row { model, method, gradient, batch, dtype: word, budget, memory }
     };
     if !args.frontier {
         let plans = Plans::new(&blueprint, &spec, &target, args.max_vram)?;
-        return Ok(vec![row(&plans, args.max_vram)]);
+        return Ok(vec![row(plans.memory(&spec, &target)?, args.max_vram)]);
     }
     let points = Plans::frontier(&blueprint, &spec, &target)?;
-    let point = |plans: &Plans| row(plans, Some(plans.memory(&spec, &target).total_bytes()));
-    Ok(points.iter().map(point).collect())
+    let point = |plans: &Plans| {
+        let memory = plans.memory(&spec, &target)?;
+        let budget = memory.total_bytes();
+        Ok(row(memory, Some(budget)))
+    };
+    points.iter().map(point).collect()
+}
+
+/// The CPU backend's programs, with or without the files of a model.
+fn on_cpu<'a>(cpu: &'a Cpu<f32>, model: Option<&'a Model>) -> Target<'a> {
+    let (storage, fuse) = cpu.storage();
+    let needs = |program: &StepProgram| {
+        Ok(Needs { scratch_bytes: cpu.scratch_bytes(program), weights: program.weights() })
+    };
+    let mapped = move |param: &Param| model.is_some_and(|model| model.maps(cpu, param));
+    Target { storage, fuse, needs: Box::new(needs), mapped: Box::new(mapped), keep_text: true }
+}
+
+/// The launches of a GPU.
+fn on_device(storage: launch::Storage) -> Target<'static> {
+    let needs = move |program: &StepProgram| {
+        let launches = lower(program, storage, GPUS[0].target)?;
+        let scratch_bytes = launches.arena_bytes - program.arena_bytes;
+        Ok(Needs { scratch_bytes, weights: launches.weight_names() })
+    };
+    Target {
+        storage: Storage::of(storage.dtype()),
+        fuse: passes::fuse,
+        needs: Box::new(needs),
+        mapped: Box::new(|_| false),
+        keep_text: true,
+    }
 }
 
 impl Row {

@@ -3,13 +3,16 @@
 pub mod args;
 mod bench;
 mod cold_start;
+mod device;
 mod doctor;
 mod generate;
 mod inspect;
 mod kernels;
+mod latents;
 mod launches;
 mod memory;
 mod progress;
+mod record;
 mod settings;
 mod signals;
 

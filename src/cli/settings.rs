@@ -3,23 +3,24 @@
 use std::io::Read;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::args::{
-    DTypeArg, GateArg, GenerateArgs, ImageArgs, ModelArgs, NormArg, PredictionArg, RngArg, SafetyArgs,
-    SizeArgs,
+    GateArg, GenerateArgs, ImageArgs, ModelArgs, NormArg, PredictionArg, RngArg, SafetyArgs, SizeArgs,
 };
-use crate::cuda;
+use super::device::{Device, device};
+use super::latents::GivenLatents;
+use super::record::record;
+use crate::backend::Stop;
 use crate::error::{Error, Result};
 use crate::ir::Reduce;
-use crate::launch::Storage;
 use crate::pipeline::{Blueprint, Guidance, MAX_BATCH, Method, Model, ModelSource, Request, check_side};
+use crate::safety::concepts::MAX_CONCEPT_BYTES;
 use crate::safety::methods::SAFETY_CONCEPT;
 use crate::safety::{self, Concepts, GammaSchedule, GuideWindow, Normalisation, SafetyProfile};
 use crate::sampler::{Prediction, Rng};
-use crate::tensor::Tensor;
 use crate::text::MAX_PROMPT_BYTES;
-use crate::weights::{Dtype, EmbeddedFiles, ModelFiles, SafetensorsFile};
+use crate::weights::{EmbeddedFiles, read_user_text};
 
 const DEFAULT_GUIDANCE: f64 = 7.5;
 /// What the demo model was tuned with.
@@ -28,7 +29,7 @@ const MAX_PROMPT_FILE_BYTES: u64 = 16 << 20;
 const MAX_PROMPTS: usize = 100_000;
 const MAX_THREADS: usize = 1024;
 
-fn model_source(args: &ModelArgs, demo: EmbeddedFiles) -> ModelSource {
+fn model_source(args: &ModelArgs, demo: EmbeddedFiles, guard: bool) -> ModelSource {
     ModelSource {
         model: args.model.clone(),
         demo,
@@ -42,12 +43,13 @@ fn model_source(args: &ModelArgs, demo: EmbeddedFiles) -> ModelSource {
             PredictionArg::Sample => Prediction::Sample,
         }),
         mmap: args.mmap,
+        guard,
     }
 }
 
-/// The model that the flags name.
-pub fn open(args: &ModelArgs, demo: EmbeddedFiles) -> Result<Model> {
-    let model = Model::open(&model_source(args, demo))?;
+/// The model that the flags name; `guard` where somebody looks through its CLIP.
+pub fn open(args: &ModelArgs, demo: EmbeddedFiles, guard: bool) -> Result<Model> {
+    let model = Model::open(&model_source(args, demo, guard))?;
     if args.mmap {
         model.files().explain_lost_pages()?;
     }
@@ -60,13 +62,13 @@ pub struct Early {
     pub prompts: Vec<String>,
     pub seed: u64,
     pub threads: usize,
-    method: safety::Method,
+    pub method: safety::Method,
     concepts: Option<Vec<String>>,
     profile: Option<SafetyProfile>,
     gamma_schedule: Option<GammaSchedule>,
     window: Option<GuideWindow>,
     reduce: Option<Reduce>,
-    latents: Option<Tensor<f32>>,
+    latents: Option<GivenLatents>,
 }
 
 impl Early {
@@ -86,8 +88,9 @@ impl Early {
             gamma_schedule: safety.gamma_schedule.as_deref().map(GammaSchedule::resolve).transpose()?,
             window: safety.guide_steps.as_deref().map(str::parse).transpose()?,
             reduce: safety.reduce.as_deref().map(str::parse).transpose()?,
-            latents: args.latents.as_deref().map(read_latents).transpose()?,
+            latents: args.latents.as_deref().map(GivenLatents::open).transpose()?,
         };
+        early.check_safety_text(args)?;
         if !(1..=100_000).contains(&args.steps) {
             let problem = format!("expected 1 to the model's training steps (1000), found {}", args.steps);
             return Err(Error::usage("--steps", problem));
@@ -110,13 +113,13 @@ impl Early {
         })
     }
 
-    /// The whole request, for an opened model.
-    pub fn request(self, args: &GenerateArgs, model: &Model) -> Result<Request> {
+    /// The whole request, for an opened model, and what pictures say of it.
+    pub fn request(self, args: &GenerateArgs, model: &Model, stop: &Stop) -> Result<(Request, Value)> {
         let (width, height) = size(&args.size, model);
         let demo = args.model.model.is_none();
         let default_guidance = if demo { DEMO_GUIDANCE } else { DEFAULT_GUIDANCE };
         let method = self.method(args, model, demo)?;
-        let request = Request {
+        let mut request = Request {
             prompts: self.prompts,
             negative_prompt: args.negative_prompt.clone(),
             images_per_prompt: args.batch_count,
@@ -128,22 +131,48 @@ impl Early {
             height,
             eta: args.ddim_eta,
             rng: if args.rng == RngArg::Cpu { Rng::Cpu } else { Rng::Cuda },
-            latents: self.latents,
+            latents: None,
             method,
         };
         request.check(model.factor())?;
-        Ok(request)
+        let mut record = record(&request, model, self.device, &args.model);
+        if let Some(given) = self.latents {
+            // Its size first: a file may say anything of itself.
+            request.check_latents(&given.shape(), model.factor())?;
+            request.latents = Some(given.read()?);
+            record["latents"] = given.record(stop)?;
+        }
+        Ok((request, record))
+    }
+
+    /// What SLD and negative prompts steer away from, as one text.
+    fn safety_text(&self) -> String {
+        self.concepts.as_ref().map_or_else(|| SAFETY_CONCEPT.to_owned(), |concepts| concepts.join(", "))
+    }
+
+    /// Checks the length of that text, with what else it is put behind.
+    fn check_safety_text(&self, args: &GenerateArgs) -> Result<()> {
+        let before = match self.method {
+            safety::Method::NegativePrompt => args.negative_prompt.len() + ", ".len(),
+            safety::Method::Sld(_) => 0,
+            _ => return Ok(()),
+        };
+        let bytes = before + self.safety_text().len();
+        if bytes <= MAX_PROMPT_BYTES {
+            return Ok(());
+        }
+        let problem = format!(
+            "--safety {} reads all concepts as one text, which has {bytes} bytes; at most {MAX_PROMPT_BYTES} are taken",
+            self.method
+        );
+        Err(Error::usage(concept_flag(&args.safety), problem))
     }
 
     fn method(&self, args: &GenerateArgs, model: &Model, demo: bool) -> Result<Method> {
-        let text = || match &self.concepts {
-            Some(concepts) => concepts.join(", "),
-            None => SAFETY_CONCEPT.to_owned(),
-        };
         Ok(match self.method {
             safety::Method::None => Method::None,
-            safety::Method::NegativePrompt => Method::NegativePrompt { concept: text() },
-            safety::Method::Sld(config) => Method::Sld { config, concept: text() },
+            safety::Method::NegativePrompt => Method::NegativePrompt { concept: self.safety_text() },
+            safety::Method::Sld(config) => Method::Sld { config, concept: self.safety_text() },
             safety::Method::SafeSampling => Method::SafeSampling(self.guidance(&args.safety, model, demo)?),
             safety::Method::ClassifierGuidance { frozen_unet } => Method::ClassifierGuidance {
                 guidance: self.guidance(&args.safety, model, demo)?,
@@ -156,12 +185,20 @@ impl Early {
     /// The guard's settings: the profile's, with flags on top.
     fn guidance(&self, args: &SafetyArgs, model: &Model, demo: bool) -> Result<Guidance> {
         let clip = model.clip()?;
-        let tuned = args.threshold.is_some() && args.gamma.is_some();
+        let (needed, tuned) = match self.method {
+            // There is no gate for a threshold to open.
+            safety::Method::ClassifierGuidance { .. } if !args.gated => ("--gamma", args.gamma.is_some()),
+            _ => ("--threshold and --gamma", args.threshold.is_some() && args.gamma.is_some()),
+        };
         let profile = match &self.profile {
             Some(profile) => {
                 // With a threshold and a strength of one's own, any profile will do for the rest.
-                if !tuned {
-                    profile.fits(&clip.identity())?;
+                if let (Err(difference), false) = (profile.fits(&clip.identity()), tuned) {
+                    let problem = format!(
+                        "{difference}; its threshold and gamma mean nothing here: give {needed}, or a profile that \
+                         was tuned with this CLIP"
+                    );
+                    return Err(Error::usage("--safety-profile", problem));
                 }
                 Some(profile.clone())
             }
@@ -170,10 +207,12 @@ impl Early {
                 let default = SafetyProfile::built_in(word).expect("a built-in profile");
                 let fit = default.fits(&clip.identity());
                 if let (Err(_), false) = (&fit, tuned) {
-                    let problem = "no built-in profile belongs to this CLIP, and a threshold or strength that was \
-                                   tuned with another one means nothing here: give --threshold and --gamma, or a \
-                                   profile of its own with --safety-profile";
-                    return Err(Error::usage("--threshold", problem));
+                    let problem = format!(
+                        "no built-in profile belongs to this CLIP, and a threshold or strength that was tuned with \
+                         another one means nothing here: give {needed}, or a profile of its own with --safety-profile"
+                    );
+                    let flag = needed.split(' ').next().unwrap_or_default();
+                    return Err(Error::usage(flag, problem));
                 }
                 fit.is_ok().then_some(default)
             }
@@ -216,9 +255,14 @@ fn sides(args: &ImageArgs, (width, height): (usize, usize)) -> (usize, usize) {
 }
 
 /// The sizes of a model: of a published one by its name, or of the files that the flags name.
-pub fn blueprint(args: &ModelArgs, preset: Option<&str>, demo: EmbeddedFiles) -> Result<Blueprint> {
+pub fn blueprint(
+    args: &ModelArgs,
+    preset: Option<&str>,
+    demo: EmbeddedFiles,
+    guard: bool,
+) -> Result<Blueprint> {
     match preset {
-        None => Ok(Blueprint::of(&open(args, demo)?)),
+        None => Ok(Blueprint::of(&open(args, demo, guard)?)),
         Some(name) => Blueprint::preset(name).ok_or_else(|| {
             let expected = Blueprint::PRESETS.join(", ");
             Error::usage("--preset", format!("expected one of {expected}; found `{name}`"))
@@ -238,93 +282,6 @@ pub fn checked_size(args: &ImageArgs, batch: usize, blueprint: &Blueprint) -> Re
     Ok((width, height))
 }
 
-/// Where a run computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
-    Cpu,
-    /// The kernels of GPUs on the CPU.
-    Simt(Storage),
-    /// The GPU of that number.
-    Cuda(usize, Storage),
-}
-
-impl Device {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::Simt(_) => "simt",
-            Self::Cuda(..) => "cuda",
-        }
-    }
-
-    /// What it stores.
-    pub const fn dtype(self) -> &'static str {
-        match self {
-            Self::Cpu => "f32",
-            Self::Simt(storage) | Self::Cuda(_, storage) => storage.name(),
-        }
-    }
-}
-
-fn device(args: &GenerateArgs) -> Result<Device> {
-    let word = args.device.as_str();
-    match word.split(':').next().unwrap_or_default() {
-        "cpu" if word == "cpu" => cpu(args.dtype),
-        "auto" if word == "auto" => match args.dtype {
-            Some(DTypeArg::F32) => Ok(Device::Cpu),
-            dtype => match cuda::usable(0) {
-                Ok(_) => Ok(Device::Cuda(0, storage(dtype)?)),
-                Err(error) => {
-                    let device = cpu(dtype)?;
-                    tracing::warn!("computing on the CPU: {error}");
-                    Ok(device)
-                }
-            },
-        },
-        "simt" if word == "simt" => {
-            let storage = storage(args.dtype)?;
-            if cfg!(feature = "simt") {
-                return Ok(Device::Simt(storage));
-            }
-            let problem = "this build has no simulated device: build it with `--features simt`, which takes a C++ \
-                           compiler; or use --device cpu";
-            Err(Error::Device { device: word.to_owned(), problem: problem.to_owned() })
-        }
-        "cuda" => {
-            let storage = storage(args.dtype)?;
-            let ordinal = match word.strip_prefix("cuda").and_then(|rest| rest.strip_prefix(':')) {
-                None => 0,
-                Some(digits) => digits.parse().map_err(|_| {
-                    Error::usage("--device", format!("expected cuda or cuda:N, found `{word}`"))
-                })?,
-            };
-            cuda::usable(ordinal).map(|_| Device::Cuda(ordinal, storage))
-        }
-        _ => {
-            let problem = format!("expected auto, cpu, simt or cuda[:N], found `{word}`");
-            Err(Error::usage("--device", problem))
-        }
-    }
-}
-
-fn cpu(dtype: Option<DTypeArg>) -> Result<Device> {
-    match dtype {
-        None | Some(DTypeArg::F32) => Ok(Device::Cpu),
-        Some(_) => Err(Error::usage("--dtype", "the CPU computes in f32; leave it out or say f32")),
-    }
-}
-
-/// What a device with kernels stores.
-pub fn storage(dtype: Option<DTypeArg>) -> Result<Storage> {
-    match dtype {
-        None | Some(DTypeArg::F16) => Ok(Storage::F16),
-        Some(DTypeArg::Bf16) => Ok(Storage::Bf16),
-        Some(DTypeArg::F32) => {
-            Err(Error::usage("--dtype", "the kernels store f16 or bf16; f32 is for --device cpu"))
-        }
-    }
-}
-
 /// Flags that the chosen method would silently ignore are mistakes.
 fn check_safety_flags(args: &SafetyArgs, method: safety::Method) -> Result<()> {
     let guard_flags = [
@@ -342,25 +299,36 @@ fn check_safety_flags(args: &SafetyArgs, method: safety::Method) -> Result<()> {
     if let Some((flag, _)) = given {
         return Err(Error::usage(*flag, format!("does nothing with --safety {method}")));
     }
-    if args.gated && !matches!(method, safety::Method::ClassifierGuidance { .. }) {
+    let classifier = matches!(method, safety::Method::ClassifierGuidance { .. });
+    if args.gated && !classifier {
         return Err(Error::usage("--gated", format!("does nothing with --safety {method}")));
+    }
+    let gate_flags = [("--threshold", args.threshold.is_some()), ("--gate", args.gate.is_some())];
+    if let (Some((flag, _)), true) = (gate_flags.iter().find(|(_, given)| *given), classifier && !args.gated)
+    {
+        let problem = format!("does nothing with --safety {method}, which has no gate; add --gated");
+        return Err(Error::usage(*flag, problem));
     }
     let concepts = !args.concept.is_empty() || args.concepts.is_some();
     if concepts && method == safety::Method::None {
-        let flag = if args.concepts.is_some() { "--concepts" } else { "--concept" };
-        return Err(Error::usage(flag, "does nothing with --safety none"));
-    }
-    for concept in &args.concept {
-        check_length("--concept", concept)?;
+        return Err(Error::usage(concept_flag(args), "does nothing with --safety none"));
     }
     if let Some(gamma) = args.gamma.filter(|gamma| !(gamma.is_finite() && *gamma >= 0.0)) {
         return Err(Error::usage("--gamma", format!("expected a finite number, 0 or more, found {gamma}")));
     }
-    if let Some(threshold) = args.threshold.filter(|threshold| !threshold.is_finite()) {
-        return Err(Error::usage("--threshold", format!("expected a finite number, found {threshold}")));
+    if let Some(threshold) = args.threshold.filter(|threshold| !(-1.0..=1.0).contains(threshold)) {
+        return Err(Error::usage("--threshold", format!("expected a cosine, -1 to 1, found {threshold}")));
     }
     Ok(())
 }
+
+/// The flag that concepts were given by.
+fn concept_flag(args: &SafetyArgs) -> &'static str {
+    if args.concepts.is_some() { "--concepts" } else { "--concept" }
+}
+
+/// What a list of concepts takes, the tokenizer takes.
+const _: () = assert!(MAX_CONCEPT_BYTES <= MAX_PROMPT_BYTES);
 
 fn concepts(args: &SafetyArgs) -> Result<Option<Vec<String>>> {
     let concepts = match &args.concepts {
@@ -415,8 +383,7 @@ fn stdin_or(text: &str) -> Result<String> {
 }
 
 fn prompt_file(path: &Path) -> Result<Vec<String>> {
-    // A model's file and a list of prompts have the same enemies: devices, pipes, wrong encodings.
-    let text = ModelFiles::open(path)?.read_text("", MAX_PROMPT_FILE_BYTES)?;
+    let text = read_user_text(path, MAX_PROMPT_FILE_BYTES)?;
     let lines = text.lines().map(|line| line.trim_end_matches('\r'));
     let prompts: Vec<String> = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
     if !(1..=MAX_PROMPTS).contains(&prompts.len()) {
@@ -451,84 +418,4 @@ fn threads(given: Option<usize>) -> Result<usize> {
             Err(Error::usage("--threads", format!("expected 1 to {MAX_THREADS}, found {threads}")))
         }
     }
-}
-
-/// The key `latents` of a safetensors file.
-fn read_latents(path: &Path) -> Result<Tensor<f32>> {
-    const KEY: &str = "latents";
-    let file = SafetensorsFile::new(ModelFiles::open(path)?.blob("")?)?;
-    let Some(info) = file.tensors.get(KEY) else {
-        let keys: Vec<_> = file.tensors.keys().take(5).cloned().collect();
-        return Err(Error::Tensor {
-            path: path.to_owned(),
-            tensor: KEY.into(),
-            expected: "[images, 4, h, w] in f32".into(),
-            found: format!("no such tensor, but {}", keys.join(", ")),
-        });
-    };
-    if info.dtype != Dtype::F32 {
-        return Err(Error::Tensor {
-            path: path.to_owned(),
-            tensor: KEY.into(),
-            expected: "values in f32".into(),
-            found: format!("{} values", info.dtype),
-        });
-    }
-    Ok(Tensor::new(info.shape.clone(), file.read_f32(KEY)?))
-}
-
-/// Everything that is needed to repeat a run, for metadata and `--json`.
-pub fn record(request: &Request, model: &Model, device: Device) -> Value {
-    let safety = match &request.method {
-        Method::None => json!({ "method": "none" }),
-        Method::NegativePrompt { concept } => json!({ "method": "negative-prompt", "concept": concept }),
-        Method::Sld { config, concept } => json!({
-            "method": "sld", "preset": config.name, "concept": concept, "warmup": config.warmup,
-            "scale": config.scale, "threshold": config.threshold,
-            "momentum_scale": config.momentum_scale, "momentum_beta": config.momentum_beta,
-        }),
-        Method::SafeSampling(guidance) => guidance_record("safe-sampling", guidance),
-        Method::ClassifierGuidance { guidance, frozen_unet, gated } => {
-            let word = if *frozen_unet { "classifier-guidance:frozen-unet" } else { "classifier-guidance" };
-            let mut record = guidance_record(word, guidance);
-            record["gated"] = json!(gated);
-            record
-        }
-    };
-    json!({
-        "schema": 1,
-        "program": "unguide",
-        "version": env!("CARGO_PKG_VERSION"),
-        "device": device.name(),
-        "dtype": device.dtype(),
-        "model": model.name,
-        "files": [],
-        "negative_prompt": request.negative_prompt,
-        "sampler": "ddim",
-        "steps": request.steps,
-        "guidance_scale": request.guidance_scale,
-        "ddim_eta": request.eta,
-        "rng": request.rng.name(),
-        "given_latents": request.latents.is_some(),
-        "width": request.width,
-        "height": request.height,
-        "safety": safety,
-    })
-}
-
-fn guidance_record(method: &str, guidance: &Guidance) -> Value {
-    json!({
-        "method": method,
-        "concepts": guidance.concepts,
-        "threshold": guidance.threshold,
-        "gate": if guidance.above_threshold { "above" } else { "at-least" },
-        "gamma": guidance.gamma,
-        "gamma_schedule": guidance.gamma_schedule,
-        "guide_steps": guidance.window,
-        "reduce": guidance.reduce,
-        "top_k": guidance.top_k,
-        "image_mean": guidance.mean,
-        "image_std": guidance.std,
-        "gradient_scale_log2": guidance.gradient_scale_log2,
-    })
 }

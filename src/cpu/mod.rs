@@ -17,6 +17,7 @@ mod pointwise;
 mod product;
 mod program;
 mod resample;
+mod room;
 mod sampler_ops;
 mod scratch;
 

@@ -6,6 +6,7 @@ use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::eval::{Operand, Target, eval};
+use super::room::free_bytes;
 use super::scratch;
 use crate::backend::{Backend, InPlace, Program, Stop, WeightSource};
 use crate::error::{Error, Result};
@@ -161,7 +162,11 @@ impl<T: Real> Backend for Cpu<T> {
     }
 
     fn limit(&self) -> Option<usize> {
-        self.limit
+        self.limit.into_iter().chain(self.room()).min()
+    }
+
+    fn room(&self) -> Option<usize> {
+        free_bytes()
     }
 
     fn load(&self, step: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>> {

@@ -77,6 +77,12 @@ pub fn usable(ordinal: usize) -> Result<Gpu> {
     Ok(gpu)
 }
 
+/// The first GPU that our kernels run on; where there is none, what the first of all lacks.
+pub fn first_usable() -> Result<Gpu> {
+    let count = gpus().map_or(0, |gpus| gpus.len());
+    (0..count).find_map(|ordinal| usable(ordinal).ok()).map_or_else(|| usable(0), Ok)
+}
+
 /// As users call it.
 pub fn word(ordinal: usize) -> String {
     format!("cuda:{ordinal}")

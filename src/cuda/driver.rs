@@ -78,10 +78,6 @@ table! {
     GraphCalls {
         create: "cuGraphCreate"(*mut sys::CUgraph, c_uint),
         destroy: "cuGraphDestroy"(sys::CUgraph),
-        add_kernel: "cuGraphAddKernelNode_v2"(
-            *mut sys::CUgraphNode, sys::CUgraph, *const sys::CUgraphNode, usize,
-            *const sys::CUDA_KERNEL_NODE_PARAMS,
-        ),
         add_node: "cuGraphAddNode_v2"(
             *mut sys::CUgraphNode, sys::CUgraph, *const sys::CUgraphNode, *const sys::CUgraphEdgeData, usize,
             *mut sys::CUgraphNodeParams,

@@ -4,12 +4,18 @@
 //! before each stands a launch of `condition`, which sets its value from the state or a flag, and at the end of a
 //! loop's body one that goes on to the next sample. Nothing is captured: nodes are added one by one, and a body is a
 //! graph of its own that the driver makes with its node.
+//!
+//! From sm_90 on a launch may begin before the one in front has ended: its blocks are there when it has, and wait until
+//! then by themselves (kernels/include/ptx_launch.cuh).
 
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use cudarc::driver::sys;
 use sys::CUgraphConditionalNodeType_enum::{CU_GRAPH_COND_TYPE_IF, CU_GRAPH_COND_TYPE_WHILE};
+use sys::CUgraphDependencyType_enum::CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC;
+use sys::CUgraphNodeType_enum::{CU_GRAPH_NODE_TYPE_CONDITIONAL, CU_GRAPH_NODE_TYPE_KERNEL};
 
 use super::driver::{Answer, Driver, Failure, GraphCalls};
 use super::handles::{Context, Params};
@@ -26,6 +32,8 @@ pub struct Graph {
     raw: sys::CUgraph,
     exec: sys::CUgraphExec,
     nodes: usize,
+    /// Nodes that may begin before the one in front has ended.
+    overlapping: usize,
 }
 
 // SAFETY: the driver takes graphs' handles from any thread, one at a time; whoever has the graph is that one.
@@ -39,6 +47,23 @@ impl Graph {
         state: DevicePtr,
         flag: &dyn Fn(BufferId) -> DevicePtr,
     ) -> Result<Self> {
+        if waits_by_itself(program.target) && shared.overlaps.load(Relaxed) {
+            match Self::build(shared, program, state, flag, true) {
+                Err(error) => tracing::warn!("launches do not overlap: {error}"),
+                graph => return graph,
+            }
+            shared.overlaps.store(false, Relaxed);
+        }
+        Self::build(shared, program, state, flag, false)
+    }
+
+    fn build(
+        shared: &Shared,
+        program: &LaunchProgram,
+        state: DevicePtr,
+        flag: &dyn Fn(BufferId) -> DevicePtr,
+        overlaps: bool,
+    ) -> Result<Self> {
         let context = &shared.context;
         let driver: &'static Driver = context.driver;
         let calls =
@@ -50,17 +75,18 @@ impl Graph {
             raw: ptr::null_mut(),
             exec: ptr::null_mut(),
             nodes: 0,
+            overlapping: 0,
         };
         // SAFETY: the result has a place.
         let code = unsafe { (calls.create)(&mut graph.raw, 0) };
         shared.answer(driver.check("cuGraphCreate", code))?;
-        let mut builder = Builder { shared, calls, state, flag, nodes: 0 };
+        let mut builder = Builder { shared, calls, state, flag, overlaps, nodes: 0, overlapping: 0 };
         builder.stages(graph.raw, &mut None, &program.body)?;
-        graph.nodes = builder.nodes;
+        (graph.nodes, graph.overlapping) = (builder.nodes, builder.overlapping);
         // SAFETY: the result has a place, and the graph is whole.
         let code = unsafe { (calls.instantiate)(&mut graph.exec, graph.raw, 0) };
         shared.answer(driver.check("cuGraphInstantiateWithFlags", code))?;
-        tracing::debug!(nodes = graph.nodes, "graph");
+        tracing::debug!(nodes = graph.nodes, overlapping = graph.overlapping, "graph");
         Ok(graph)
     }
 
@@ -105,11 +131,20 @@ struct Builder<'a> {
     calls: &'static GraphCalls,
     state: DevicePtr,
     flag: &'a dyn Fn(BufferId) -> DevicePtr,
+    /// Whether kernels of this target may.
+    overlaps: bool,
     nodes: usize,
+    overlapping: usize,
 }
 
-/// The node that the next one waits for.
-type Before = Option<sys::CUgraphNode>;
+/// The node that the next one waits for, and what it is.
+type Before = Option<(sys::CUgraphNode, sys::CUgraphNodeType)>;
+
+/// Whether the entry points of binaries for a target wait for the launch in front. Those of `compute_80` do not,
+/// whatever they run on.
+fn waits_by_itself(target: &str) -> bool {
+    matches!(target, "sm_90a" | "sm_100" | "sm_120")
+}
 
 impl Builder<'_> {
     fn stages(&mut self, graph: sys::CUgraph, before: &mut Before, stages: &[LaunchStage]) -> Result<()> {
@@ -175,7 +210,8 @@ impl Builder<'_> {
         let params = Params::new(&self.shared.answer(encoded)?);
         let mut pointer = params.pointer();
         let [x, y, z] = launch.grid;
-        let node = sys::CUDA_KERNEL_NODE_PARAMS {
+        let mut node = node_of(CU_GRAPH_NODE_TYPE_KERNEL);
+        node.__bindgen_anon_1.kernel = sys::CUDA_KERNEL_NODE_PARAMS_v3 {
             func: function.raw,
             gridDimX: x,
             gridDimY: y,
@@ -189,14 +225,37 @@ impl Builder<'_> {
             kern: ptr::null_mut(),
             ctx: ptr::null_mut(),
         };
-        let (at, count) = after(before);
+        // The kernel takes one struct, which the driver copies before it returns; its function is loaded as long as
+        // the device, which outlives the graph.
+        self.add(graph, before, &mut node)
+    }
+
+    /// Adds a node behind the one before.
+    fn add(
+        &mut self,
+        graph: sys::CUgraph,
+        before: &mut Before,
+        node: &mut sys::CUgraphNodeParams,
+    ) -> Result<()> {
+        const AT_ITS_START: sys::CUgraphEdgeData = sys::CUgraphEdgeData {
+            from_port: sys::CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC as u8,
+            to_port: 0,
+            type_: CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC as u8,
+            reserved: [0; 5],
+        };
+        let kernels =
+            [Some(node.type_), before.map(|(_, kind)| kind)] == [Some(CU_GRAPH_NODE_TYPE_KERNEL); 2];
+        let overlaps = self.overlaps && kernels;
+        let edge = if overlaps { ptr::from_ref(&AT_ITS_START) } else { ptr::null() };
+        let (at, count) = before.as_ref().map_or((ptr::null(), 0), |(node, _)| (ptr::from_ref(node), 1));
         let mut added = ptr::null_mut();
-        // SAFETY: the graph is being built, and the node before is its own. The kernel takes one struct, which the
-        // driver copies before it returns; its function is loaded as long as the device, which outlives the graph.
-        let code = unsafe { (self.calls.add_kernel)(&mut added, graph, at, count, &node) };
-        self.shared.answer(self.shared.context.driver.check("cuGraphAddKernelNode", code))?;
-        *before = Some(added);
+        // SAFETY: the graph is being built, the node before is its own, and there are as many edges as nodes before, or
+        // none that says more than order. What the params point to lives until the driver has copied it.
+        let code = unsafe { (self.calls.add_node)(&mut added, graph, at, edge, count, node) };
+        self.shared.answer(self.shared.context.driver.check("cuGraphAddNode", code))?;
+        *before = Some((added, node.type_));
         self.nodes += 1;
+        self.overlapping += usize::from(overlaps);
         Ok(())
     }
 
@@ -208,24 +267,15 @@ impl Builder<'_> {
         handle: sys::CUgraphConditionalHandle,
         kind: sys::CUgraphConditionalNodeType,
     ) -> Result<sys::CUgraph> {
-        let context = &self.shared.context;
-        // SAFETY: integers and pointers in an order that C chose; all zeros is the state that cuda.h asks for.
-        let mut node: sys::CUgraphNodeParams = unsafe { std::mem::zeroed() };
-        node.type_ = sys::CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_CONDITIONAL;
+        let mut node = node_of(CU_GRAPH_NODE_TYPE_CONDITIONAL);
         node.__bindgen_anon_1.conditional = sys::CUDA_CONDITIONAL_NODE_PARAMS {
             handle,
             type_: kind,
             size: 1,
             phGraph_out: ptr::null_mut(),
-            ctx: context.raw(),
+            ctx: self.shared.context.raw(),
         };
-        let (at, count) = after(before);
-        let mut added = ptr::null_mut();
-        // SAFETY: the graph is being built, the node before and the value are its own. No edge says more than order.
-        let code = unsafe { (self.calls.add_node)(&mut added, graph, at, ptr::null(), count, &mut node) };
-        self.shared.answer(context.driver.check("cuGraphAddNode", code))?;
-        *before = Some(added);
-        self.nodes += 1;
+        self.add(graph, before, &mut node)?;
         // SAFETY: the driver has set the conditional's field to an array of `size` graphs, which lives with its node.
         let body = unsafe {
             let bodies = node.__bindgen_anon_1.conditional.phGraph_out;
@@ -238,7 +288,10 @@ impl Builder<'_> {
     }
 }
 
-/// What a node waits for, as the driver takes it.
-fn after(before: &Before) -> (*const sys::CUgraphNode, usize) {
-    before.as_ref().map_or((ptr::null(), 0), |node| (ptr::from_ref(node), 1))
+/// Params of a node of that kind, empty.
+fn node_of(kind: sys::CUgraphNodeType) -> sys::CUgraphNodeParams {
+    // SAFETY: integers and pointers in an order that C chose; all zeros is the state that cuda.h asks for.
+    let mut node: sys::CUgraphNodeParams = unsafe { std::mem::zeroed() };
+    node.type_ = kind;
+    node
 }

@@ -24,7 +24,7 @@ mod table;
 mod trial;
 mod workbench;
 
-pub use device::{Gpu, gpus, usable};
+pub use device::{Gpu, first_usable, gpus, usable};
 pub use program::{CudaDevice, CudaProgram};
 pub use trial::TrialOperand;
 pub use workbench::{Plan, Timing, Workbench};

@@ -81,6 +81,9 @@ fn open(place: &Path) -> Result<Library, libloading::Error> {
     unsafe { Library::new(place) }
 }
 
+/// The one option besides the target.
+const LANGUAGE: &str = "--std=c++17";
+
 /// A file of kernels for one of [`crate::manifest::TARGETS`], from the cache or compiled now.
 ///
 /// # Errors
@@ -92,7 +95,7 @@ pub fn compile(file: &str, target: &str, cache: Option<&Cache>) -> Result<Vec<u8
     let compiler = Compiler::open().map_err(wrong)?;
     let (major, minor) = compiler.version;
     let version = format!("NVRTC {major}.{minor}");
-    let mut parts = vec![version.as_str(), target, file, unit.as_str()];
+    let mut parts = vec![version.as_str(), target, LANGUAGE, file, unit.as_str()];
     parts.extend(HEADERS.iter().flat_map(|(name, text)| [*name, *text]));
     let key = Cache::key(&parts);
     if let Some(binary) = cache.and_then(|cache| cache.get(&key)) {
@@ -135,7 +138,7 @@ impl Compiler {
         let names = all(HEADERS.iter().map(|(name, _)| *name).collect())?;
         let texts = all(HEADERS.iter().map(|(_, text)| *text).collect())?;
         let architecture = format!("--gpu-architecture={target}");
-        let options = all(vec![&architecture, "--std=c++17"])?;
+        let options = all(vec![&architecture, LANGUAGE])?;
         let (names, texts, options) = (pointers(&names), pointers(&texts), pointers(&options));
 
         let mut program = ptr::null_mut();

@@ -7,6 +7,7 @@
 //! go on one by one and a flag is read back where the step branches.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,8 @@ const SPARE_BYTES: usize = 256 << 20;
 const FULL: f64 = 0.9;
 /// Set to `0`: no graphs.
 const SWITCH: &str = "UNGUIDE_CUDA_GRAPH";
+/// `0`: no launch begins before the one in front has ended.
+const OVERLAP: &str = "UNGUIDE_CUDA_OVERLAP";
 /// The driver's own: each launch ends before the next begins, and answers for itself.
 const BLOCKING: &str = "CUDA_LAUNCH_BLOCKING";
 
@@ -54,6 +57,8 @@ pub(super) struct Shared {
     device: String,
     target: &'static str,
     pub graphs: bool,
+    /// Whether graphs may let launches begin before the one in front has ended.
+    pub overlaps: AtomicBool,
     /// Weights that some program holds at present.
     weights: Mutex<HashMap<Key, Held>>,
     arena: Mutex<Weak<Mutex<Memory>>>,
@@ -92,6 +97,7 @@ impl CudaDevice {
             device,
             target,
             graphs,
+            overlaps: AtomicBool::new(!off(OVERLAP, "0")),
             weights: Mutex::default(),
             arena: Mutex::default(),
             multiprocessors: gpu.multiprocessors,
@@ -304,9 +310,17 @@ impl Shared {
         };
         let mut memory = lock(&arena);
         if memory.bytes() < bytes {
+            let (before, what) = (memory.bytes(), "the activations of a step");
             // The old one goes first: both at once would be more than the plan.
-            *memory = self.alloc("the activations of a step", 0)?;
-            *memory = self.alloc("the activations of a step", bytes)?;
+            *memory = self.alloc(what, 0)?;
+            *memory = match self.alloc(what, bytes) {
+                // Programs that had it go on with one as large.
+                Err(error) => {
+                    *memory = self.alloc(what, before)?;
+                    return Err(error);
+                }
+                new => new?,
+            };
         }
         drop(memory);
         *shared = Arc::downgrade(&arena);

@@ -181,7 +181,13 @@ impl Workbench {
         let batch = fitting.max(self.copies.len()).clamp(1, MOST_LAUNCHES);
         let launches: Vec<LaunchStep> =
             (0..batch).map(|i| self.copies[i % self.copies.len()].launches[index].clone()).collect();
-        let graph = if self.shared.graphs { Some(self.graph(launches.clone())?) } else { None };
+        let graph = match self.shared.graphs.then(|| self.graph(launches.clone())) {
+            Some(Err(error)) => {
+                tracing::warn!("a batch runs launch by launch: {error}");
+                None
+            }
+            graph => graph.transpose()?,
+        };
         let work = || match &graph {
             Some(graph) => graph.queue(&self.shared).map_err(wrong),
             None => launches.iter().try_for_each(|step| self.queue(step)),

@@ -1,7 +1,7 @@
 //! Attention and its gradient: which kernels, in which order, over which grids.
 //!
-//! Three forms. *Tiled* kernels exist for the head widths of the models and want whole chunks of 16 bytes. The
-//! *general* kernels take any width up to 256 and any alignment. Wider heads go in *pieces*: scores of some queries
+//! Four forms. *Tiled* kernels exist for the head widths of the models and want whole chunks of 16 bytes; on sm_90a
+//! those of [`super::hopper`] take their place where nothing is masked. The *general* kernels take any width up to 256 and any alignment. Wider heads go in *pieces*: scores of some queries
 //! are a matrix in memory, its softmax is another, and products of matrices do the rest.
 //!
 //! The choice is a function of extents, strides and addresses alone, and says its reason. In pieces, how many
@@ -10,7 +10,7 @@
 use std::fmt;
 
 use super::params::{AttentionBwdParams, AttentionParams, DevicePtr, ProductParams, SoftmaxParams};
-use super::{Launch, Storage};
+use super::{Launch, Storage, hopper, tune};
 use crate::error::{Error, Result};
 
 /// Head widths with kernels of their own.
@@ -74,6 +74,11 @@ pub struct Backward {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     Tiled,
+    /// On the matrix units of sm_90a, so many keys at a time; so many blocks take the tiles, at most.
+    Hopper {
+        keys: usize,
+        blocks: u32,
+    },
     General,
     /// So many queries at a time; `tiled` where rows allow matrix instructions.
     Pieces {
@@ -89,10 +94,27 @@ pub struct Choice {
     pub reason: &'static str,
 }
 
+impl Choice {
+    /// The same on a device of `target`, where tiles of sm_90a take so many keys, or why they do not.
+    fn on(self, target: &str, keys: std::result::Result<usize, &'static str>) -> Self {
+        if target != hopper::TARGET || self.form != Form::Tiled {
+            return self;
+        }
+        match keys {
+            Ok(keys) => {
+                let blocks = tune::hopper::blocks(target, i64::MAX);
+                Self { form: Form::Hopper { keys, blocks }, ..self }
+            }
+            Err(reason) => Self { reason, ..self },
+        }
+    }
+}
+
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.form {
             Form::Tiled => write!(f, "tiled: {}", self.reason),
+            Form::Hopper { keys, .. } => write!(f, "sm_90a, {keys} keys at a time: {}", self.reason),
             Form::General => write!(f, "general: {}", self.reason),
             Form::Pieces { queries, tiled } => {
                 let kernels = if tiled { "tiled" } else { "general" };
@@ -179,9 +201,11 @@ impl Workspace {
 }
 
 impl Forward {
-    /// The form that is best here.
-    pub fn choose(&self) -> Choice {
-        self.sizes.choose(&[self.q, self.k, self.v, self.o])
+    /// The form that is best here on a device of `target`. A function of one image, so that a batch changes no bit.
+    pub fn choose(&self, target: &str) -> Choice {
+        let Sizes { t, u, causal, .. } = self.sizes;
+        let choice = self.sizes.choose(&[self.q, self.k, self.v, self.o]);
+        choice.on(target, tune::hopper::keys(t, u, causal))
     }
 
     /// Bytes that [`Self::launches`] wants besides its operands.
@@ -205,6 +229,7 @@ impl Forward {
                 let grid = self.sizes.grid(self.sizes.t.div_ceil(queries))?;
                 Ok(vec![Launch::new(&kernel, grid, &self.params()?)?])
             }
+            Form::Hopper { keys, blocks } => Ok(vec![hopper::attention(self, keys, blocks, storage)?]),
             Form::Pieces { queries, tiled } => self.pieces(queries, tiled, storage, workspace),
         }
     }
@@ -215,7 +240,7 @@ impl Forward {
         Launch::new(&format!("attention_{}", storage.name()), grid, &self.params()?)
     }
 
-    fn params(&self) -> Result<AttentionParams> {
+    pub(super) fn params(&self) -> Result<AttentionParams> {
         let Sizes { n, t, u, heads, d, causal } = self.sizes;
         Ok(AttentionParams {
             q: self.q.at,
@@ -262,11 +287,12 @@ impl Forward {
 }
 
 impl Backward {
-    /// The form that is best here.
-    pub fn choose(&self) -> Choice {
+    /// The form that is best here on a device of `target`, as for the forward pass.
+    pub fn choose(&self, target: &str) -> Choice {
         let mut tokens = vec![self.q, self.k, self.v, self.o, self.d_o, self.dq];
         tokens.extend(self.of_keys.into_iter().flat_map(|(dk, dv)| [dk, dv]));
-        self.sizes.choose(&tokens)
+        let Sizes { d, causal, .. } = self.sizes;
+        self.sizes.choose(&tokens).on(target, tune::hopper::rows_of_gradient(d, causal))
     }
 
     /// Bytes that [`Self::launches`] wants besides its operands.
@@ -274,7 +300,7 @@ impl Backward {
         let mut workspace = Workspace::new(DevicePtr::NONE);
         match form {
             Form::General => {}
-            Form::Tiled => {
+            Form::Tiled | Form::Hopper { .. } => {
                 self.sums(&mut workspace);
             }
             Form::Pieces { queries, .. } => {
@@ -289,6 +315,11 @@ impl Backward {
     pub fn launches(&self, form: Form, storage: Storage, workspace: DevicePtr) -> Result<Vec<Launch>> {
         match form {
             Form::General => Ok(vec![self.general(storage)?]),
+            Form::Hopper { keys, blocks } => {
+                let params = self.params(self.sums(&mut Workspace::new(workspace)))?;
+                let both = hopper::attention_bwd(&params, keys, blocks, storage)?;
+                Ok(vec![self.delta(storage, &params)?, both])
+            }
             Form::Tiled => {
                 let Sizes { t, u, d, .. } = self.sizes;
                 let params = self.params(self.sums(&mut Workspace::new(workspace)))?;

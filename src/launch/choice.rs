@@ -24,8 +24,9 @@ pub struct Tiling {
     /// Of the depth in a step, and steps that the ring in shared memory holds.
     pub step: usize,
     pub stages: usize,
-    /// Parts that sums are in.
+    /// Parts that sums are in, and blocks of a cluster, which add as many without another launch.
     pub splits: usize,
+    pub cluster: usize,
     /// Images, lines and columns of the pixels in a slab of sm_90a.
     pub slab: Option<[usize; 3]>,
 }
@@ -54,6 +55,7 @@ impl Choice {
                 step: gemm_tune::STEP,
                 stages: gemm_tune::STAGES,
                 splits,
+                cluster: 1,
                 slab: None,
             }),
             Form::Hopper { tile, .. } => Some(Tiling::on_hopper(&tile, splits)),
@@ -75,6 +77,7 @@ impl Choice {
                 step: gemm_tune::STEP,
                 stages: gemm_tune::STAGES,
                 splits: tile.splits,
+                cluster: 1,
                 slab: None,
             }),
         };
@@ -84,7 +87,8 @@ impl Choice {
 
 impl Tiling {
     fn on_hopper(tile: &hopper::Tile, splits: usize) -> Self {
-        Self { tile: [tile.m(), tile.n], step: hopper::STEP, stages: tile.stages, splits, slab: None }
+        let hopper::Tile { n, stages, cluster, .. } = *tile;
+        Self { tile: [tile.m(), n], step: hopper::STEP, stages, splits, cluster, slab: None }
     }
 }
 
@@ -102,10 +106,12 @@ impl fmt::Display for Why {
 
 impl fmt::Display for Tiling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tile: [m, n], step, stages, splits, slab } = self;
+        let Self { tile: [m, n], step, stages, splits, cluster, slab } = self;
         write!(f, "{m} x {n}, {stages} stages of {step}")?;
-        if *splits > 1 {
-            write!(f, ", sums in {splits} parts")?;
+        match (splits, cluster) {
+            (1, _) => {}
+            (_, 1) => write!(f, ", sums in {splits} parts")?,
+            (_, blocks) => write!(f, ", by clusters of {blocks}")?,
         }
         slab.map_or(Ok(()), |[n, y, x]| write!(f, ", slabs of {n} x {y} x {x} pixels"))
     }

@@ -261,9 +261,9 @@ impl Conv2d {
     pub fn statistics_tile(&self, form: Form) -> Option<usize> {
         let Geometry { out, kinds, .. } = self.geometry();
         let m = match form {
-            Form::Hopper(OnHopper { bits, .. }) => {
-                let of_an_image = box_of_an_image(largest(out, kinds)).filter(|found| *found == bits);
-                return of_an_image.map(|[x, y]| 1 << (x + y));
+            Form::Hopper(OnHopper { tile, bits, .. }) => {
+                let [x, y] = box_of_an_image(largest(out, kinds)).filter(|found| *found == bits)?;
+                return Some(if tile.cluster > 1 { tile.stat_rows() } else { 1 << (x + y) });
             }
             _ => form.tile()?.m,
         };

@@ -4,7 +4,7 @@ use super::Storage;
 use super::device::Gpu;
 use super::types::of_letter;
 use super::unit::Unit;
-use crate::ir::{self, Graph, ValueId};
+use crate::ir::{self, Graph, Op, ValueId};
 
 /// Work of one launch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,9 +12,9 @@ pub struct Cost {
     /// As the mathematics has it, multiply-adds counting two: contractions only.
     pub flops: u64,
     /// What is really multiplied: whole tiles, and of an enlarged image the taps that are summed beforehand once.
-    /// Attention is counted as the mathematics has it.
+    /// Attention is counted as the mathematics has it, but on sm_90a.
     pub executed_flops: u64,
-    /// Every operand read once and every result written once, as they are stored.
+    /// Every operand read once, as far as it is needed, and every result written once, as they are stored.
     pub bytes: u64,
 }
 
@@ -24,8 +24,19 @@ impl Cost {
         let bytes = |(value, letter): (ValueId, u8)| {
             (graph.shape(value).count() * of_letter(letter, storage).bytes()) as u64
         };
+        let made: u64 = unit.makes().map(bytes).sum();
+        // Of what only a part is moved of, no more is read than is made; of tables, a row for each of the two sums.
+        let most = match unit.root.op {
+            Op::GatherToken
+            | Op::SliceBatch { .. }
+            | Op::SliceChannels { .. }
+            | Op::SliceTokens { .. }
+            | Op::EmbedText => made,
+            _ => u64::MAX,
+        };
+        let read: u64 = unit.reads().map(|read| bytes(read).min(most)).sum();
         let flops = ir::Cost::of(graph, unit.root, 0).flops;
-        Self { flops, executed_flops: flops, bytes: unit.reads().chain(unit.makes()).map(bytes).sum() }
+        Self { flops, executed_flops: flops, bytes: read + made }
     }
 
     pub fn times(self, count: u64) -> Self {
@@ -58,6 +69,7 @@ mod tests {
         let gpu = Gpu {
             name: "x",
             target: "sm_80",
+            architecture: "sm_80",
             tflops: 100.0,
             gb_per_second: 1000.0,
             multiprocessors: 1,

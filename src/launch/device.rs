@@ -9,6 +9,8 @@ pub struct Gpu {
     pub name: &'static str,
     /// The kernels' target that runs on it.
     pub target: &'static str,
+    /// What its multiprocessors are.
+    pub architecture: &'static str,
     /// Matrix products of f16 or bf16, sums in f32. Measured on the two Hopper devices, else the data sheet's.
     pub tflops: f64,
     /// The part of it that mma.sync reaches: all where there is nothing faster, else what was published.
@@ -22,10 +24,10 @@ pub struct Gpu {
 
 #[rustfmt::skip] // a table
 pub const GPUS: [Gpu; 4] = [
-    Gpu { name: "h100",    target: "sm_90a", tflops: 798.0, mma_share: 0.62, f32_tflops: 67.0, gb_per_second: 3000.0, multiprocessors: 132 },
-    Gpu { name: "h200",    target: "sm_90a", tflops: 790.0, mma_share: 0.62, f32_tflops: 67.0, gb_per_second: 4300.0, multiprocessors: 132 },
-    Gpu { name: "a100",    target: "sm_80",  tflops: 312.0, mma_share: 1.0,  f32_tflops: 19.5, gb_per_second: 2039.0, multiprocessors: 108 },
-    Gpu { name: "rtx4090", target: "sm_80",  tflops: 165.0, mma_share: 1.0,  f32_tflops: 82.6, gb_per_second: 1008.0, multiprocessors: 128 },
+    Gpu { name: "h100",    target: "sm_90a", architecture: "sm_90a", tflops: 798.0, mma_share: 0.62, f32_tflops: 67.0, gb_per_second: 3000.0, multiprocessors: 132 },
+    Gpu { name: "h200",    target: "sm_90a", architecture: "sm_90a", tflops: 790.0, mma_share: 0.62, f32_tflops: 67.0, gb_per_second: 4300.0, multiprocessors: 132 },
+    Gpu { name: "a100",    target: "sm_80",  architecture: "sm_80",  tflops: 312.0, mma_share: 1.0,  f32_tflops: 19.5, gb_per_second: 2039.0, multiprocessors: 108 },
+    Gpu { name: "rtx4090", target: "sm_80",  architecture: "sm_89",  tflops: 165.0, mma_share: 1.0,  f32_tflops: 82.6, gb_per_second: 1008.0, multiprocessors: 128 },
 ];
 
 impl Gpu {

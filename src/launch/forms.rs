@@ -88,11 +88,11 @@ impl Form {
             Op::LayerNormBwd { eps } => Self::LayerNormBwd(layer_norm(storage, &outputs[0].shape, eps)),
             Op::Attention { heads, causal } => {
                 let attention = Forward::of(&unit.root.op, heads, causal, inputs, outputs);
-                Self::Attention(attention, attention.choose().form)
+                Self::Attention(attention, attention.choose(target).form)
             }
             Op::AttentionBwd { heads, causal, .. } => {
                 let gradient = Backward::of(&unit.root.op, heads, causal, inputs, outputs);
-                Self::AttentionBwd(gradient, gradient.choose().form)
+                Self::AttentionBwd(gradient, gradient.choose(target).form)
             }
             ref op => match pointwise::choose(op, inputs, outputs) {
                 pointwise::Form::Eights(_) => Self::Pointwise,
@@ -116,8 +116,8 @@ impl Form {
                     inputs.iter().chain(outputs).map(|operand| operand.at).collect();
                 Choice::because(Why::LayerNorm(norms::choose_layer(norm.c, &addresses)))
             }
-            Self::Attention(attention, _) => Choice::because(Why::Attention(attention.choose())),
-            Self::AttentionBwd(gradient, _) => Choice::because(Why::Attention(gradient.choose())),
+            Self::Attention(attention, _) => Choice::because(Why::Attention(attention.choose(target))),
+            Self::AttentionBwd(gradient, _) => Choice::because(Why::Attention(gradient.choose(target))),
             Self::GegluBwdOfPairs | Self::Pointwise | Self::General => {
                 Choice::because(Why::Elements(pointwise::choose(&unit.root.op, inputs, outputs)))
             }

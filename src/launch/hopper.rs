@@ -1,14 +1,19 @@
-//! Products and convolutions as launches of the kernels for sm_90a: a few blocks that each take tile after tile.
+//! Products, convolutions and attention as launches of the kernels for sm_90a: a few blocks that each take tile after
+//! tile.
 
 use bytemuck::pod_read_unaligned;
 
+use super::attention::{Forward, Sizes};
 use super::conv2d::{self, BwdOperands, Conv2d, Geometry, Operands, in_parts, largest};
 use super::gemm::{Gemm, Order, Places, int};
-use super::params::{Conv2dBwdSm90Params, Conv2dSm90Params, GemmParams, GemmSm90Params, Params, Tile};
+use super::params::{
+    AttentionBwdParams, AttentionBwdSm90Params, AttentionParams, AttentionSm90Params, Conv2dBwdSm90Params,
+    Conv2dSm90Params, GemmParams, GemmSm90Params, Params, Tile,
+};
 use super::tune::conv2d::{Form, OnHopper};
 use super::tune::{Fastest, Obstacle, hopper};
 use super::{Launch, Storage};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// That tile, with the depth in so many parts of so much; `blocks` says how many take so many tiles.
 pub fn gemm(
@@ -23,8 +28,9 @@ pub fn gemm(
     let kernel = format!("{op}_{}_{}", storage.name(), tile.variant());
     let GemmParams { a, b, d, epilogue, a_row, d_row, b_column, b_k, m, n, k, .. } = gemm.params(at)?;
     let b_row = b_column.max(b_k);
-    let (sums, arrived) = in_parts(splits, (at.workspace, at.arrived));
-    let k_split = if splits > 1 { int(k_split)? } else { 0 };
+    let kept = if tile.cluster > 1 { 1 } else { splits };
+    let (sums, arrived) = in_parts(kept, (at.workspace, at.arrived));
+    let k_split = if kept > 1 { int(k_split)? } else { 0 };
     let params = GemmSm90Params {
         a,
         b,
@@ -42,17 +48,39 @@ pub fn gemm(
         ..Default::default()
     };
     let size = Tile { m: int(tile.m())?, n: int(tile.n)? };
-    Launch::new(&kernel, [blocks(params.items(size)), 1, 1], &params)
+    let grid = match tile.cluster {
+        1 => [blocks(params.items(size)), 1, 1],
+        _ => clusters(params.items(size), tile)?,
+    };
+    Launch::new(&kernel, grid, &params)
+}
+
+/// A cluster for each of so many tiles.
+fn clusters(tiles: i64, tile: &hopper::Tile) -> Result<[u32; 3]> {
+    let blocks = tiles.saturating_mul(tile.cluster as i64);
+    let blocks = u32::try_from(blocks)
+        .map_err(|_| Error::Bug(format!("{tiles} tiles are too many for clusters, which are for a few")))?;
+    Ok([blocks, 1, 1])
 }
 
 /// Tiles that the blocks of a launch take one after the other, parts of sums counted each; `None` for a kernel whose
 /// blocks make one each.
 pub fn items(launch: &Launch) -> Option<u64> {
-    let tile = Tile::of(launch.kernel)?;
-    let items = match launch.kernel.params {
-        GemmSm90Params::NAME => pod_read_unaligned::<GemmSm90Params>(&launch.params).items(tile),
-        Conv2dSm90Params::NAME => pod_read_unaligned::<Conv2dSm90Params>(&launch.params).items(tile),
-        Conv2dBwdSm90Params::NAME => pod_read_unaligned::<Conv2dBwdSm90Params>(&launch.params).items(tile),
+    let tile = Tile::of(launch.kernel).filter(|_| launch.kernel.cluster == 1);
+    let items = match (launch.kernel.params, tile) {
+        (GemmSm90Params::NAME, Some(tile)) => {
+            pod_read_unaligned::<GemmSm90Params>(&launch.params).items(tile)
+        }
+        (Conv2dSm90Params::NAME, Some(tile)) => {
+            pod_read_unaligned::<Conv2dSm90Params>(&launch.params).items(tile)
+        }
+        (Conv2dBwdSm90Params::NAME, Some(tile)) => {
+            pod_read_unaligned::<Conv2dBwdSm90Params>(&launch.params).items(tile)
+        }
+        (AttentionSm90Params::NAME, _) => pod_read_unaligned::<AttentionSm90Params>(&launch.params).items(),
+        (AttentionBwdSm90Params::NAME, _) => {
+            pod_read_unaligned::<AttentionBwdSm90Params>(&launch.params).items()
+        }
         _ => return None,
     };
     Some(items.unsigned_abs())
@@ -110,11 +138,12 @@ fn choose(
         n,
         steps,
     };
-    let splits = work(2, hopper::pixel_bits(2, pixels)).splits();
+    let parts = work(2, hopper::pixel_bits(2, pixels)).parts();
     let of_an_image = hopper::box_of_an_image(pixels).filter(|_| conv.stats);
     let bits = of_an_image.unwrap_or_else(|| hopper::pixel_bits(conv.images, pixels));
-    let (tile, why) = work(conv.images, bits).tile(TARGET, splits);
-    Ok((Form::Hopper(OnHopper { tile, splits, bits, blocks: hopper::blocks(TARGET, i64::MAX) }), why))
+    let (tile, why) = work(conv.images, bits).tile(TARGET, parts);
+    let (splits, blocks) = (parts.count(), hopper::blocks(TARGET, i64::MAX));
+    Ok((Form::Hopper(OnHopper { tile, splits, bits, blocks }), why))
 }
 
 /// As [`Conv2d::forward`].
@@ -125,7 +154,7 @@ pub(super) fn forward(conv: &Conv2d, on: OnHopper, storage: Storage, at: &Operan
     let [top, left, kinds, splits] = [before[0], before[1], kinds[0], on.splits].map(conv2d::int);
     let [x_bits, y_bits] = on.bits.map(|bits| bits as i32);
     let Operands { x, x2, filter, y, .. } = *at;
-    let (sums, arrived) = in_parts(on.splits, (at.workspace, at.arrived));
+    let (sums, arrived) = in_parts(on.kept(), (at.workspace, at.arrived));
     let whole = Conv2dSm90Params {
         x,
         x2,
@@ -154,6 +183,10 @@ pub(super) fn forward(conv: &Conv2d, on: OnHopper, storage: Storage, at: &Operan
     };
     let kernel = format!("conv2d_{}_{}", storage.name(), on.tile.variant());
     let items = whole.items(Tile { m: int(on.tile.m())?, n: int(on.tile.n)? });
+    if on.tile.cluster > 1 {
+        // As many parts as blocks share a tile.
+        return Launch::new(&kernel, clusters(items / i64::from(splits), &on.tile)?, &whole);
+    }
     let grid = [items.clamp(1, i64::from(on.blocks)) as u32, 1, 1];
     Launch::new(&kernel, grid, &whole)
 }
@@ -174,7 +207,7 @@ pub(super) fn backward(
     let [top, left, kinds, splits] = [before[0], before[1], kinds[0], on.splits].map(conv2d::int);
     let [x_bits, y_bits] = on.bits.map(|bits| bits as i32);
     let BwdOperands { dy, filter, dx, epilogue, .. } = *at;
-    let (sums, arrived) = in_parts(on.splits, (at.workspace, at.arrived));
+    let (sums, arrived) = in_parts(on.kept(), (at.workspace, at.arrived));
     let whole = Conv2dBwdSm90Params {
         dy,
         filter,
@@ -203,6 +236,96 @@ pub(super) fn backward(
     };
     let kernel = format!("conv2d_bwd_{}_{}", storage.name(), on.tile.variant());
     let items = whole.items(Tile { m: int(on.tile.m())?, n: int(on.tile.n)? });
+    if on.tile.cluster > 1 {
+        // As many parts as blocks share a tile.
+        return Launch::new(&kernel, clusters(items / i64::from(splits), &on.tile)?, &whole);
+    }
     let grid = [items.clamp(1, i64::from(on.blocks)) as u32, 1, 1];
     Launch::new(&kernel, grid, &whole)
+}
+
+/// `o` and `lse`, so many keys at a time, by at most so many blocks.
+pub(super) fn attention(of: &Forward, keys: usize, blocks: u32, storage: Storage) -> Result<Launch> {
+    let AttentionParams { q, k, v, o, lse, q_row, k_row, v_row, o_row, n, t, u, heads, d, causal } =
+        of.params()?;
+    if causal != 0 {
+        return Err(Error::Bug("attention for sm_90a knows no mask".to_owned()));
+    }
+    let params = AttentionSm90Params {
+        q,
+        k,
+        v,
+        o,
+        lse,
+        q_row,
+        k_row,
+        v_row,
+        o_row,
+        n,
+        t,
+        u,
+        heads,
+        d,
+        ..Default::default()
+    };
+    let kernel = format!("attention_{}_{}", storage.name(), hopper::attention_variant(of.sizes.d, keys));
+    Launch::new(&kernel, [params.items().clamp(1, i64::from(blocks)) as u32, 1, 1], &params)
+}
+
+/// The gradients of that, with so many rows of the other tokens at a time.
+pub(super) fn attention_bwd(
+    of: &AttentionBwdParams,
+    rows: usize,
+    blocks: u32,
+    storage: Storage,
+) -> Result<Launch> {
+    if of.causal != 0 {
+        return Err(Error::Bug("attention for sm_90a knows no mask".to_owned()));
+    }
+    let &AttentionBwdParams { q, k, v, d_o, lse, delta, peak, dq, dk, dv, .. } = of;
+    let &AttentionBwdParams { q_row, k_row, v_row, d_o_row, dq_row, dk_row, dv_row, .. } = of;
+    let &AttentionBwdParams { n, t, u, heads, d, .. } = of;
+    let params = AttentionBwdSm90Params {
+        q,
+        k,
+        v,
+        d_o,
+        lse,
+        delta,
+        peak,
+        dq,
+        dk,
+        dv,
+        q_row,
+        k_row,
+        v_row,
+        d_o_row,
+        dq_row,
+        dk_row,
+        dv_row,
+        n,
+        t,
+        u,
+        heads,
+        d,
+        ..Default::default()
+    };
+    let variant = hopper::attention_variant(d.unsigned_abs() as usize, rows);
+    let kernel = format!("attention_bwd_{}_{variant}", storage.name());
+    Launch::new(&kernel, [params.items().clamp(1, i64::from(blocks)) as u32, 1, 1], &params)
+}
+
+/// What attention multiplies: whole tiles, and 16 channels of a score at a time.
+pub(super) fn attention_flops(sizes: Sizes, keys: usize) -> u64 {
+    let Sizes { n, t, u, heads, d, .. } = sizes;
+    let scores = t.next_multiple_of(hopper::SLAB) * u.next_multiple_of(keys);
+    2 * (n * heads * scores * (d.next_multiple_of(16) + d)) as u64
+}
+
+/// What its gradients multiply: three products for queries, and four for keys where theirs are wanted.
+pub(super) fn attention_bwd_flops(sizes: Sizes, of_keys: bool, rows: usize) -> u64 {
+    let Sizes { n, t, u, heads, d, .. } = sizes;
+    let pairs = |own: usize, other: usize| own.next_multiple_of(hopper::SLAB) * other.next_multiple_of(rows);
+    let products = 3 * pairs(t, u) + if of_keys { 4 * pairs(u, t) } else { 0 };
+    2 * (n * heads * products * d) as u64
 }

@@ -29,9 +29,10 @@ pub struct Location {
     pub offset: u64,
 }
 
-const OFFSET_BITS: u32 = 36;
-const INDEX_BITS: u32 = 24;
-const OFFSETS: u64 = 1 << OFFSET_BITS;
+const OFFSET_BITS: u32 = 40;
+const INDEX_BITS: u32 = 20;
+/// Bytes of a piece of memory at most: 1 TiB.
+pub(super) const OFFSETS: u64 = 1 << OFFSET_BITS;
 const INDICES: u64 = 1 << INDEX_BITS;
 
 impl Location {
@@ -40,7 +41,7 @@ impl Location {
     }
 
     /// # Panics
-    /// Beyond 64 GiB of a space or 16 million spaces of a kind, which no program comes near.
+    /// Beyond 1 TiB of a piece, which lowering refuses, or a million pieces of a kind, which no program comes near.
     pub fn symbol(self) -> DevicePtr {
         let (kind, index) = match self.space {
             Space::Arena => (1, 0),
@@ -89,9 +90,9 @@ mod tests {
     #[test]
     fn a_symbol_is_its_location_and_keeps_its_alignment() {
         let spaces =
-            [Space::Arena, Space::State, Space::Weight(7), Space::Buffer(0), Space::Scratch(1 << 20)];
+            [Space::Arena, Space::State, Space::Weight(7), Space::Buffer(0), Space::Scratch((1 << 20) - 1)];
         for space in spaces {
-            for offset in [0, 2, 256, 4096 + 16, (1 << 36) - 2] {
+            for offset in [0, 2, 256, 4096 + 16, (1 << 40) - 2] {
                 let location = Location { space, offset };
                 assert_eq!(Location::of(location.symbol()), Some(location));
                 assert_eq!(location.symbol().0 % 256, offset % 256);

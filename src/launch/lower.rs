@@ -19,7 +19,7 @@ use super::device::MOST_BLOCKS;
 use super::direct::Direct;
 use super::forms::{Around, Form};
 use super::layout::{Element, Place};
-use super::location::{Location, Space, relocate};
+use super::location::{Location, OFFSETS, Space, relocate};
 use super::norms::TileStats;
 use super::params::{DevicePtr, StepState};
 use super::types::{Types, of_letter, root};
@@ -37,8 +37,9 @@ use crate::tensor::{DType, Shape};
 ///
 /// # Errors
 /// [`Error::Params`] where a launch would break a rule of its kernel; [`Error::Bug`] where an operation has no
-/// kernel or the plan has too little room for a value.
+/// kernel or the plan has too little room for a value; [`Error::OutOfMemory`] beyond 1 TiB.
 pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Result<LaunchProgram> {
+    may_be_addressed(step.arena_bytes)?;
     let types = Types::of(&step.graph, storage);
     let mut lowering = Lowering {
         step,
@@ -67,6 +68,8 @@ pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Resu
     let weights = weights.iter().map(|&(i, packing)| (step.params[i].clone(), dtypes[i], packing));
     let live_bytes = plan::lower_bound(&scratch);
     let arena = place(step, &scratch, live_bytes);
+    may_be_addressed(arena.bytes)?;
+    debug_assert_eq!(plan::clash(&scratch, &arena), None);
     let program = LaunchProgram {
         storage,
         target,
@@ -88,6 +91,18 @@ pub fn lower(step: &StepProgram, storage: Storage, target: &'static str) -> Resu
     });
     tracing::debug!(launches = program.steps().len(), arena_bytes = program.arena_bytes, target, "lowered");
     Ok(program)
+}
+
+/// Whether symbols reach so far, see [`Location::symbol`].
+fn may_be_addressed(arena_bytes: usize) -> Result<()> {
+    if arena_bytes as u64 <= OFFSETS {
+        return Ok(());
+    }
+    Err(Error::OutOfMemory {
+        what: "the activations of a step".to_owned(),
+        needed_bytes: arena_bytes as u64,
+        hint: format!(", more than the {OFFSETS} that launches address; smaller images or batches take less"),
+    })
 }
 
 /// How much of an arena may hold nothing before its values leave their places, in parts of it.
@@ -166,7 +181,12 @@ impl<'a> Lowering<'a> {
             }
             Stage::ForEachSample(body) => {
                 let (first, before) = (self.position, self.scratch.len());
-                let samples = self.samples(stage);
+                let samples = match self.samples(stage) {
+                    0 => {
+                        return Err(Error::Bug("a loop over samples of which no buffer has rows".to_owned()));
+                    }
+                    samples => samples,
+                };
                 let body = self.inner(body)?;
                 // What was copied before the loop is read again by its next round; the plan's values know.
                 for scratch in &mut self.scratch[self.step.placed.len()..before] {
@@ -257,12 +277,17 @@ impl<'a> Lowering<'a> {
             self.emit(node, launch, cost, Some(choice), run);
         }
         for at in reads.addresses() {
-            if let Some(Location { space: Space::Scratch(index), .. }) = Location::of(at) {
-                let live = &mut self.scratch[index as usize].live;
-                live.end = live.end.max(self.position + 1);
-            }
+            self.is_read(at);
         }
         Ok(())
+    }
+
+    /// Keeps what was copied or worked out earlier until the unit has run.
+    fn is_read(&mut self, at: DevicePtr) {
+        if let Some(Location { space: Space::Scratch(index), .. }) = Location::of(at) {
+            let live = &mut self.scratch[index as usize].live;
+            live.end = live.end.max(self.position + 1);
+        }
     }
 
     /// Elements that only change their place and their type do both at once; whether the unit was of that kind.
@@ -312,7 +337,9 @@ impl<'a> Lowering<'a> {
         let dtype = self.types.value(value);
         let from = match self.step.slot(value) {
             Slot::Buffer { row: Row::Step { .. }, .. } => {
-                Side { at: self.input(node, value, (dtype, Packing::Plain), run)?.at, dtype, row_of: None }
+                let at = self.input(node, value, (dtype, Packing::Plain), run)?.at;
+                self.is_read(at);
+                Side { at, dtype, row_of: None }
             }
             _ => {
                 let (home, of_sample) = self.home(node, value, Packing::Plain)?;

@@ -4,7 +4,7 @@
 //! busiest = ceil(blocks / multiprocessors) * ceil(tiles / blocks)   the tiles that the fullest multiprocessor gets
 //! compute = busiest * executed / tiles / (unit's rate * share / multiprocessors)
 //! memory  = bytes / (bandwidth * share * min(1, 2 blocks / multiprocessors))
-//! time    = max(compute, memory) + FILL + GAP
+//! time    = max(compute, memory) + FILL + GAP         and what a cluster's blocks take to exchange their sums
 //! ```
 //!
 //! A block makes one tile, or stays and makes one after the other ([`hopper::items`]). `executed` is what they really
@@ -59,6 +59,9 @@ pub const FAMILIES: &[Family] = &[
     family(&["gemm_sm90.cu", "conv2d_sm90.cu", "conv2d_dgrad_sm90.cu"], Unit::Wgmma, 0.72, 0.80),
     // Exponentials between the products.
     family(&["attention_mma.cu"], Unit::Mma, 0.55, 0.80),
+    // The same behind products of other warps and of the tile before.
+    family(&["attention_sm90.cu"], Unit::Wgmma, 0.62, 0.80),
+    family(&["attention_bwd_sm90.cu"], Unit::Wgmma, 0.45, 0.80),
     family(&["attention_bwd_dq.cu", "attention_bwd_dkv.cu"], Unit::Mma, 0.45, 0.80),
     // Operands that come element by element; most of a fragment of eight columns goes unused.
     family(&["conv2d_gather.cu", "conv2d_narrow.cu"], Unit::Mma, 0.30, 0.60),
@@ -148,7 +151,8 @@ impl Prediction {
         let compute_us = busiest as f64 * cost.executed_flops as f64 / tiles as f64 / rate;
         let drawn = (2.0 * blocks as f64 / multiprocessors as f64).min(1.0);
         let memory_us = cost.bytes as f64 / (gpu.gb_per_second * 1e3 * family.memory * drawn);
-        let (work, around) = (compute_us.max(memory_us), FILL_US + GAP_US);
+        let exchange = if launch.kernel.cluster > 1 { tune::hopper::EXCHANGE_NS as f64 / 1e3 } else { 0.0 };
+        let (work, around) = (compute_us.max(memory_us) + exchange, FILL_US + GAP_US);
         let bound = match () {
             () if work < around => Bound::Launch,
             () if compute_us > memory_us => Bound::Compute,
@@ -156,7 +160,8 @@ impl Prediction {
         };
         let useful = match cost.executed_flops {
             0 => 1.0,
-            executed => cost.flops as f64 / executed as f64,
+            // Taps that are summed beforehand are useful products, and fewer.
+            executed => cost.flops.min(executed) as f64 / executed as f64,
         };
         let filled = tiles as f64 / (busiest * multiprocessors) as f64;
         Some(Self {

@@ -3,9 +3,12 @@
 
 use bytemuck::pod_read_unaligned;
 
-use super::attention;
+use super::attention::{self, Backward, Forward};
 use super::forms::Form;
-use super::params::{GroupFoldParams, GroupTilesParams, PlaceParams, Tile};
+use super::params::{
+    AttentionBwdParams, AttentionBwdSm90Params, GroupFoldParams, GroupTilesParams, Params, PlaceParams,
+    ProductParams, SoftmaxParams, Tile,
+};
 use super::{Cost, Launch, hopper, tune};
 
 /// Bytes of an element of the storage type.
@@ -33,23 +36,24 @@ pub(super) fn of(form: &Form, whole: Cost, launches: &[Launch]) -> Vec<Cost> {
             let backward = matches!(form, Form::GroupNormBwd(..));
             launches.iter().map(|launch| of_norm(whole, launch, backward)).collect()
         }
-        Form::AttentionBwd(_, attention::Form::Tiled) => {
-            launches.iter().map(|launch| of_gradient(whole, launch, launches.len() as u64)).collect()
+        &Form::Attention(Forward { sizes, .. }, attention::Form::Hopper { keys, .. }) => {
+            vec![Cost { executed_flops: hopper::attention_flops(sizes, keys), ..whole }]
         }
         Form::Attention(..) | Form::AttentionBwd(..) if launches.len() > 1 => {
-            let products = |launch: &&Launch| launch.kernel.name.starts_with("product");
-            let multiplying = launches.iter().filter(products).count().max(1) as u64;
-            // Scores and their like are written once and read once.
-            let bytes = (whole.bytes + 2 * form.workspace() as u64) / launches.len() as u64;
-            let share = |launch: &Launch| match products(&launch) {
-                true => Cost {
-                    flops: whole.flops / multiplying,
-                    executed_flops: whole.executed_flops / multiplying,
-                    bytes,
-                },
-                false => Cost { bytes, ..Cost::default() },
+            let of_launch = |launch: &Launch| match (form, launch.kernel.params) {
+                (
+                    &Form::AttentionBwd(
+                        Backward { sizes, of_keys, .. },
+                        attention::Form::Hopper { keys, .. },
+                    ),
+                    AttentionBwdSm90Params::NAME,
+                ) => {
+                    let executed_flops = hopper::attention_bwd_flops(sizes, of_keys.is_some(), keys);
+                    Cost { executed_flops, ..whole }
+                }
+                _ => of_attention(launch),
             };
-            launches.iter().map(share).collect()
+            launches.iter().map(of_launch).collect()
         }
         _ => {
             let mut costs = vec![Cost::default(); launches.len()];
@@ -66,6 +70,7 @@ fn of_tiles(launch: &Launch, splits: usize, k: usize) -> u64 {
     let [x, y, _] = launch.grid.map(u64::from);
     let (tiles, step) = match hopper::items(launch) {
         Some(items) => (items / splits as u64, tune::hopper::STEP),
+        None if launch.kernel.cluster > 1 => (x / u64::from(launch.kernel.cluster), tune::hopper::STEP),
         // Parts are along z.
         None => (x * y, tune::gemm::STEP),
     };
@@ -75,19 +80,6 @@ fn of_tiles(launch: &Launch, splits: usize, k: usize) -> u64 {
 /// A contraction whose parts are written and read again.
 fn in_parts(whole: Cost, sums: usize) -> Cost {
     Cost { bytes: whole.bytes + 2 * sums as u64, ..whole }
-}
-
-/// The part of an attention's gradient that one of its kernels makes. Five products are the mathematics of it, three
-/// where dq alone is wanted; what makes dk and dv computes the scores and their slopes once more.
-fn of_gradient(whole: Cost, launch: &Launch, launches: u64) -> Cost {
-    let bytes = whole.bytes / launches;
-    let product = whole.flops / if launches > 2 { 5 } else { 3 };
-    let [useful, executed] = match launch.kernel.file {
-        "attention_bwd_dq.cu" => [3, 3],
-        "attention_bwd_dkv.cu" => [2, 4],
-        _ => [0, 0],
-    };
-    Cost { flops: useful * product, executed_flops: executed * product, bytes }
 }
 
 fn of_norm(whole: Cost, launch: &Launch, backward: bool) -> Cost {
@@ -112,4 +104,51 @@ fn of_norm(whole: Cost, launch: &Launch, backward: bool) -> Cost {
         _ => whole.bytes,
     };
     Cost { bytes, ..Cost::default() }
+}
+
+/// Of a launch among several that attend, or make the gradient: scores and their like lie in memory between them, or
+/// are computed once more.
+fn of_attention(launch: &Launch) -> Cost {
+    let long = |extent: i32| u64::from(extent.unsigned_abs());
+    let (file, function) = (launch.kernel.file, launch.kernel.function);
+    match launch.kernel.params {
+        "ProductParams" => {
+            let p: ProductParams = pod_read_unaligned(&launch.params);
+            let [m, n, k] = [p.m, p.n, p.k].map(long);
+            // Scores and totals are in f32; only the latter are added to, all else is rounded.
+            let lie = launch.kernel.arguments.rsplit("::").next();
+            let result = if lie == Some("NN") { STORED } else { SINGLE * (1 + long(p.adds)) };
+            let flops = 2 * m * n * k;
+            Cost { flops, executed_flops: flops, bytes: STORED * (m + n) * k + result * m * n }
+        }
+        "SoftmaxParams" => {
+            let p: SoftmaxParams = pod_read_unaligned(&launch.params);
+            let (rows, row) = (long(p.rows), long(p.u));
+            let (matrices, sums) = match function {
+                "softmax" => (1, 1),
+                "softmax_bwd" => (2, 2),
+                _ => (1, 0),
+            };
+            let bytes = matrices * (SINGLE + STORED) * rows * row + sums * SINGLE * rows;
+            Cost { bytes, ..Cost::default() }
+        }
+        "AttentionBwdParams" => {
+            let p: AttentionBwdParams = pod_read_unaligned(&launch.params);
+            let width = long(p.heads) * long(p.d);
+            let (queries, keys) = (long(p.n) * long(p.t), long(p.n) * long(p.u));
+            let product = 2 * queries * long(p.u) * width;
+            // Products in all and those that no other launch makes; matrices of queries and of keys; sums.
+            let (executed, own, of_queries, of_keys, sums) = match (file, function) {
+                (_, "delta") => (0, 0, 2, 0, 1),
+                // dq, and the scores and their slopes that both gradients take
+                ("attention_bwd_dq.cu", _) => (3, 3, 3, 2, 3),
+                // dk, dv, and those again
+                _ => (4, 2, 2, 4, 3),
+            };
+            let bytes = STORED * width * (of_queries * queries + of_keys * keys);
+            let bytes = bytes + SINGLE * sums * queries * long(p.heads);
+            Cost { flops: own * product, executed_flops: executed * product, bytes }
+        }
+        _ => Cost::default(),
+    }
 }

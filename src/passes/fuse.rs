@@ -127,7 +127,8 @@ impl<'g> Fuser<'g> {
         match node.op {
             Op::Geglu => as_made && matches!(root, Op::Linear),
             Op::UpsampleBwd { .. } => as_made && self.halves(group.root, id),
-            Op::Add => true,
+            // Where a gradient lies follows from the group's result.
+            Op::Add => as_made || !matches!(root, Op::Conv2dBwd { .. }),
             Op::AddChannels => as_made && matches!(root, Op::Linear | Op::Conv2d { .. }),
             _ => matches!(root, Op::Linear | Op::Conv2d { .. }) && !self.is_differentiated(group.root),
         }

@@ -7,7 +7,6 @@ use super::request::{MAX_BATCH, Request};
 use super::run::step_spec;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::plan::{Param, StepProgram};
 
 /// The batch that keeps the device busy, if there are so many images and so much memory: twice as many as long as
 /// that is not so, all of it fits and nothing has to be computed twice for it. Batches come out equally large.
@@ -17,12 +16,7 @@ pub fn batch_that_fits(model: &Model, backend: &dyn Backend, request: &Request) 
     if images == 1 {
         return Ok(1);
     }
-    let (storage, fuse) = backend.storage();
-    let scratch = |program: &StepProgram| backend.scratch_bytes(program);
-    let weights = |program: &StepProgram| backend.weights(program);
-    let mapped = |param: &Param| model.maps(backend, param);
-    let target =
-        Target { storage, fuse, scratch: &scratch, weights: &weights, mapped: &mapped, keep_text: false };
+    let target = Target::of(model, backend);
     let (blueprint, spec) = (Blueprint::of(model), step_spec(model, request)?);
     let plan = |batch: usize| {
         let spec = super::programs::StepSpec { batch, ..spec.clone() };

@@ -35,7 +35,7 @@ impl Contexts {
             Method::Sld { concept, .. } => Some(concept.clone()),
             _ => None,
         };
-        let mut program = model.load(backend, plan.clone())?;
+        let mut program = model.load(backend, plan.clone(), stop)?;
         let mut states = HashMap::new();
         let mut texts: Vec<&String> = request.prompts.iter().chain(&safety).collect();
         if request.guidance_scale > 1.0 {
@@ -75,7 +75,7 @@ pub(super) fn embed(
     guidance: &Guidance,
     stop: &Stop,
 ) -> Result<Vec<f32>> {
-    let mut program = model.load(backend, plan.clone())?;
+    let mut program = model.load(backend, plan.clone(), stop)?;
     let mut features = Vec::new();
     for concept in &guidance.concepts {
         let (ids, end) = model.tokenize_concept(concept)?;

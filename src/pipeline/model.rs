@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use super::programs::{self, Decoder, Steering, StepSpec};
-use crate::backend::{Backend, Program, WeightSource};
+use crate::backend::{Backend, InPlace, Program, Stop, WeightSource};
 use crate::error::{Error, Result};
 use crate::ir::{Graph, Op};
 use crate::models::{
@@ -37,6 +37,8 @@ pub struct ModelSource {
     pub prediction: Option<Prediction>,
     /// Use weights where they lie in the files, through memory maps, as far as nothing has to be converted.
     pub mmap: bool,
+    /// Whether a guard will look: without one the CLIP that the model brings is left alone.
+    pub guard: bool,
 }
 
 /// An opened model. Weights are read when a program is loaded.
@@ -85,30 +87,37 @@ impl Model {
             Some(path) => open(path)?,
             None => ModelFiles::embedded("demo", source.demo),
         };
-        let mut weights = Weights::open(&files)?;
-        let mut parts = Parts::read(&files, &weights, source)?;
+        let elsewhere = [
+            (Component::Vae, source.vae.is_some()),
+            (Component::Clip, source.clip.is_some() || !source.guard),
+        ];
+        let elsewhere: Vec<_> = elsewhere.into_iter().filter_map(|(part, is)| is.then_some(part)).collect();
+        let mut weights = Weights::open(&files, &elsewhere)?;
+        let mut vae = None;
         if let Some(path) = &source.vae {
-            let vae = open(path)?;
-            weights.replace(Component::Vae, &vae)?;
-            if let Some((json, path)) = config_beside(&vae, &["config.json", "vae/config.json"])? {
-                parts.vae = VaeConfig::parse(&json, &path)?;
-            }
+            let files = open(path)?;
+            let folder = weights.replace(Component::Vae, &files)?;
+            let config = config_in(&files, folder)?;
+            vae = config.map(|(json, path)| VaeConfig::parse(&json, &path)).transpose()?;
         }
+        let parts = Parts::read(&files, &weights, source, vae)?;
         let mut tiny = None;
         if let Some(path) = &source.taesd {
-            let taesd = open(path)?;
-            weights.replace(Component::Taesd, &taesd)?;
-            let config = config_beside(&taesd, &["config.json"])?;
+            let files = open(path)?;
+            let folder = weights.replace(Component::Taesd, &files)?;
+            let config = config_in(&files, folder)?;
             let config = config.map(|(json, path)| TinyVaeConfig::parse(&json, &path)).transpose()?;
             tiny = Some(Decoder::Tiny(config.unwrap_or_default()));
         }
         let clip = match &source.clip {
             Some(path) => {
-                let clip = open(path)?;
-                weights.replace(Component::Clip, &clip)?;
-                Some(Clip::read(&clip, "", &weights)?)
+                let files = open(path)?;
+                let folder = weights.replace(Component::Clip, &files)?;
+                Some(Clip::read(&files, folder, &weights)?)
             }
-            None if weights.contains(CLIP_PATCHES) => Some(Clip::read(&files, "clip/", &weights)?),
+            None if weights.contains(CLIP_PATCHES) => {
+                Some(Clip::read(&files, Component::Clip.folder(), &weights)?)
+            }
             None => None,
         };
         let model = Self {
@@ -154,10 +163,10 @@ impl Model {
         self.clip.as_ref().ok_or_else(|| Error::usage("--clip", problem))
     }
 
-    /// Hands a program of this model to a backend, with the weights that it reads.
-    pub fn load(&self, backend: &dyn Backend, program: StepProgram) -> Result<Box<dyn Program>> {
+    /// Hands a program of this model to a backend, with the weights that it reads: none after somebody asked to stop.
+    pub fn load(&self, backend: &dyn Backend, program: StepProgram, stop: &Stop) -> Result<Box<dyn Program>> {
         let (start, before) = (Instant::now(), self.weights.reading());
-        let loaded = backend.load(program, &self.weights);
+        let loaded = backend.load(program, &Stoppable { weights: &self.weights, stop });
         let read = self.weights.reading() - before;
         let mut loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
         loading.read += read;
@@ -176,11 +185,7 @@ impl Model {
         backend.reads_in_place(param) && param.alone().is_some_and(mapped)
     }
 
-    pub fn weights(&self) -> &dyn WeightSource {
-        &self.weights
-    }
-
-    /// The opened files, for `inspect`.
+    /// The opened files.
     pub fn files(&self) -> &Weights {
         &self.weights
     }
@@ -232,26 +237,52 @@ impl Model {
     }
 }
 
+/// A model's weights, as long as nobody asked to stop: gigabytes take a while to read.
+struct Stoppable<'a> {
+    weights: &'a Weights,
+    stop: &'a Stop,
+}
+
+impl WeightSource for Stoppable<'_> {
+    fn identity(&self) -> u64 {
+        self.weights.identity()
+    }
+
+    fn load(&self, name: &str, shape: &Shape) -> Result<Vec<f32>> {
+        self.stop.check()?;
+        self.weights.load(name, shape)
+    }
+
+    fn map(&self, name: &str, shape: &Shape) -> Result<Option<InPlace>> {
+        self.stop.check()?;
+        self.weights.map(name, shape)
+    }
+
+    fn maps(&self, name: &str, shape: &Shape) -> bool {
+        self.weights.maps(name, shape)
+    }
+}
+
 impl Clip {
+    /// From a folder of `files`; `""` is their root.
     fn read(files: &ModelFiles, folder: &str, weights: &Weights) -> Result<Self> {
-        let config = match config_beside(files, &[&format!("{folder}config.json")])? {
+        let config = match config_in(files, folder)? {
             Some((json, path)) => ClipConfig::parse(&json, &path)?,
             None => clip_by_shape(weights, &files.path(folder))?,
         };
-        let at = |name: &str| format!("{folder}{name}");
-        let (mean, std) = if exists(files, &at("preprocessor_config.json")) {
-            let pixels: Preprocessor = read_json(files, &at("preprocessor_config.json"))?;
+        let preprocessor = inside(folder, "preprocessor_config.json");
+        let (mean, std) = if exists(files, &preprocessor) {
+            let pixels: Preprocessor = read_json(files, &preprocessor)?;
             (pixels.image_mean, pixels.image_std)
         } else {
             (IMAGE_MEAN, IMAGE_STD)
         };
         if !mean.iter().chain(&std).all(|v| v.is_finite()) || std.iter().any(|&v| v <= 0.0) {
-            let path = files.path(&at("preprocessor_config.json"));
+            let path = files.path(&preprocessor);
             return Err(Error::input(path, "image_mean and image_std are to be finite, std above zero"));
         }
-        let tokenizer = has_tokenizer(files, folder)
-            .then(|| Tokenizer::from_files(files, folder.trim_end_matches('/')))
-            .transpose()?;
+        let tokenizer =
+            has_tokenizer(files, folder).then(|| Tokenizer::from_files(files, folder)).transpose()?;
         Ok(Self { text: config.text, vision: config.vision, tokenizer, mean, std })
     }
 
@@ -290,9 +321,15 @@ struct Parts {
 }
 
 impl Parts {
-    fn read(files: &ModelFiles, weights: &Weights, source: &ModelSource) -> Result<Self> {
+    /// `vae` is the configuration of one that takes the place of the model's own.
+    fn read(
+        files: &ModelFiles,
+        weights: &Weights,
+        source: &ModelSource,
+        vae: Option<VaeConfig>,
+    ) -> Result<Self> {
         let preset = match weights.layout() {
-            Layout::Diffusers => return Self::read_diffusers(files, source),
+            Layout::Diffusers => return Self::read_diffusers(files, source, vae),
             Layout::Sd1File => (presets::sd15(), Prediction::Epsilon),
             Layout::Sd2File => {
                 let problem = "a single file of Stable Diffusion 2 does not say what it predicts: give \
@@ -308,17 +345,20 @@ impl Parts {
         };
         let (preset, prediction) = preset;
         let scheduler = SchedulerConfig::stable_diffusion(source.prediction.unwrap_or(prediction));
-        Ok(Self { text: preset.text, unet: preset.unet, vae: preset.vae, scheduler })
+        Ok(Self { text: preset.text, unet: preset.unet, vae: vae.unwrap_or(preset.vae), scheduler })
     }
 
-    fn read_diffusers(files: &ModelFiles, source: &ModelSource) -> Result<Self> {
+    fn read_diffusers(files: &ModelFiles, source: &ModelSource, vae: Option<VaeConfig>) -> Result<Self> {
         let config = |folder: &str| -> Result<(String, PathBuf)> {
             let relative = format!("{folder}/config.json");
             Ok((files.read_text(&relative, CONFIG_CAP)?, files.path(&relative)))
         };
         let (text, text_path) = config("text_encoder")?;
         let (unet, unet_path) = config("unet")?;
-        let (vae, vae_path) = config("vae")?;
+        let vae = match vae {
+            Some(vae) => vae,
+            None => config("vae").and_then(|(vae, path)| VaeConfig::parse(&vae, &path))?,
+        };
         let relative = "scheduler/scheduler_config.json";
         let mut scheduler: SchedulerConfig = read_json(files, relative)?;
         scheduler.validate(&files.path(relative))?;
@@ -328,7 +368,7 @@ impl Parts {
         let parts = Self {
             text: ClipTextConfig::parse(&text, &text_path)?,
             unet: UnetConfig::parse(&unet, &unet_path)?,
-            vae: VaeConfig::parse(&vae, &vae_path)?,
+            vae,
             scheduler,
         };
         if parts.unet.context != parts.text.encoder.width {
@@ -365,10 +405,18 @@ fn clip_by_shape(weights: &Weights, path: &Path) -> Result<ClipConfig> {
     })
 }
 
-/// The first of the configuration files that exists, with its path.
-fn config_beside(files: &ModelFiles, names: &[&str]) -> Result<Option<(String, PathBuf)>> {
-    let Some(name) = names.iter().find(|name| exists(files, name)) else { return Ok(None) };
-    Ok(Some((files.read_text(name, CONFIG_CAP)?, files.path(name))))
+/// The configuration file of a folder with its path, if there is one.
+fn config_in(files: &ModelFiles, folder: &str) -> Result<Option<(String, PathBuf)>> {
+    let name = inside(folder, "config.json");
+    if !exists(files, &name) {
+        return Ok(None);
+    }
+    Ok(Some((files.read_text(&name, CONFIG_CAP)?, files.path(&name))))
+}
+
+/// A name in a folder; `""` is the root.
+fn inside(folder: &str, name: &str) -> String {
+    if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
 }
 
 fn exists(files: &ModelFiles, name: &str) -> bool {
@@ -376,7 +424,7 @@ fn exists(files: &ModelFiles, name: &str) -> bool {
 }
 
 fn has_tokenizer(files: &ModelFiles, folder: &str) -> bool {
-    ["tokenizer.json", "vocab.json"].iter().any(|name| exists(files, &format!("{folder}{name}")))
+    ["tokenizer.json", "vocab.json"].iter().any(|name| exists(files, &inside(folder, name)))
 }
 
 /// The model's tokenizer, or the one that the user points to.
@@ -384,10 +432,10 @@ fn tokenizer(files: &ModelFiles, source: &ModelSource, text: &ClipTextConfig) ->
     let (tokenizer, path) = match &source.tokenizer {
         Some(path) => {
             let given = ModelFiles::open(path)?;
-            let folder = if has_tokenizer(&given, "tokenizer/") { "tokenizer" } else { "" };
+            let folder = if has_tokenizer(&given, "tokenizer") { "tokenizer" } else { "" };
             (Tokenizer::from_files(&given, folder)?, path.clone())
         }
-        None if has_tokenizer(files, "tokenizer/") => {
+        None if has_tokenizer(files, "tokenizer") => {
             (Tokenizer::from_files(files, "tokenizer")?, files.path("tokenizer"))
         }
         None => {

@@ -13,7 +13,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::ops::Add;
 
 use super::blueprint::Blueprint;
+use super::model::Model;
 use super::programs::{self, Steering, StepSpec};
+use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::ir::{Cost, Flag, Graph, Item};
 use crate::passes;
@@ -23,15 +25,44 @@ use crate::plan::{Fit, Fuse, Param, Planner, StepProgram, Storage};
 pub struct Target<'a> {
     pub storage: Storage,
     pub fuse: Fuse,
-    /// Bytes that running a program takes at most besides its weights, buffers and arena.
-    pub scratch: &'a dyn Fn(&StepProgram) -> usize,
-    /// Names and bytes of the weights that a program holds. Programs share those of one name.
-    pub weights: &'a dyn Fn(&StepProgram) -> Vec<(String, usize)>,
+    pub needs: Box<dyn Fn(&StepProgram) -> Result<Needs> + 'a>,
     /// Weights that stay in the pages of a mapped file.
-    pub mapped: &'a dyn Fn(&Param) -> bool,
+    pub mapped: Box<dyn Fn(&Param) -> bool + 'a>,
     /// The prompt's text encoder stays in memory while images are made, as a server would have it. One copy
     /// of every weight: a guard's text tower of the same sizes is the same tower.
     pub keep_text: bool,
+}
+
+/// What a program takes on a device besides its buffers and its arena.
+pub struct Needs {
+    /// Bytes that running it takes at most for itself.
+    pub scratch_bytes: usize,
+    /// Names and bytes of the weights that it holds. Programs share those of one name.
+    pub weights: Vec<(String, usize)>,
+}
+
+impl<'a> Target<'a> {
+    /// A run of a model on a backend: texts go before images are made.
+    pub fn of(model: &'a Model, backend: &'a dyn Backend) -> Self {
+        let (storage, fuse) = backend.storage();
+        let needs = |program: &StepProgram| {
+            Ok(Needs { scratch_bytes: backend.scratch_bytes(program), weights: backend.weights(program) })
+        };
+        let mapped = |param: &Param| model.maps(backend, param);
+        Self { storage, fuse, needs: Box::new(needs), mapped: Box::new(mapped), keep_text: false }
+    }
+}
+
+/// A program, and what its device says that it needs.
+struct Loaded<'a> {
+    program: &'a StepProgram,
+    needs: Needs,
+}
+
+impl<'a> Loaded<'a> {
+    fn of(program: &'a StepProgram, target: &Target<'_>) -> Result<Self> {
+        Ok(Self { program, needs: (target.needs)(program)? })
+    }
 }
 
 /// The programs of a generation.
@@ -80,20 +111,19 @@ impl Memory {
         self.live_bytes + self.workspace_bytes + self.waste_bytes + self.buffer_bytes
     }
 
-    fn of_phase(weights: Held, programs: &[&StepProgram], target: &Target<'_>) -> Self {
-        let needs = programs.iter().map(|program| ((target.scratch)(program), program));
-        let busiest = needs.max_by_key(|(scratch, program)| program.arena_bytes + scratch);
-        let Some((scratch, busiest)) = busiest else { return Self::default() };
-        let arena = programs.iter().map(|program| program.arena_bytes).max().unwrap_or(0);
+    fn of_phase(weights: Held, programs: &[&Loaded<'_>]) -> Self {
+        let busiest = programs.iter().max_by_key(|one| one.program.arena_bytes + one.needs.scratch_bytes);
+        let Some(Loaded { program: busiest, needs }) = busiest else { return Self::default() };
+        let arena = programs.iter().map(|one| one.program.arena_bytes).max().unwrap_or(0);
         let peak = &busiest.peak;
         Self {
             weights_bytes: weights.allocated,
             mapped_bytes: weights.mapped,
             kept_bytes: peak.kept_bytes,
             live_bytes: peak.transient_bytes,
-            workspace_bytes: peak.workspace_bytes + scratch,
+            workspace_bytes: peak.workspace_bytes + needs.scratch_bytes,
             waste_bytes: arena - peak.kept_bytes - peak.transient_bytes - peak.workspace_bytes,
-            buffer_bytes: programs.iter().map(|program| program.buffer_bytes()).sum(),
+            buffer_bytes: programs.iter().map(|one| one.program.buffer_bytes()).sum(),
             peak_step: peak.step.clone(),
             extra_flops: 0,
             step_flops: 0,
@@ -125,22 +155,21 @@ impl Plans {
     }
 
     /// The busiest moment of all phases.
-    pub fn memory(&self, spec: &StepSpec, target: &Target<'_>) -> Memory {
-        let text = weights(&[&self.text], target);
-        let towers: Vec<&StepProgram> = [&self.text].into_iter().chain(&self.concepts).collect();
-        let kept = if target.keep_text { text } else { Held::default() };
-        let images = kept + weights(&[&self.step, &self.decode], target);
-        let mut phases = vec![
-            Memory::of_phase(text, &[&self.text], target),
-            Memory::of_phase(images, &[&self.step, &self.decode], target),
-        ];
+    pub fn memory(&self, spec: &StepSpec, target: &Target<'_>) -> Result<Memory> {
+        let loaded = |program| Loaded::of(program, target);
+        let [text, step, decode] = [loaded(&self.text)?, loaded(&self.step)?, loaded(&self.decode)?];
+        let texts = weights(&[&text], target);
+        let kept = if target.keep_text { texts } else { Held::default() };
+        let images = kept + weights(&[&step, &decode], target);
+        let mut phases = vec![Memory::of_phase(texts, &[&text]), Memory::of_phase(images, &[&step, &decode])];
         if let Some(concepts) = &self.concepts {
-            let both = if target.keep_text { weights(&towers, target) } else { weights(&[concepts], target) };
-            phases.push(Memory::of_phase(both, &[concepts], target));
+            let concepts = loaded(concepts)?;
+            let towers = if target.keep_text { vec![&text, &concepts] } else { vec![&concepts] };
+            phases.push(Memory::of_phase(weights(&towers, target), &[&concepts]));
         }
         let most = phases.into_iter().max_by_key(Memory::total_bytes).expect("there are two phases");
         let (all, second) = (flops(&self.step.graph, spec.batch), self.step.extra_flops);
-        Memory { extra_flops: second * spec.batch as u64, step_flops: all, ..most }
+        Ok(Memory { extra_flops: second * spec.batch as u64, step_flops: all, ..most })
     }
 }
 
@@ -180,16 +209,20 @@ impl Drafts {
     }
 
     fn within(self, limit: usize, spec: &StepSpec, target: &Target<'_>) -> Result<Plans> {
-        let total = |plans: &Plans| plans.memory(spec, target).total_bytes();
-        if total(&self.rest) <= limit {
+        let total = |plans: &Plans| Ok::<_, Error>(plans.memory(spec, target)?.total_bytes());
+        if total(&self.rest)? <= limit {
             return self.plain();
         }
         // All but the step's arena and what its operations need for themselves.
-        let step = &self.rest.step;
-        let phase = [step, &self.rest.decode].map(|program| program.buffer_bytes()).iter().sum::<usize>();
-        let text = if target.keep_text { weights(&[&self.rest.text], target) } else { Held::default() };
-        let held = text + weights(&[step, &self.rest.decode], target);
-        let fixed = phase + held.allocated + (target.scratch)(step);
+        let phase = [&self.rest.step, &self.rest.decode].map(|program| program.buffer_bytes());
+        let [step, decode] = [&self.rest.step, &self.rest.decode].map(|program| Loaded::of(program, target));
+        let step = step?;
+        let text = match target.keep_text {
+            true => weights(&[&Loaded::of(&self.rest.text, target)?], target),
+            false => Held::default(),
+        };
+        let held = text + weights(&[&step, &decode?], target);
+        let fixed = phase.iter().sum::<usize>() + held.allocated + step.needs.scratch_bytes;
         let mut room = limit.saturating_sub(fixed);
         let mut plans = self.rest;
         for _ in 0..TRIES {
@@ -197,7 +230,7 @@ impl Drafts {
             let smallest = matches!(fit, Fit::Smallest(_));
             let (Fit::Fits(step) | Fit::Smallest(step)) = fit;
             plans.step = *step;
-            let over = total(&plans).saturating_sub(limit);
+            let over = total(&plans)?.saturating_sub(limit);
             if over == 0 {
                 return Ok(plans);
             }
@@ -207,7 +240,7 @@ impl Drafts {
             // A smaller arena may leave smaller gaps for workspaces.
             room = room.saturating_sub(over + room / MARGIN);
         }
-        let memory = plans.memory(spec, target);
+        let memory = plans.memory(spec, target)?;
         let activations = memory.kept_bytes + memory.live_bytes + memory.waste_bytes;
         let parts = [
             (memory.weights_bytes, "the weights".to_owned()),
@@ -240,18 +273,19 @@ impl Add for Held {
 }
 
 /// Bytes of the weights of several programs, each once.
-fn weights(programs: &[&StepProgram], target: &Target<'_>) -> Held {
+fn weights(programs: &[&Loaded<'_>], target: &Target<'_>) -> Held {
     let mut held = BTreeMap::new();
-    for program in programs {
+    for Loaded { program, needs } in programs {
         let mapped = program.params.iter().filter(|param| (target.mapped)(param));
         let mapped: HashSet<&str> = mapped.map(|param| param.name.as_str()).collect();
-        for (name, bytes) in (target.weights)(program) {
-            let one = match mapped.contains(name.as_str()) {
+        for (name, bytes) in &needs.weights {
+            let (name, bytes) = (name.as_str(), *bytes);
+            let one = match mapped.contains(name) {
                 true => Held { mapped: bytes, allocated: 0 },
                 false => Held { allocated: bytes, mapped: 0 },
             };
             // The towers of texts go by different names but are one where both are in memory.
-            let name = if target.keep_text { tower(&name).to_owned() } else { name };
+            let name = if target.keep_text { tower(name) } else { name };
             held.insert((name, bytes), one);
         }
     }

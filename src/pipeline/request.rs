@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::ir::Reduce;
 use crate::safety::{GammaSchedule, GuideWindow, SldConfig};
 use crate::sampler::Rng;
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 
 /// Most images of one run, so that a slip of the finger is an error and not a week of work.
 const MAX_IMAGES: usize = 1_000_000;
@@ -46,12 +46,18 @@ impl Method {
             _ => None,
         }
     }
+
+    /// Whether a guard steers only where a score reaches its threshold.
+    pub fn is_gated(&self) -> bool {
+        !matches!(self, Self::ClassifierGuidance { gated: false, .. })
+    }
 }
 
 /// What the guard steers away from, when, and how strongly.
 #[derive(Clone, Debug)]
 pub struct Guidance {
     pub concepts: Vec<String>,
+    /// Without a meaning where the method is not gated.
     pub threshold: f64,
     /// A gate opens only above the threshold, not at it (as in the code of the thesis; its text says at).
     pub above_threshold: bool,
@@ -128,30 +134,50 @@ impl Request {
             return Err(Error::usage("--ddim-eta", format!("expected 0 to 1, found {}", self.eta)));
         }
         if let Some(latents) = &self.latents {
-            let expected = [self.images(), 4, self.height / factor, self.width / factor];
-            if latents.shape()[..] != expected {
-                let problem = format!("expected noise of shape {expected:?}, found {}", latents.shape());
-                return Err(Error::usage("--latents", problem));
-            }
+            self.check_latents(latents.shape(), factor)?;
         }
         self.check_method()
     }
 
+    /// Checks the shape of start noise.
+    pub fn check_latents(&self, shape: &Shape, factor: usize) -> Result<()> {
+        let expected = [self.images(), 4, self.height / factor, self.width / factor];
+        if shape[..] == expected {
+            return Ok(());
+        }
+        Err(Error::usage("--latents", format!("expected noise of shape {expected:?}, found {shape}")))
+    }
+
     fn check_method(&self) -> Result<()> {
-        if let Method::Sld { .. } | Method::NegativePrompt { .. } = self.method
-            && self.guidance_scale <= 1.0
+        let through_guidance = match self.method {
+            Method::Sld { .. } => Some(("--safety", "sld acts")),
+            Method::NegativePrompt { .. } => Some(("--safety", "negative-prompt acts")),
+            _ if !self.negative_prompt.is_empty() => Some(("--negative-prompt", "it acts")),
+            _ => None,
+        };
+        if let (Some((flag, acts)), true) = (through_guidance, self.guidance_scale <= 1.0) {
+            let problem = format!(
+                "{acts} through classifier-free guidance, which --guidance-scale {} turns off; use a scale above 1",
+                self.guidance_scale
+            );
+            return Err(Error::usage(flag, problem));
+        }
+        if let Method::Sld { config, .. } = &self.method
+            && config.warmup >= self.steps
         {
             let problem = format!(
-                "{} acts through classifier-free guidance, which --guidance-scale {} turns off; \
-                 use a scale above 1",
-                if matches!(self.method, Method::Sld { .. }) { "sld" } else { "negative-prompt" },
-                self.guidance_scale
+                "sld:{} does nothing in its first {} steps, and this run has {}: use more steps, or sld:max, which \
+                 acts from the first one on",
+                config.name, config.warmup, self.steps
             );
             return Err(Error::usage("--safety", problem));
         }
         let Some(guidance) = self.method.guidance() else { return Ok(()) };
         finite("--gamma", guidance.gamma)?;
-        finite("--threshold", guidance.threshold)?;
+        if self.method.is_gated() && !(-1.0..=1.0).contains(&guidance.threshold) {
+            let problem = format!("expected a cosine, -1 to 1, found {}", guidance.threshold);
+            return Err(Error::usage("--threshold", problem));
+        }
         if guidance.concepts.is_empty() {
             return Err(Error::usage("--concept", "no concept to steer away from"));
         }

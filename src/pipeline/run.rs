@@ -12,7 +12,7 @@ use super::programs::{Guard, Steering, StepSpec, names};
 use super::request::{Guidance, Method, Request};
 use crate::backend::{Backend, Program, Stop};
 use crate::error::{Error, Result};
-use crate::plan::{Param, SldState, StepProgram, StepState};
+use crate::plan::{SldState, StepProgram, StepState};
 use crate::sampler::{NoiseStream, Schedule, StepCoefficients};
 use crate::tensor::Tensor;
 
@@ -20,8 +20,9 @@ use crate::tensor::Tensor;
 /// number does not stay finite is made again, alone, where the device has a type of a wider range.
 ///
 /// # Errors
-/// [`Error::NonFinite`] names the first image that could not be made; the others are made all the same.
-/// Everything else ends the run at once; images that were told of are whole.
+/// [`Error::NonFinite`] names the first image where none could be made, [`Error::Partial`] says how many could not
+/// where others were: one image's numbers are no reason to leave out the next. Everything else ends the run at once;
+/// images that were told of are whole.
 pub fn generate(
     model: &Model,
     backend: &dyn Backend,
@@ -48,7 +49,13 @@ pub fn generate(
     for Fault { what, step, image } in &failed {
         tracing::error!(image, step, "non-finite value in {what}: no image");
     }
-    failed.first().map_or(Ok(()), |&Fault { what, step, image }| Err(Error::NonFinite { what, step, image }))
+    match failed[..] {
+        [] => Ok(()),
+        [_, ..] if failed.len() < request.images() => {
+            Err(Error::Partial { what: "images", failed: failed.len(), total: request.images() })
+        }
+        [Fault { what, step, image }, ..] => Err(Error::NonFinite { what, step, image }),
+    }
 }
 
 /// All images of some batches, none larger than the request's. Returns those that could not be made.
@@ -87,14 +94,17 @@ fn attempt(
         _ => None,
     };
 
-    let mut decoder = Decoder::load(model, backend, &plans.all.decode, request)?;
+    let mut decoder = Decoder::load(model, backend, &plans.all.decode, request, stop)?;
     let mut failed = Vec::new();
     let mut step: Option<(usize, Box<dyn Program>)> = None;
     for images in batches.iter().cloned() {
         // The last batch may be smaller than the others and then has a program of its own.
         let (_, program) = match step.take().filter(|(batch, _)| *batch == images.len()) {
             Some(loaded) => step.insert(loaded),
-            None => step.insert((images.len(), model.load(backend, plans.step(images.len()).clone())?)),
+            None => {
+                let program = model.load(backend, plans.step(images.len()).clone(), stop)?;
+                step.insert((images.len(), program))
+            }
         };
         if let Some(concepts) = &concepts {
             program.write(names::CONCEPTS, concepts)?;
@@ -149,12 +159,7 @@ struct Planned {
 
 impl Planned {
     fn new(model: &Model, backend: &dyn Backend, request: &Request, spec: &StepSpec) -> Result<Self> {
-        let (storage, fuse) = backend.storage();
-        let scratch = |program: &StepProgram| backend.scratch_bytes(program);
-        let weights = |program: &StepProgram| backend.weights(program);
-        let mapped = |param: &Param| model.maps(backend, param);
-        let target =
-            Target { storage, fuse, scratch: &scratch, weights: &weights, mapped: &mapped, keep_text: false };
+        let target = Target::of(model, backend);
         let blueprint = Blueprint::of(model);
         let within = |spec: &StepSpec| Plans::new(&blueprint, spec, &target, backend.limit());
         let plan = |batch: usize| -> Result<(Plans, Memory)> {
@@ -163,7 +168,7 @@ impl Planned {
             let plans = within(&spec).map_err(|error| {
                 with_a_budget(with_what_fits(error, &spec, model.factor(), &fits), backend)
             })?;
-            let memory = plans.memory(&spec, &target);
+            let memory = plans.memory(&spec, &target)?;
             tracing::info!(batch, bytes = memory.total_bytes(), at = memory.peak_step, "planned");
             Ok((plans, memory))
         };
@@ -202,11 +207,12 @@ fn with_what_fits(error: Error, spec: &StepSpec, factor: usize, fits: &dyn Fn(&S
     Error::OutOfMemory { what, needed_bytes, hint }
 }
 
-/// The same with a budget: the smallest that works, where the user's own is what is too small.
+/// The same with a budget: the smallest that works, where the user's own is what is too small; else what there is.
 fn with_a_budget(error: Error, backend: &dyn Backend) -> Error {
     let Error::OutOfMemory { what, needed_bytes, mut hint } = error else { return error };
-    if backend.room().is_none_or(|room| needed_bytes <= room as u64) {
-        hint += &format!("; --max-vram {needed_bytes} is enough");
+    match backend.room() {
+        Some(room) if needed_bytes > room as u64 => hint += &format!("; {room} are free"),
+        _ => hint += &format!("; --max-vram {needed_bytes} is enough"),
     }
     Error::OutOfMemory { what, needed_bytes, hint }
 }
@@ -300,12 +306,14 @@ impl Run<'_> {
             Method::SafeSampling(guidance) | Method::ClassifierGuidance { guidance, .. } => {
                 state.window = in_window(guidance, index, self.request.steps);
                 state.gamma = self.gammas[index] as f32;
-                // Without a gate every score reaches the threshold.
-                let gated = !matches!(self.request.method, Method::ClassifierGuidance { gated: false, .. });
                 let threshold = guidance.threshold as f32;
-                // Above h means from the next number on.
-                let threshold = if guidance.above_threshold { threshold.next_up() } else { threshold };
-                state.threshold = if gated { threshold } else { f32::NEG_INFINITY };
+                state.threshold = match (self.request.method.is_gated(), guidance.above_threshold) {
+                    // Without a gate every score reaches the threshold.
+                    (false, _) => f32::NEG_INFINITY,
+                    (true, false) => threshold,
+                    // Above h means from the next number on.
+                    (true, true) => threshold.next_up(),
+                };
             }
         }
         state
@@ -496,8 +504,14 @@ struct Decoder {
 }
 
 impl Decoder {
-    fn load(model: &Model, backend: &dyn Backend, plan: &StepProgram, request: &Request) -> Result<Self> {
-        let program = model.load(backend, plan.clone())?;
+    fn load(
+        model: &Model,
+        backend: &dyn Backend,
+        plan: &StepProgram,
+        request: &Request,
+        stop: &Stop,
+    ) -> Result<Self> {
+        let program = model.load(backend, plan.clone(), stop)?;
         Ok(Self { program, shape: [1, request.height, request.width, 3], dtype: backend.dtype() })
     }
 

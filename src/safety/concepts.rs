@@ -5,13 +5,15 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::schedule::read_text;
+use crate::weights::read_user_text;
 use crate::{Error, Result};
 
 pub const MAX_CONCEPTS: usize = 1024;
+/// Longer texts are a mistake: a text tower reads some 77 tokens.
+pub const MAX_CONCEPT_BYTES: usize = 64 << 10;
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// One to [`MAX_CONCEPTS`] different texts, none of them blank.
+/// One to [`MAX_CONCEPTS`] different texts, none of them blank or longer than [`MAX_CONCEPT_BYTES`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Concepts(Vec<String>);
 
@@ -56,9 +58,17 @@ impl Concepts {
 
     /// A text file with one concept a line; empty lines and those that start with `#` do not count.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let text = read_text(path, MAX_FILE_BYTES)?;
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        Self::checked(lines.map(str::to_owned).collect()).map_err(|problem| Error::input(path, problem))
+        let text = read_user_text(path, MAX_FILE_BYTES)?;
+        let lines = text.lines().map(str::trim).enumerate();
+        let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+        let mut texts = Vec::new();
+        for (i, line) in lines {
+            if let Some(problem) = too_long(line) {
+                return Err(Error::input(path, format!("line {} {problem}", i + 1)));
+            }
+            texts.push(line.to_owned());
+        }
+        Self::checked(texts).map_err(|problem| Error::input(path, problem))
     }
 
     /// A built-in list.
@@ -98,12 +108,20 @@ impl Concepts {
             if text.trim().is_empty() {
                 return Err(format!("concept {} is blank", i + 1));
             }
+            if let Some(problem) = too_long(text) {
+                return Err(format!("concept {} {problem}", i + 1));
+            }
             if !seen.insert(normal_form(text)) {
                 return Err(format!("concept `{text}` occurs twice"));
             }
         }
         Ok(Self(texts))
     }
+}
+
+fn too_long(text: &str) -> Option<String> {
+    let bytes = text.len();
+    (bytes > MAX_CONCEPT_BYTES).then(|| format!("has {bytes} bytes; at most {MAX_CONCEPT_BYTES} are taken"))
 }
 
 /// Texts that the tokenizer would not tell apart are the same concept.
@@ -132,6 +150,7 @@ mod tests {
     fn a_list_that_protects_from_nothing_is_refused() {
         let many: String = (0..1025).map(|i| format!("concept {i}\n")).collect();
         let huge = "x".repeat((1 << 20) + 1);
+        let long = format!("# fine\na gun\n{}\n", "x".repeat((64 << 10) + 1));
         for (bytes, part) in [
             (&b""[..], "no concepts"),
             (b"# only\n  # comments\n\n", "no concepts"),
@@ -139,7 +158,8 @@ mod tests {
             (b"a  gun\na gun", "occurs twice"),
             (b"nudity\n\xc3\x28", "not UTF-8"),
             (many.as_bytes(), "1025 concepts, at most 1024"),
-            (huge.as_bytes(), "larger than 1048576 bytes"),
+            (long.as_bytes(), "line 3 has 65537 bytes; at most 65536"),
+            (huge.as_bytes(), "1048577 bytes; at most 1048576"),
         ] {
             let error = read(bytes).expect_err("refused");
             assert!(error.to_string().contains(part) && error.exit_code() == 3, "{error}");

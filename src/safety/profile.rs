@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::concepts::Concepts;
 use super::density::Reduce;
-use super::schedule::{GammaSchedule, GuideWindow, is_strength, read_text};
+use super::schedule::{GammaSchedule, GuideWindow, is_strength};
+use crate::weights::read_user_text;
 use crate::{Error, Result};
 
 /// Settings of the methods that look at the image, as one JSON file.
@@ -130,7 +131,7 @@ impl SafetyProfile {
 
     /// Reads and checks a profile.
     pub fn read(path: &Path) -> Result<Self> {
-        Self::parse(&read_text(path, MAX_FILE_BYTES)?, path)
+        Self::parse(&read_user_text(path, MAX_FILE_BYTES)?, path)
     }
 
     /// Parses and checks the text of a profile; `path` is the file that errors name.
@@ -184,21 +185,19 @@ impl SafetyProfile {
         Ok(())
     }
 
-    /// Whether the profile was tuned with this CLIP; if not, says what differs and what to do.
-    pub fn fits(&self, clip: &ClipIdentity) -> Result<()> {
+    /// Whether the profile was tuned with this CLIP; if not, what differs.
+    pub fn fits(&self, clip: &ClipIdentity) -> Result<(), String> {
         let differences = self.clip.differences(clip);
         if differences.is_empty() {
             return Ok(());
         }
-        let problem = format!(
-            "profile `{}` belongs to a CLIP with {}, found {} (different: {}); its threshold and gamma mean \
-             nothing here: give --threshold and --gamma, or a profile that was tuned with this CLIP",
+        Err(format!(
+            "profile `{}` belongs to a CLIP with {}, found {} (different: {})",
             self.name,
             self.clip,
             clip,
             differences.join(", ")
-        );
-        Err(Error::usage("--safety-profile", problem))
+        ))
     }
 }
 
@@ -346,10 +345,11 @@ mod tests {
         let thesis = SafetyProfile::built_in("thesis-multi").expect("built in");
         let unknown_depth = ClipIdentity { vision_layers: None, ..CLIP_VIT_B_16 };
         assert!(thesis.fits(&CLIP_VIT_B_16).is_ok() && thesis.fits(&unknown_depth).is_ok());
-        let error = thesis.fits(&ClipIdentity { patch: 32, ..CLIP_VIT_B_16 }).expect_err("ViT-B/32");
-        let message = error.to_string();
-        assert!(message.contains("different: patch)") && message.contains("--threshold"), "{message}");
-        assert_eq!(error.exit_code(), 2);
-        assert_eq!(thesis.fits(&DEMO_CLIP).expect_err("the demo's").exit_code(), 2);
+        let difference = thesis.fits(&ClipIdentity { patch: 32, ..CLIP_VIT_B_16 }).expect_err("ViT-B/32");
+        assert!(
+            difference.contains("`thesis-multi`") && difference.contains("different: patch)"),
+            "{difference}"
+        );
+        assert!(thesis.fits(&DEMO_CLIP).is_err());
     }
 }

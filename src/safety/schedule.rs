@@ -1,13 +1,13 @@
 //! How strong the guidance is at which step: a factor of gamma, and a window outside of which nothing runs.
 
 use std::fmt;
-use std::fs;
 use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::weights::read_user_text;
 use crate::{Error, Result};
 
 /// What gamma is multiplied by at step `i` of `n` (0 is the first and noisiest). No form but a table reaches
@@ -38,7 +38,11 @@ impl GammaSchedule {
             "constant" => Ok(Self::Constant),
             "linear" => Ok(Self::Linear),
             "cosine" => Ok(Self::Cosine),
-            _ => Self::read(Path::new(word)),
+            _ if Path::new(word).exists() => Self::read(Path::new(word)),
+            _ => {
+                let problem = format!("`{word}` is neither a file nor one of constant, linear, cosine");
+                Err(Error::usage("--gamma-schedule", problem))
+            }
         }
     }
 
@@ -70,7 +74,7 @@ impl GammaSchedule {
     }
 
     fn read(path: &Path) -> Result<Self> {
-        let text = read_text(path, MAX_FILE_BYTES)?;
+        let text = read_user_text(path, MAX_FILE_BYTES)?;
         let mut factors = Vec::new();
         for (i, line) in text.lines().enumerate() {
             let line = line.trim();
@@ -181,22 +185,6 @@ pub(super) fn is_strength(value: f64) -> bool {
     value.is_finite() && value >= 0.0
 }
 
-/// The text of a small file of ours: UTF-8, at most `limit` bytes, a byte-order mark removed.
-pub(super) fn read_text(path: &Path, limit: u64) -> Result<String> {
-    use std::io::Read;
-    let file = fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
-    let mut bytes = Vec::new();
-    // One byte more than allowed, whatever length the file claims to have.
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(|source| Error::io("read", path, source))?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::input(path, format!("larger than {limit} bytes")));
-    }
-    let text = String::from_utf8(bytes).map_err(|e| {
-        Error::input(path, format!("not UTF-8: invalid byte at offset {}", e.utf8_error().valid_up_to()))
-    })?;
-    Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,13 +223,13 @@ mod tests {
             (b"-1", "number 1 is -1"),
             (b"1e999", "number 1 is inf"),
             (b"# nothing\n", "expected 1 to"),
-            (b"1\n\xff", "not UTF-8: invalid byte at offset 2"),
+            (b"1\n\xff", "not UTF-8 text (byte 2)"),
         ] {
             let file = file(bytes);
             let error = GammaSchedule::resolve(file.path().to_str().expect("plain")).expect_err("refused");
             assert!(error.to_string().contains(part) && error.exit_code() == 3, "{error}");
         }
-        assert_eq!(GammaSchedule::resolve("no/such/file").expect_err("missing").exit_code(), 6);
+        assert_eq!(GammaSchedule::resolve("no/such/file").expect_err("missing").exit_code(), 2);
     }
 
     #[test]

@@ -214,6 +214,7 @@ impl Executor for Run<'_> {
             Error::Bug(format!("`{}`: a grid of {blocks} blocks on the simulated device", step.node))
         })?;
         let share = blocks.div_ceil(1 + helpers.len() as u32).max(FEWEST_BLOCKS);
+        let share = share.next_multiple_of(step.launch.kernel.cluster);
         let parts = (0..blocks).step_by(share as usize).map(|first| first..(first + share).min(blocks));
         let ran = std::thread::scope(|scope| {
             let mut contexts = [&mut **simt].into_iter().chain(helpers.iter_mut());

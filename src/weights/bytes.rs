@@ -6,6 +6,7 @@
 //! ([`InPlace`]), and only what must be converted is read. A file that shrinks under a map ends the
 //! process, so a map is never chosen by itself; [`explain_lost_pages`] gives that end words.
 
+use std::ffi::c_int;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
@@ -126,12 +127,14 @@ impl Blob {
         Err(Error::input(&self.path, problem))
     }
 
-    /// SHA-256 of all bytes, in hexadecimal.
-    pub fn sha256(&self) -> Result<String> {
+    /// SHA-256 of all bytes, in hexadecimal. Ends with the error of `go_on` where that gives one: it is asked once a
+    /// mebibyte.
+    pub fn sha256(&self, go_on: &dyn Fn() -> Result<()>) -> Result<String> {
         let mut hash = Sha256::new();
         let mut buffer = vec![0; 1 << 20];
         let mut offset = 0;
         while offset < self.len {
+            go_on()?;
             let part = (self.len - offset).min(buffer.len() as u64) as usize;
             self.read_into(offset, &mut buffer[..part])?;
             hash.update(&buffer[..part]);
@@ -157,6 +160,16 @@ impl Blob {
     }
 }
 
+/// What `signal` takes for the default action.
+const SIG_DFL: usize = 0;
+
+// SAFETY: no promise but a type, that of the function in the C library, which `std` links.
+#[allow(unsafe_code)]
+unsafe extern "C" {
+    /// Sets what a signal does.
+    fn signal(signal: c_int, action: usize) -> usize;
+}
+
 /// From now on a page that is gone because one of these mapped files was cut short ends the process with words and
 /// the exit status of a bad file, where the system would only say "bus error". For programs that own their process.
 pub(super) fn explain_lost_pages<'a>(blobs: impl Iterator<Item = &'a Blob>) -> Result<()> {
@@ -176,10 +189,21 @@ pub(super) fn explain_lost_pages<'a>(blobs: impl Iterator<Item = &'a Blob>) -> R
                 low_level::exit(i32::from(*status));
             }
         }
+        // Another fault, such as a disk that cannot be read: what it is to do without us, or the instruction that met
+        // it would run again forever.
+        let _ = low_level::emulate_default_handler(SIGBUS);
+    };
+    // `std` has a handler of its own, for stacks that overflow. It would run first and leave the default behind it, by
+    // which the next thread that meets the missing page would end the process before this one has said why.
+    // SAFETY: the C library's function of that type; the default action runs no code of ours.
+    #[allow(unsafe_code)]
+    unsafe {
+        signal(SIGBUS, SIG_DFL)
     };
     // SAFETY: a handler may only do what is safe between any two instructions. This one looks at the sizes of open
-    // files, writes a text that was made beforehand, and ends the process without running anything else: system
-    // calls alone, no allocation and no lock.
+    // files, writes a text that was made beforehand, and ends the process without running anything else, by itself or
+    // by the signal's default, which `signal_hook` emulates for handlers: system calls alone, no allocation and no
+    // lock.
     #[allow(unsafe_code)]
     unsafe { low_level::register(SIGBUS, end) }.map_err(listen)?;
     Ok(())

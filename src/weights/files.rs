@@ -151,11 +151,14 @@ impl ModelFiles {
 
 const NO_SUCH_FILE: &str = "there is no such file";
 
-/// SHA-256 of a file, in hexadecimal, without holding it in memory.
-pub fn sha256(path: impl AsRef<Path>) -> Result<String> {
-    let path = path.as_ref();
-    let (file, len) = open_regular(path)?;
-    Blob::file(path.to_owned(), file, len).sha256()
+/// The text of a small file that the user wrote (a list of prompts or concepts, a profile): at most `cap` bytes, without
+/// a byte-order mark. It has the enemies that a model's files have: devices, pipes, wrong encodings.
+pub fn read_user_text(path: &Path, cap: u64) -> Result<String> {
+    let text = ModelFiles::open(path)?.read_text("", cap)?;
+    if let Some(rest) = text.strip_prefix('\u{feff}') {
+        return Ok(rest.to_owned());
+    }
+    Ok(text)
 }
 
 /// Opens a regular file and says how long it is.
@@ -231,7 +234,7 @@ mod tests {
             assert_eq!(&bytes, b"cde");
             assert!(blob.read_into(4, &mut bytes).is_err());
             let hash = "bef57ec7f53a6d40beb640a780a639c83bc29ac8a9816f1fc6c5c6dcd93c4721";
-            assert_eq!(blob.sha256().expect("readable"), hash);
+            assert_eq!(blob.sha256(&|| Ok(())).expect("readable"), hash);
         }
     }
 }

@@ -29,7 +29,7 @@ pub use ::safetensors::Dtype;
 pub use bytes::{Blob, InPlace};
 pub use component::Component;
 pub use detect::{Kind, recognise};
-pub use files::{EmbeddedFiles, ModelFiles, sha256};
+pub use files::{EmbeddedFiles, ModelFiles, read_user_text};
 pub use json::{CONFIG_CAP, ModelIndex, read_json, read_model_index};
 pub use safetensors::{SafetensorsFile, TensorInfo, to_safetensors};
 pub use store::{FileSummary, Layout, Weights};

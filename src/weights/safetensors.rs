@@ -52,9 +52,9 @@ impl SafetensorsFile {
         self.blob.len()
     }
 
-    /// SHA-256 of the file, in hexadecimal.
-    pub fn sha256(&self) -> Result<String> {
-        self.blob.sha256()
+    /// SHA-256 of the file, in hexadecimal, as long as `go_on` has nothing against it.
+    pub fn sha256(&self, go_on: &dyn Fn() -> Result<()>) -> Result<String> {
+        self.blob.sha256(go_on)
     }
 
     /// All values of a tensor, converted from f16, bf16 or f64 where it is stored so.
@@ -66,7 +66,7 @@ impl SafetensorsFile {
     /// The same for a range of its elements in storage order.
     pub fn read_elements(&self, name: &str, elements: Range<usize>) -> Result<Vec<f32>> {
         let info = self.info(name, &elements)?;
-        let mut values = vec![0f32; elements.len()];
+        let mut values = self.room(name, elements.len())?;
         let read = Reading { blob: &self.blob, start: info.range.start, first: elements.start };
         match info.dtype {
             Dtype::F32 => read.fill_f32(&mut values)?,
@@ -109,6 +109,18 @@ impl SafetensorsFile {
             return Err(self.refuse(name, &format!("elements {elements:?}"), found));
         }
         Ok(info)
+    }
+
+    /// Zeros for a tensor's values. The system is asked first, for a refusal of the allocation itself ends the process,
+    /// and a sparse file may claim any size.
+    fn room(&self, name: &str, count: usize) -> Result<Vec<f32>> {
+        let refused = |_| Error::OutOfMemory {
+            what: format!("tensor `{}` of {}", shown(name), self.path().display()),
+            needed_bytes: (count * size_of::<f32>()) as u64,
+            hint: String::new(),
+        };
+        Vec::<f32>::new().try_reserve_exact(count).map_err(refused)?;
+        Ok(vec![0.0; count])
     }
 
     fn check_finite(&self, name: &str, values: &[f32]) -> Result<()> {

@@ -81,9 +81,9 @@ pub struct FileSummary {
 }
 
 impl Weights {
-    /// Opens a model: UNet, VAE and text encoder, and the guard's CLIP where the model brings one
-    /// in its folder `clip`. Reads headers only.
-    pub fn open(model: &ModelFiles) -> Result<Self> {
+    /// Opens a model: UNet, VAE and text encoder, and the guard's CLIP where the model brings one in its folder `clip`;
+    /// all but what comes from `elsewhere` or is not needed, and may be missing or broken here. Reads headers only.
+    pub fn open(model: &ModelFiles, elsewhere: &[Component]) -> Result<Self> {
         use Component::{Clip, TextEncoder, Unet, Vae};
         static OPENED: AtomicU64 = AtomicU64::new(1);
         let mut weights = Self {
@@ -94,6 +94,7 @@ impl Weights {
             entries: BTreeMap::new(),
             ignored: BTreeSet::new(),
         };
+        let own = [Unet, Vae, TextEncoder].into_iter().filter(|component| !elsewhere.contains(component));
         if model.is_single_file() {
             let file = SafetensorsFile::new(model.blob("")?)?;
             weights.layout = match recognise(&file.tensors) {
@@ -102,15 +103,15 @@ impl Weights {
                 kind => return Err(not_a_model(file.path(), &kind)),
             };
             weights.files.push(file);
-            for component in [Unet, Vae, TextEncoder] {
+            for component in own {
                 weights.add(component, 0..1)?;
             }
         } else {
             read_model_index(model)?;
-            for component in [Unet, Vae, TextEncoder] {
+            for component in own {
                 weights.add_files(component, open_folder(model, component, component.folder())?)?;
             }
-            if model.exists(Clip.folder()) {
+            if model.exists(Clip.folder()) && !elsewhere.contains(&Clip) {
                 weights.add_files(Clip, open_folder(model, Clip, Clip.folder())?)?;
             }
         }
@@ -119,18 +120,21 @@ impl Weights {
     }
 
     /// Takes a component from elsewhere: a directory that holds its files (itself or in the usual
-    /// folder), or one file.
-    pub fn replace(&mut self, component: Component, from: &ModelFiles) -> Result<()> {
-        let files = if from.is_single_file() {
-            vec![SafetensorsFile::new(from.blob("")?)?]
-        } else if !has_files(from, component, "")? && from.exists(component.folder()) {
-            open_folder(from, component, component.folder())?
-        } else {
-            open_folder(from, component, "")?
+    /// folder), or one file. Returns the folder of `from` in which they are, `""` for `from` itself.
+    pub fn replace(&mut self, component: Component, from: &ModelFiles) -> Result<&'static str> {
+        let usual =
+            !from.is_single_file() && !has_files(from, component, "")? && from.exists(component.folder());
+        let folder = if usual { component.folder() } else { "" };
+        let files = match from.is_single_file() {
+            true => vec![SafetensorsFile::new(from.blob("")?)?],
+            false => open_folder(from, component, folder)?,
         };
         self.entries.retain(|name, _| !name.starts_with(component.prefix()));
         self.add_files(component, files)?;
-        if self.contains(Component::Unet.hallmark()) { self.check_unet() } else { Ok(()) }
+        if self.contains(Component::Unet.hallmark()) {
+            self.check_unet()?;
+        }
+        Ok(folder)
     }
 
     /// A number that no other opened model of this process has.
@@ -264,11 +268,12 @@ impl Weights {
         self.files.iter().enumerate().map(summary).filter(|file| !file.components.is_empty()).collect()
     }
 
-    /// Path and SHA-256 of every file that something is taken from. Reads all of them.
-    pub fn digests(&self) -> Result<Vec<(PathBuf, String)>> {
+    /// Path and SHA-256 of every file that something is taken from. Reads all of them, as long as `go_on`, which is
+    /// asked once a mebibyte, has nothing against it.
+    pub fn digests(&self, go_on: &dyn Fn() -> Result<()>) -> Result<Vec<(PathBuf, String)>> {
         let used: BTreeSet<usize> = self.entries.values().map(|entry| entry.file).collect();
         used.into_iter()
-            .map(|index| Ok((self.files[index].path().to_owned(), self.files[index].sha256()?)))
+            .map(|index| Ok((self.files[index].path().to_owned(), self.files[index].sha256(go_on)?)))
             .collect()
     }
 

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use half::f16;
 use safetensors::tensor::Dtype;
@@ -37,7 +37,13 @@ fn texts_of_any_length_and_kind_are_drawn_or_refused() {
     place.draw("--prompt-file gone.txt -o b.png").says(3, &["gone.txt"]);
     let long = "x".repeat(100_000);
     place.draw_with(&["-n", &long, "-o", "b.png"]).says(2, &["--negative-prompt"]);
-    place.draw_with(&["--concept", &long, "-o", "b.png"]).says(2, &["--concept"]);
+    place.draw_with(&["--concept", &long, "-o", "b.png"]).says(2, &["--concept", "concept 1", "100000"]);
+    place.write("long.txt", format!("a gun\n{long}\n"));
+    place.draw("--concepts long.txt -m gone").says(3, &["long.txt", "line 2", "100000"]);
+    assert!(Command::new("mkfifo").arg(place.path("pipe")).status().expect("mkfifo").success());
+    for flag in ["--prompt-file", "--concepts", "--gamma-schedule", "--safety-profile", "--latents"] {
+        place.draw(&format!("{flag} pipe -o b.png")).says(3, &["pipe", "regular file"]);
+    }
     place.run(&["generate"]).says(2, &["--prompt"]);
     place.run(&["generate", "-p", "a", "b"]).says(2, &["cannot be used with"]);
     assert!(!place.path("b.png").exists() && !place.path("b").exists());
@@ -121,7 +127,13 @@ fn large_but_finite_numbers_end_in_an_image_or_in_an_error_but_not_in_noise_from
     let place = Place::new();
     place.draw("--guidance-scale 1e30 -o a.png").says(0, &[]);
     place.draw("--guidance-scale 1e300 -o b.png").says(8, &["non-finite", "image 0"]);
-    place.draw("--threshold -1 --gamma 1e300 -o b.png").says(8, &["non-finite", "step 0"]);
+    place.draw("--threshold -1 --gamma 1e300 -o b.png --trace t").says(8, &["non-finite", "step 0"]);
+    let first = &read_tensors(&place.path("t"))["step.000.prev"].2;
+    assert!(
+        first.as_chunks().0.iter().any(|&bytes| !f32::from_le_bytes(bytes).is_finite()),
+        "no wrong tensor"
+    );
+    fs::remove_file(place.path("t")).expect("written");
     place.draw("--guidance-scale -1 -o c.png").says(0, &[]);
     place.draw("--seed 9223372036854775808 -o d.png").says(0, &["seed 9223372036854775808"]);
     place
@@ -129,6 +141,17 @@ fn large_but_finite_numbers_end_in_an_image_or_in_an_error_but_not_in_noise_from
         .says(0, &["seed 18446744073709551615", "seed 0"]);
     place.draw("--seed -1 -o f.png").says(0, &["f.png: seed "]);
     assert_eq!(place.list(""), ["a.png", "c.png", "d.png", "e0.png", "e1.png", "f.png"]);
+}
+
+#[test]
+fn one_image_that_cannot_be_made_does_not_keep_the_others_back() {
+    let place = Place::new();
+    let noise = [filled(3e38, 4 * 144), filled(0.5, 4 * 144)].concat();
+    let noise = (Dtype::F32, vec![2, 4, 12, 12], noise);
+    write_tensors(&place.path("noise"), &[("latents".to_owned(), noise)].into());
+    let ran = place.draw("-b 2 --safety none --latents noise --trace t -o %d.png");
+    ran.says(7, &["image=0", "non-finite", "1 of 2 images failed"]);
+    assert_eq!(place.list(""), ["1.png", "noise", "t"]);
 }
 
 // --- Where images go.
@@ -189,6 +212,9 @@ fn memory_that_cannot_be_had_is_an_error_before_the_work() {
     let place = Place::new();
     let small = "ulimit -v 3000000; \"$@\"";
     place.shell(small, "-W 4096 -H 4096 -o a/").says(5, &["out of memory", "bytes"]);
+    // More than any machine has, which the system would grant as long as nobody touches it.
+    let ran = place.draw("-W 4096 -H 4096 -b 256 --batch-size 256 -o a/");
+    ran.says(5, &["out of memory", "does not fit into", "are free"]);
     assert_eq!(place.list(""), [""; 0]);
 }
 
@@ -232,6 +258,7 @@ fn an_interrupted_run_leaves_whole_images_only() {
     place.interrupt("--steps 900 -o a.png", "step 1/", &["-INT"]).says(130, &["interrupted"]);
     place.interrupt("--steps 900 -o a.png --trace t", "step 1/", &["-TERM"]).says(143, &["interrupted"]);
     place.interrupt("--steps 900 -o a.png", "step 1/", &["-INT", "-INT"]).says(130, &[]);
+    place.interrupt("--steps 900 -o a.png", "step 1/", &["-HUP"]).says(129, &["interrupted"]);
     assert!(place.list("").is_empty());
     place.interrupt("--steps 2 -b 1000 --seed 0 -o many/", "00000-0.png: seed", &["-INT"]).says(130, &[]);
     let names = place.list("many");
@@ -239,6 +266,19 @@ fn an_interrupted_run_leaves_whole_images_only() {
     for name in names {
         assert_eq!(place.pixels(&format!("many/{name}")).0, 48);
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_signal_that_was_ignored_before_the_run_stays_ignored() {
+    let place = Place::new();
+    // As `nohup` and a script's background jobs have it.
+    for (script, signal) in [("trap '' HUP; exec \"$@\"", "-HUP"), ("trap '' INT; exec \"$@\"", "-INT")] {
+        let ran = place.interrupt_script(script, "--steps 20 -o a.png --overwrite", "step 1/", &[signal]);
+        ran.says(0, &["a.png: seed"]);
+    }
+    let script = "trap '' HUP; exec \"$@\"";
+    place.interrupt_script(script, "--steps 900 -o b.png", "step 1/", &["-HUP", "-TERM"]).says(143, &[]);
 }
 
 #[test]
@@ -256,6 +296,9 @@ fn a_mapped_file_that_is_cut_short_ends_the_run_with_its_name() {
     place.draw("-m m --safety none --seed 1 --mmap -o a.png").says(0, &[]);
     place.draw("-m m --safety none --seed 1 -o b.png").says(0, &[]);
     assert_eq!(place.pixels("a.png"), place.pixels("b.png"));
+    // A fault that no file explains ends the run as it would have without us.
+    let ran = place.interrupt("-m m --safety none --steps 999 --mmap -o c.png", "step 1/", &["-BUS"]);
+    assert_eq!(ran.code, None, "killed by the signal: {}", ran.stderr);
     let cut = |_| fs::write(place.path(UNET), "").expect("written");
     let ran = place.draw_disturbed("-m m --safety none --steps 999 --mmap -o c.png", "step 1/", cut);
     ran.says(3, &[UNET, "cut short while it was mapped"]);
@@ -385,6 +428,13 @@ fn inspect_shows_models_graphs_and_plans() {
     let always = rows.iter().find(|line| line["runs"] == "always").expect("a sum");
     assert!(always["launches"].as_u64() > Some(100), "{always}");
     assert!(ok(&["kernels", "--gpu", "a100"]).text().contains("predicted for a100 and not measured"));
+    let rows = ok(&["kernels", "--preset", "sd15", "--arch", "sm_90a", "--json"]).json();
+    let on_wgmma = |line: &&serde_json::Value| line["kernel"].as_str().is_some_and(|k| k.ends_with("_sm90"));
+    let chosen: Vec<_> = rows.iter().filter(on_wgmma).map(|line| &line["choice"]).collect();
+    let keys = ["tile", "step", "stages", "splits", "cluster", "rival", "why"];
+    assert!(chosen.len() > 20 && chosen.iter().all(|choice| keys.iter().all(|key| !choice[key].is_null())));
+    let words = ok(&["kernels", "--preset", "sd15"]).text();
+    assert!(words.contains("stages of 64") && words.contains("; not on wgmma: "), "{words}");
     let unmeasured = &ok(&["launches", "--arch", "sm_120", "--safety", "none", "--json"]).json()[0];
     assert!(unmeasured["floor_us"].is_null() && !unmeasured["bytes"].is_null());
     for (args, parts) in [
@@ -397,10 +447,16 @@ fn inspect_shows_models_graphs_and_plans() {
         (&["plan", "--safety", "magic"], &["--safety"]),
         (&["kernels", "--arch", "sm_120"], &["--gpu"]),
         (&["cubins"], &["cubins"]),
+        (&["graph", "--preset", "sd15", "--clip", "gone"], &["--preset", "--clip"]),
+        (&["launches", "--preset", "sd15", "--mmap"], &["--preset", "--mmap"]),
     ] {
         place.run(&[&["inspect"], args].concat()).says(2, parts);
     }
     place.run(&["inspect", "model", "-m", "gone"]).says(3, &["gone"]);
+    for words in [["--clip", "gone"], ["--vae", "gone"], ["--taesd", "gone"], ["--prediction-type", "v"]] {
+        place.run(&[&["memory", "--preset", "sd15"], &words[..]].concat()).says(2, &["--preset", words[0]]);
+        place.run(&[&["memory", "-m", "sd15"], &words[..]].concat()).says(2, &["sizes of sd15", words[0]]);
+    }
 }
 
 #[test]

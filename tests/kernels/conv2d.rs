@@ -6,7 +6,6 @@ use unguide::launch::Storage;
 use unguide::launch::conv2d::{BwdOperands, Conv2d, Operands};
 use unguide::launch::params::DevicePtr;
 use unguide::launch::tune::conv2d::{Form, OnHopper, TILES, Tile};
-use unguide::launch::tune::hopper;
 use unguide::simt::{Counts, Mode, Simt};
 
 use crate::support::device::conv2d::{Ends, PLAIN, TARGET, Trial, Wish};
@@ -132,6 +131,8 @@ fn statistics_are_those_of_what_is_stored() {
     // Slabs of eight columns and 16 lines, three of each image; and one of each kind of pixel.
     let slabs = Conv2d { size: [16, 24], ..plain };
     let kinds = Conv2d { size: [8, 16], enlarged: Some([16, 32]), ..doubled };
+    // Both images in a slab, of which a cluster's blocks have shares.
+    let small = Conv2d { size: [8, 8], ..plain };
     for (conv, form) in [
         (slabs, Wish::Hopper(0, 1, 2)),
         (slabs, Wish::Hopper(2, 2, 3)),
@@ -139,6 +140,9 @@ fn statistics_are_those_of_what_is_stored() {
         (Conv2d { images: 3, size: [8, 8], ..plain }, Wish::Hopper(0, 1, 1)),
         (Conv2d { images: 3, size: [8, 8], ..plain }, Wish::Hopper(2, 3, 2)),
         (kinds, Wish::Hopper(0, 1, 1)),
+        (slabs, Wish::Hopper(4, 8, 1)),
+        (kinds, Wish::Hopper(3, 4, 1)),
+        (small, Wish::Hopper(3, 4, 1)),
         (plain, Wish::Tiled(64, 64, 1)),
         (plain, Wish::Tiled(64, 64, 2)),
         (doubled, Wish::Tiled(64, 64, 1)),
@@ -147,14 +151,7 @@ fn statistics_are_those_of_what_is_stored() {
         let trial = Trial::new(Conv2d { stats: true, ..conv }, Ends::All, form);
         let outputs = outcome(&trial, DIRECTIONS[0], Mode::FAST).0;
         let class = if conv.sub_pixel { conv.size } else { conv.out() };
-        let bits = hopper::box_of_an_image(class).unwrap_or_default();
-        let form = match form {
-            Wish::Tiled(m, n, splits) => Form::Tiled(Tile { m, n, splits }),
-            Wish::Hopper(tile, splits, blocks) => {
-                Form::Hopper(OnHopper { tile: hopper::TILES[tile], splits, bits, blocks })
-            }
-            _ => Form::Gathered,
-        };
+        let form = trial.form(Form::Gathered, class);
         let rows = conv.statistics_tile(form).expect("it takes them");
         let ([height, width], o) = (conv.out(), conv.filter[0]);
         // Pixels in the order of tiles: kind by kind, slab by slab.
@@ -163,9 +160,8 @@ fn statistics_are_those_of_what_is_stored() {
         if conv.sub_pixel {
             pixels.sort_by_key(|(i, j)| (i % 2, j % 2));
         }
-        if let Form::Hopper(_) = form {
+        if let Form::Hopper(OnHopper { bits: [x, y], .. }) = form {
             let scale = if conv.sub_pixel { 2 } else { 1 };
-            let [x, y] = bits;
             pixels.sort_by_key(|(i, j)| (i % scale, j % scale, i / scale >> y, j / scale >> x));
         }
         let tiles = pixels.len().div_ceil(rows);

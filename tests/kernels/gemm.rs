@@ -69,6 +69,13 @@ fn tiles_of_sm_90a_do_each_product_once_and_give_the_same_bits() {
         for (tile, blocks) in hopper::TILES.into_iter().flat_map(|tile| [(tile, 1), (tile, 2)]) {
             assert!(outputs(tile, blocks) == want, "{order:?} {tile} on {blocks}");
         }
+        // A cluster adds in the order in which parts are joined.
+        let cluster = |form| {
+            let trial = Trial::new(order, TILES[0], [140, 72, 4 * hopper::STEP]).after(after);
+            outcome(&Trial { form, ..trial }, Storage::Bf16, Mode::FAST).0
+        };
+        let joined = cluster(Form::Hopper(hopper::TILES[2], hopper::STEP, 3));
+        assert!(cluster(Form::Hopper(hopper::CLUSTERED[0], 4 * hopper::STEP, 1)) == joined, "{order:?}");
     }
 }
 

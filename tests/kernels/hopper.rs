@@ -4,7 +4,7 @@
 use bytemuck::{Pod, Zeroable, bytes_of, cast_slice};
 use half::f16;
 use serde_json::Value;
-use unguide::launch::params::DevicePtr;
+use unguide::launch::params::{DevicePtr, PointwiseParams};
 use unguide::simt::{Copies, Counts, Mode, Schedule, Simt, SimtError, Swizzle, TensorMap};
 
 /// As in kernels/simt/probes_sm90.cu.
@@ -74,7 +74,7 @@ fn products_through_a_ring_of_bulk_copies_are_right_under_every_schedule() {
 
 #[test]
 fn what_is_wrong_with_a_ring_is_reported_with_its_lines() {
-    let probes: [(&str, &[&str]); 18] = [
+    let probes: [(&str, &[&str]); 19] = [
         ("no_empty_wait", &["more than 1 arrivals", "probes_sm90.cu:"]),
         ("no_full_wait", &["READ BEFORE WAIT of a bulk copy", "a product of warp", "probes_sm90.cu:"]),
         ("released_before_read", &["RACE write after read", "a product of warp"]),
@@ -86,6 +86,7 @@ fn what_is_wrong_with_a_ring_is_reported_with_its_lines() {
         ("bytes_never_come", &["DEADLOCK", "lacks 0 of 1 arrivals and 16 bytes"]),
         ("no_wgmma_fence", &["MISSING wgmma.fence", "probes_sm90.cu:"]),
         ("registers_too_early", &["REGISTERS of a product", "probes_sm90.cu:"]),
+        ("operand_too_early", &["REGISTERS of a product", "probes_sm90.cu:"]),
         ("rewritten_unfenced", &["MISSING PROXY FENCE after a write", "probes_sm90.cu:"]),
         ("rewritten_fenced_late", &["MISSING PROXY FENCE after a write"]),
         ("rewritten_no_barrier", &["RACE read after write", "a product of warp"]),
@@ -106,6 +107,42 @@ fn what_is_wrong_with_a_ring_is_reported_with_its_lines() {
             }
         }
     }
+}
+
+/// Eight blocks in clusters of four, each of which makes the sum of its cluster's numbers.
+fn exchange(probe: &str, mode: Mode) -> Result<Vec<f32>, SimtError> {
+    let mut simt = Simt::new();
+    let out = simt.alloc(8 * 64 * 4);
+    let params = PointwiseParams { out, ..Default::default() };
+    simt.launch(&format!("probe_cluster_{probe}"), [8, 1, 1], 64, 0, bytes_of(&params), mode)?;
+    Ok(cast_slice(&simt.get(out)).to_vec())
+}
+
+#[test]
+fn blocks_of_a_cluster_wait_for_each_other_and_read_each_others_memory() {
+    let sum = |block: usize, i: usize| (0..4).map(|k| (100 * (block / 4 * 4 + k) + i) as f32).sum::<f32>();
+    for mode in Mode::all().flat_map(|mode| [mode, Mode { checked: true, ..mode }]) {
+        let got = exchange("right", mode).unwrap_or_else(|error| panic!("{mode:?}: {error}"));
+        assert!(got.iter().enumerate().all(|(at, &got)| got == sum(at / 64, at % 64)), "{mode:?}");
+    }
+    let probes: [(&str, &[&str]); 6] = [
+        ("no_first_wait", &["shared memory byte", "probes_cluster.cu:"]),
+        ("no_last_wait", &["which has ended", "probes_cluster.cu:"]),
+        ("no_arrival", &["waits and has not arrived", "probes_cluster.cu:"]),
+        ("two_arrivals", &["arrives twice", "probes_cluster.cu:"]),
+        ("block_beyond", &["of block 4 of a cluster of 4"]),
+        ("plain_read", &["16 bytes of shared memory at the address"]),
+    ];
+    for (probe, words) in probes {
+        for schedule in [Schedule::Fifo, Schedule::Lifo, Schedule::Priorities] {
+            let error = exchange(probe, Mode { schedule, ..Mode::CHECKED }).expect_err(probe);
+            assert!(words.iter().all(|word| error.report.contains(word)), "{probe} {schedule:?}: {error}");
+        }
+    }
+    let mut simt = Simt::new();
+    let params = PointwiseParams { out: simt.alloc(6 * 64 * 4), ..Default::default() };
+    let six = simt.launch("probe_cluster_right", [6, 1, 1], 64, 0, bytes_of(&params), Mode::FAST);
+    assert!(six.expect_err("refused").report.contains("no whole clusters of 4"));
 }
 
 #[test]

@@ -285,3 +285,31 @@ fn wgmma_spreads_every_width_over_its_registers_and_takes_a_from_them_as_cute_sa
         }
     }
 }
+
+#[test]
+fn wgmma_with_a_in_registers_reads_as_much_of_rows_of_n_as_it_needs() {
+    let Product { a: Some(a), .. } = golden("wgmma_m64n8k16_f16") else {
+        panic!("the table has registers of A")
+    };
+    let left: Vec<u16> =
+        (0..1024).map(|i| f16::from_f32(f32::from(u8::from(i % 64 == i / 64))).to_bits()).collect();
+    let registers = a.registers(&left);
+    for (n, name) in [(40, "mn_128"), (40, "mn_64"), (80, "mn_128_rows_first"), (80, "mn_128_rows_last")] {
+        let b: Operand = golden(name);
+        for slice in 0..b.starts.len() {
+            let number = |row: usize, k: usize| (row * 16 + k % 16) as f32;
+            // What it does not need is no number.
+            let image = b.image(|row, k| match row < n && k / 16 == slice {
+                true => f16::from_f32(number(row, k)).to_bits(),
+                false => 0xffff,
+            });
+            let kernel = format!("probe_wgmma_n{n}_registers_mn_f16");
+            let d = run_wgmma(&kernel, &registers, &image, 0, b.descriptor(slice), n);
+            for (i, got) in d.into_iter().enumerate() {
+                let (m, row) = (i % 64, i / 64);
+                let want = if m < 16 { number(row, m) } else { 0.0 };
+                assert_eq!(got, want, "{kernel} {name} slice {slice}: D ({m}, {row})");
+            }
+        }
+    }
+}

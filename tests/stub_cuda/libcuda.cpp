@@ -7,6 +7,7 @@
 //     STUB_FAIL_ALLOC   this allocation finds no memory
 //     STUB_FAIL_LAUNCH  this launch is refused
 //     STUB_STICKY       after so many launches everything fails, as after an illegal address
+//     STUB_NO_OVERLAP   1: an edge of a graph says order and no more
 //     STUB_LAUNCH_US    what a launch takes by its clock, 50
 //     STUB_REPORT       the file for the counts
 //
@@ -22,7 +23,7 @@
 namespace {
 
 enum Code { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, ILLEGAL_ADDRESS = 700,
-            LAUNCH_OUT_OF_RESOURCES = 701 };
+            LAUNCH_OUT_OF_RESOURCES = 701, NOT_SUPPORTED = 801 };
 
 uint64_t setting(const char* name, uint64_t otherwise) {
     const char* text = getenv(name);
@@ -63,7 +64,7 @@ Launcher launcher = nullptr;
 
 struct Counts {
     long contexts, memory, bytes, pinned, streams, events, modules, graphs, execs;  // alive
-    long allocations, launches, graph_launches, mistakes;                           // ever
+    long allocations, launches, graph_launches, overlaps, mistakes;                 // ever
 } counts;
 std::map<uint64_t, size_t> memory;
 
@@ -73,10 +74,11 @@ struct Reporter {
         FILE* file = path ? fopen(path, "w") : nullptr;
         if (!file) return;
         fprintf(file, "contexts %ld\nmemory %ld\nbytes %ld\npinned %ld\nstreams %ld\nevents %ld\nmodules %ld\n"
-                "graphs %ld\nexecs %ld\nmistakes %ld\nallocations %ld\nlaunches %ld\ngraph_launches %ld\n",
+                "graphs %ld\nexecs %ld\nmistakes %ld\nallocations %ld\nlaunches %ld\ngraph_launches %ld\n"
+                "overlaps %ld\n",
                 counts.contexts, counts.memory, counts.bytes, counts.pinned, counts.streams, counts.events,
                 counts.modules, counts.graphs, counts.execs, counts.mistakes, counts.allocations, counts.launches,
-                counts.graph_launches);
+                counts.graph_launches, counts.overlaps);
         fclose(file);
     }
 } reporter;
@@ -383,36 +385,52 @@ struct KernelNode {
     void** extra;
     void *kernel, *context;
 };
-int cuGraphAddKernelNode_v2(Node** added, Graph* graph, Node* const* before, size_t count, const KernelNode* given) {
-    Node* node = *added = new Node;
-    node->function = given->function;
-    memcpy(node->grid, given->grid, sizeof(node->grid));
-    node->params.resize((given->function->params_bytes + 7) / 8);
-    memcpy(node->params.data(), given->params[0], given->function->params_bytes);
-    return append(graph, node, before, count);
-}
-struct NodeParams {
-    int type, reserved[3];
+struct ConditionalNode {
     uint64_t handle;
     int kind;
     unsigned size;
     Graph** bodies;
     void* context;
-    uint64_t rest[26];
+};
+struct NodeParams {
+    int type, reserved[3];
+    union {
+        KernelNode kernel;
+        ConditionalNode conditional;
+        uint64_t words[29];
+    };
+    uint64_t rest;
 };
 static_assert(sizeof(NodeParams) == 256, "as in cuda.h");
+struct Edge {
+    uint8_t from_port, to_port, type, reserved[5];
+};
 #ifndef WITHOUT_GRAPHS
-int cuGraphAddNode_v2(Node** added, Graph* graph, Node* const* before, const void* edges, size_t count,
+int cuGraphAddNode_v2(Node** added, Graph* graph, Node* const* before, const Edge* edge, size_t count,
                       NodeParams* params) {
-    for (uint64_t rest : params->rest) {
-        if (rest != 0) return mistake();
+    const bool kernel = params->type == 0, conditional = params->type == 13;
+    for (size_t i = (kernel ? sizeof(KernelNode) : sizeof(ConditionalNode)) / 8; i < 29; i++) {
+        if (params->words[i] != 0) return mistake();
     }
-    if (params->type != 13 || params->size != 1 || params->kind > 1 || edges) return mistake();
+    if (!kernel && !conditional || params->rest != 0) return mistake();
+    // A kernel may begin when all blocks of one before have begun.
+    if (edge && (!kernel || count != 1 || !before[0]->function || edge->from_port != 1 || edge->type != 1)) return mistake();
+    if (edge && setting("STUB_NO_OVERLAP", 0)) return NOT_SUPPORTED;
+    counts.overlaps += edge != nullptr;
     Node* node = *added = new Node;
-    node->value = reinterpret_cast<uint32_t*>(params->handle);
-    node->loops = params->kind == 1;
-    node->body = new Graph;
-    params->bodies = &node->body;
+    if (kernel) {
+        const KernelNode& given = params->kernel;
+        node->function = given.function;
+        memcpy(node->grid, given.grid, sizeof(node->grid));
+        node->params.resize((given.function->params_bytes + 7) / 8);
+        memcpy(node->params.data(), given.params[0], given.function->params_bytes);
+    } else {
+        if (params->conditional.size != 1 || params->conditional.kind > 1) return mistake();
+        node->value = reinterpret_cast<uint32_t*>(params->conditional.handle);
+        node->loops = params->conditional.kind == 1;
+        node->body = new Graph;
+        params->conditional.bodies = &node->body;
+    }
     return append(graph, node, before, count);
 }
 #endif

@@ -1,8 +1,8 @@
 //! The table of cases: for every operation a few odd shapes, and some of Stable Diffusion's channel counts.
 
 use super::{Case, Class, Fill, Input};
+use unguide::bench::operands::state;
 use unguide::ir::{Activation, Op, Padding, Reduce};
-use unguide::plan::{SldState, StepState};
 use unguide::tensor::Shape;
 
 const NORMAL: Fill = Fill::Normal { mean: 0.0, spread: 1.0 };
@@ -270,24 +270,6 @@ fn method() -> Vec<Case> {
         }
     }
     cases
-}
-
-/// Coefficients of some step in the middle.
-fn state() -> StepState {
-    StepState {
-        timestep: 501.0,
-        guidance: 7.5,
-        alpha: 0.28,
-        x0_from: [1.89, -1.603_567_5],
-        eps_from: [0.25, 0.75],
-        prev_x0: 0.56,
-        prev_eps: 0.77,
-        sigma: 0.29,
-        gamma: 75.0,
-        threshold: 0.23,
-        sld: SldState { scale: 2.0, threshold: 0.025, momentum: 0.5, beta: 0.7, warm: true },
-        ..StepState::default()
-    }
 }
 
 fn case(op: Op, inputs: Vec<Input>, class: Class, differentiable: &'static [usize]) -> Case {

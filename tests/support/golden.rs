@@ -71,6 +71,7 @@ fn source(root: &Path, taesd: Option<&Path>) -> ModelSource {
         tokenizer: None,
         prediction: None,
         mmap: false,
+        guard: true,
     }
 }
 

@@ -99,10 +99,15 @@ impl Place {
 
     /// The same through a line of shell, in which `"$@"` is the program and its flags.
     pub fn shell(&self, script: &str, line: &str) -> Ran {
+        Ran::new(self.shell_command(script, line).output().expect("a shell"))
+    }
+
+    fn shell_command(&self, script: &str, line: &str) -> Command {
         let args: Vec<_> = line.split_whitespace().collect();
         let mut shell = Command::new("sh");
         shell.args(["-c", script, "sh", env!("CARGO_BIN_EXE_unguide")]).args(full(&args));
-        Ran::new(shell.current_dir(self.0.path()).stdin(Stdio::null()).output().expect("a shell"))
+        shell.current_dir(self.0.path()).stdin(Stdio::null());
+        shell
     }
 
     /// The same with a text on stdin.
@@ -118,12 +123,12 @@ impl Place {
 
     /// Starts the program, sends the signals once stderr has said `cue`, and waits.
     pub fn interrupt(&self, line: &str, cue: &str, signals: &[&str]) -> Ran {
-        self.draw_disturbed(line, cue, |process| {
-            for signal in signals {
-                let sent = Command::new("kill").arg(signal).arg(process.to_string()).status();
-                assert!(sent.expect("kill").success());
-            }
-        })
+        self.draw_disturbed(line, cue, |process| send(process, signals))
+    }
+
+    /// The same through a line of shell that becomes the program.
+    pub fn interrupt_script(&self, script: &str, line: &str, cue: &str, signals: &[&str]) -> Ran {
+        disturbed(self.shell_command(script, line), cue, |process| send(process, signals))
     }
 
     /// The same for any disturbance of the process with that number.
@@ -150,6 +155,13 @@ impl Place {
         }
         fs::copy(golden(name).join("model_index.json"), to.join("model_index.json")).expect("copied");
         to
+    }
+}
+
+fn send(process: u32, signals: &[&str]) {
+    for signal in signals {
+        let sent = Command::new("kill").arg(signal).arg(process.to_string()).status();
+        assert!(sent.expect("kill").success());
     }
 }
 

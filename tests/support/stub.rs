@@ -63,21 +63,27 @@ impl Counts {
     }
 }
 
-/// What the stub runs: the very sources of the kernels, on the CPU.
-extern "C" fn params_bytes(kernel: *const c_char) -> usize {
+/// How many bytes of params a kernel takes.
+pub extern "C" fn params_bytes(kernel: *const c_char) -> usize {
     // SAFETY: the stub's names end in NUL.
     let name = unsafe { CStr::from_ptr(kernel) }.to_str().expect("a name");
     Simt::kernel(name).expect("a kernel").1
 }
 
-extern "C" fn launch(kernel: *const c_char, grid: *const u32, params: *const c_void, bytes: usize) {
+/// A launch, as the stub tells it.
+pub fn stub_launch(kernel: *const c_char, grid: *const u32, params: *const c_void, bytes: usize) -> Launch {
     // SAFETY: the stub's names end in NUL, its grids have three extents, and params the bytes that it was told.
     let (name, grid, params) = unsafe {
         let params = std::slice::from_raw_parts(params.cast::<u8>(), bytes).to_vec();
         (CStr::from_ptr(kernel).to_str().expect("a name"), *grid.cast::<[u32; 3]>(), params)
     };
     let kernel = manifest::find(name).expect("a row");
-    let launch = Launch { kernel, grid, params, addresses: 0, maps: Vec::new() };
+    Launch { kernel, grid, params, addresses: 0, maps: Vec::new() }
+}
+
+/// What the stub runs: the very sources of the kernels, on the CPU.
+extern "C" fn launch(kernel: *const c_char, grid: *const u32, params: *const c_void, bytes: usize) {
+    let launch = stub_launch(kernel, grid, params, bytes);
     Simt::new().run(&launch, Mode::FAST).expect("a launch that is right");
 }
 

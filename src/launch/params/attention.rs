@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{DevicePtr, Params, Rules};
+use crate::manifest::Kernel;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
@@ -113,10 +114,10 @@ impl Params for AttentionBwdParams {
                 (vec![q, k, v, d_o, dk, dv], &[("lse", self.lse), ("delta", self.delta), ("peak", self.peak)])
             }
             _ => {
-                // Without blocks for the keys, theirs are not wanted.
-                let queries_alone = i64::from(rules.grid[0]) == Rules::tiles(self.t, EIGHT);
+                // Those of the keys are wanted both or not at all.
                 let mut rows = vec![q, k, v, o, d_o, dq];
-                rows.extend(if queries_alone { vec![] } else { vec![dk, dv] });
+                let none = self.dk == DevicePtr::NONE && self.dv == DevicePtr::NONE;
+                rows.extend(if none { vec![] } else { vec![dk, dv] });
                 (rows, &[("lse", self.lse)])
             }
         };
@@ -141,16 +142,15 @@ impl Params for AttentionBwdParams {
 }
 
 /// What rows with a width of their own take, besides their own: `attention_f16_d40` is for heads of 40.
-fn native_width(rules: &Rules) -> Option<i32> {
-    let (_, width) = rules.kernel.arguments.split_once(", ")?;
-    width.parse().ok()
+pub(super) fn native_width(kernel: &Kernel) -> Option<i32> {
+    kernel.arguments.split(", ").nth(1)?.parse().ok()
 }
 
-fn extents(rules: &mut Rules, [n, t, u, heads]: [i32; 4], d: i32, causal: i32) {
+pub(super) fn extents(rules: &mut Rules, [n, t, u, heads]: [i32; 4], d: i32, causal: i32) {
     for (field, extent) in [("n", n), ("t", t), ("u", u), ("heads", heads)] {
         rules.at_least(field, extent, 1);
     }
-    match native_width(rules) {
+    match native_width(rules.kernel) {
         Some(width) => rules.holds("d", d, d == width, &format!("{width}")),
         None if rules.kernel.function == "delta" => rules.at_least("d", d, 1),
         None => rules.holds("d", d, (1..=256).contains(&d), "1 to 256"),
@@ -162,11 +162,17 @@ fn extents(rules: &mut Rules, [n, t, u, heads]: [i32; 4], d: i32, causal: i32) {
 const MOST_ROW: i32 = 1 << 24;
 
 /// Tokens of that width, `row` elements apart. Tiles take them 16 bytes at a time.
-fn tokens(rules: &mut Rules, [name, row_name]: [&'static str; 2], at: DevicePtr, row: i32, width: i64) {
+pub(super) fn tokens(
+    rules: &mut Rules,
+    [name, row_name]: [&'static str; 2],
+    at: DevicePtr,
+    row: i32,
+    width: i64,
+) {
     rules.given(name, at);
     rules.at_least(row_name, row, width);
     rules.holds(row_name, row, row <= MOST_ROW, "2^24 or less");
-    if native_width(rules).is_some() {
+    if native_width(rules.kernel).is_some() {
         rules.aligned(name, at, 16);
         rules.multiple_of(row_name, row, 8);
     }

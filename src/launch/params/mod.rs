@@ -4,6 +4,7 @@
 //! assert the sizes. What changes between two steps is not here but in a [`StepState`] that an address leads to.
 
 mod attention;
+mod attention_sm90;
 mod condition;
 mod conv2d;
 mod epilogue;
@@ -20,6 +21,7 @@ mod sm90;
 use bytemuck::{Pod, Zeroable};
 
 pub use attention::{AttentionBwdParams, AttentionParams, ProductParams, SoftmaxParams};
+pub use attention_sm90::{AttentionBwdSm90Params, AttentionSm90Params};
 pub use condition::{Condition, ConditionParams};
 pub use conv2d::{Conv2dBwdParams, Conv2dBwdTileParams, Conv2dParams, Conv2dTileParams};
 pub use epilogue::Epilogue;

@@ -84,16 +84,12 @@ impl Params for GemmSm90Params {
         rules.at_least("d_row", self.d_row, 0);
         self.epilogue.check(rules, self.m, self.n, true);
         let Some(tile) = Tile::of(rules.kernel) else { return };
-        let items = self.items(tile);
-        rules.holds(
-            "grid",
-            items,
-            items <= i64::from(i32::MAX) - 1024,
-            "less than 2^31 - 1024 tiles and splits",
-        );
-        let grid @ [blocks, y, z] = rules.grid;
-        let fits = (1..=items).contains(&i64::from(blocks)) && [y, z] == [1, 1];
-        rules.holds("grid", format_args!("{grid:?}"), fits, "at most a block a tile and split");
+        let cluster = i64::from(rules.kernel.cluster);
+        if cluster > 1 {
+            rules.absent("sums", self.sums, "a cluster");
+            rules.holds("k", self.k, chunks(self.k) >= cluster, "a step for each block of a cluster");
+        }
+        grid(rules, self.items(tile).saturating_mul(cluster));
         rules.given("d", self.d);
         rules.counters(self.arrived, self.sums);
         if self.sums == DevicePtr::NONE {
@@ -201,6 +197,16 @@ pub struct Conv2dBwdSm90Params {
 const _: () =
     assert!(size_of::<Conv2dBwdSm90Params>() == 832 && offset_of!(Conv2dBwdSm90Params, dy_map) == 192);
 
+/// Blocks that take `items` one after the other, or clusters with a block for each.
+fn grid(rules: &mut Rules, items: i64) {
+    let most = i64::from(i32::MAX) - 1024;
+    rules.holds("grid", items, items <= most, "less than 2^31 - 1024 tiles and splits");
+    let grid @ [blocks, y, z] = rules.grid;
+    let least = if rules.kernel.cluster > 1 { items } else { 1 };
+    let fits = (least..=items).contains(&i64::from(blocks)) && [y, z] == [1, 1];
+    rules.holds("grid", format_args!("{grid:?}"), fits, "at most a block a tile and split, clusters whole");
+}
+
 /// Slabs, tiles and steps of a convolution: what both directions rely on.
 struct Walk {
     images: i32,
@@ -241,29 +247,26 @@ impl Walk {
             x >= 0 && y >= 0 && x + y <= 7,
             "bits of 128 pixels",
         );
+        let cluster = i64::from(rules.kernel.cluster);
         if epilogue.stats != DevicePtr::NONE {
-            let [lines, columns] = self.pixels;
-            let whole = lines % (1 << y.clamp(0, 7)) == 0 && columns % (1 << x.clamp(0, 7)) == 0;
-            rules.holds("stats", "some", whole, "none where an image is no whole slabs");
+            let ([lines, columns], share) = (self.pixels, i64::from(SLAB[0]) / cluster);
+            let of_image = cluster == 1 || 1 << (x + y).clamp(0, 7) >= share;
+            let whole = of_image && lines % (1 << y.clamp(0, 7)) == 0 && columns % (1 << x.clamp(0, 7)) == 0;
+            rules.holds("stats", "some", whole, "none where an image is no whole slabs, or shares of them");
         }
         let splits = i64::from(self.splits);
-        rules.holds("splits", splits, splits <= self.steps, "at most a step each");
-        let whole = (self.splits > 1) == (self.sums != DevicePtr::NONE);
-        rules.holds("sums", splits, whole, "given where there are splits");
+        rules.holds("splits", splits, splits <= self.steps, "at least a step each");
+        if cluster > 1 {
+            rules.holds("splits", splits, splits == cluster, "one for each block of a cluster");
+        }
+        let kept = splits > 1 && cluster == 1;
+        rules.holds("sums", splits, kept == (self.sums != DevicePtr::NONE), "given where splits are joined");
         rules.aligned("sums", self.sums, 16);
         rules.counters(self.arrived, self.sums);
         rules.given("y", self.to);
-        let Some(tile) = Tile::of(rules.kernel) else { return };
-        let items = self.items(tile);
-        rules.holds(
-            "grid",
-            items,
-            items <= i64::from(i32::MAX) - 1024,
-            "less than 2^31 - 1024 tiles and splits",
-        );
-        let grid @ [blocks, y, z] = rules.grid;
-        let fits = (1..=items).contains(&i64::from(blocks)) && [y, z] == [1, 1];
-        rules.holds("grid", format_args!("{grid:?}"), fits, "at most a block a tile and split");
+        if let Some(tile) = Tile::of(rules.kernel) {
+            grid(rules, self.items(tile));
+        }
     }
 
     /// The images that slabs are copied from: `apart` pixels of theirs are one of this class.

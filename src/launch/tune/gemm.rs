@@ -34,7 +34,7 @@ pub enum Form {
     General,
     /// On tensor cores, the depth in that many parts of `k_split`.
     Tiled { tile: Tile, splits: usize, k_split: usize },
-    /// The same on those of sm_90a, by bulk copies.
+    /// The same on those of sm_90a, by bulk copies; or in as many parts as a cluster has blocks.
     Hopper { tile: hopper::Tile, splits: usize, k_split: usize },
 }
 
@@ -103,15 +103,20 @@ fn on_hopper(target: &str, extents: &Extents) -> Choice {
         n,
         steps: k.div_ceil(hopper::STEP),
     };
-    let k_split = k.div_ceil(of(2 * rows).splits()).next_multiple_of(hopper::STEP);
-    let splits = k.div_ceil(k_split);
+    let (parts, k_split) = match of(2 * rows).parts() {
+        hopper::Parts::Joined(count) => {
+            let k_split = k.div_ceil(count).next_multiple_of(hopper::STEP);
+            (hopper::Parts::Joined(k.div_ceil(k_split)), k_split)
+        }
+        clustered => (clustered, k),
+    };
     // Slabs go on from image to image, unless statistics are taken.
     let work = match stats {
         true => hopper::Work { groups: images, ..of(rows) },
         false => of(rows * images),
     };
-    let (tile, reason) = work.tile(target, splits);
-    Choice { form: Form::Hopper { tile, splits, k_split }, reason: Reason::Fastest(reason) }
+    let (tile, reason) = work.tile(target, parts);
+    Choice { form: Form::Hopper { tile, splits: parts.count(), k_split }, reason: Reason::Fastest(reason) }
 }
 
 /// In how many parts, and of how much of k: of one image alone.
@@ -130,6 +135,15 @@ impl Form {
             Self::Tiled { splits, .. } | Self::Hopper { splits, .. } => splits,
         }
     }
+
+    /// Parts whose sums are kept, for another launch to join.
+    pub fn kept(&self) -> usize {
+        match *self {
+            Self::Hopper { tile, .. } if tile.cluster > 1 => 0,
+            _ if self.splits() > 1 => self.splits(),
+            _ => 0,
+        }
+    }
 }
 
 impl Tile {
@@ -141,8 +155,8 @@ impl Tile {
 
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parts = |k_split: usize| match self.form.splits() {
-            1 => String::new(),
+        let parts = |k_split: usize| match self.form.kept() {
+            0 => String::new(),
             splits => format!(" x {splits} of {k_split}"),
         };
         match self.form {

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use super::multiprocessors;
-use super::reason::{Fastest, cheapest};
+use super::reason::{Fastest, Rival, cheapest};
 use crate::manifest::Kernel;
 
 /// A tile there is a kernel for.
@@ -14,6 +14,8 @@ pub struct Tile {
     pub pairs: usize,
     pub n: usize,
     pub stages: usize,
+    /// Blocks that share its depth, and add their sums among themselves.
+    pub cluster: usize,
     /// Of the rate of the best, in per cent.
     rate: usize,
 }
@@ -21,14 +23,25 @@ pub struct Tile {
 /// The first of equals is taken.
 pub const TILES: [Tile; 3] = [
     // Two slabs share each slab of filters: the most products for a byte. For narrow layers of many pixels.
-    Tile { pairs: 2, n: 128, stages: 3, rate: 100 },
+    Tile { pairs: 2, n: 128, stages: 3, cluster: 1, rate: 100 },
     // The channels of Stable Diffusion are multiples of 320.
-    Tile { pairs: 1, n: 160, stages: 4, rate: 97 },
+    Tile { pairs: 1, n: 160, stages: 4, cluster: 1, rate: 97 },
     // Reads as much of a as of b for a product, so that shared memory is as busy as the matrix units are.
-    Tile { pairs: 1, n: 64, stages: 4, rate: 65 },
+    Tile { pairs: 1, n: 64, stages: 4, cluster: 1, rate: 65 },
 ];
 
-/// Rows of a slab, and so of a tile of statistics.
+/// Tiles by whole clusters. More blocks than eight are no cluster that every device has.
+pub const CLUSTERED: [Tile; 2] = [
+    Tile { pairs: 1, n: 160, stages: 4, cluster: 4, rate: 97 },
+    Tile { pairs: 1, n: 160, stages: 4, cluster: 8, rate: 97 },
+];
+
+/// All tiles, of one block and of several.
+pub fn all() -> impl Iterator<Item = Tile> {
+    TILES.into_iter().chain(CLUSTERED)
+}
+
+/// Rows of a slab.
 pub const SLAB: usize = 128;
 /// Of the depth in one step.
 pub const STEP: usize = 64;
@@ -42,6 +55,25 @@ const FLOPS_PER_NS: usize = 4350;
 /// every part is written and read again.
 const JOIN_NS: usize = 1500;
 const BYTES_PER_NS: usize = 3000;
+/// What it takes a cluster: its barrier, twice, and a tile's sums through each block.
+pub const EXCHANGE_NS: usize = 2000;
+
+/// In how many parts sums are made, and where these are added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parts {
+    /// By whoever is last, where there are several.
+    Joined(usize),
+    /// Within clusters.
+    Clustered(usize),
+}
+
+impl Parts {
+    pub fn count(self) -> usize {
+        match self {
+            Self::Joined(count) | Self::Clustered(count) => count,
+        }
+    }
+}
 
 /// What a choice depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +98,18 @@ impl Tile {
 
     /// The variant in names of kernels.
     pub fn variant(&self) -> String {
-        format!("m{}n{}k{STEP}s{}_sm90", self.m(), self.n, self.stages)
+        let cluster = if self.cluster > 1 { format!("c{}", self.cluster) } else { String::new() };
+        format!("m{}n{}k{STEP}s{}{cluster}_sm90", self.m(), self.n, self.stages)
+    }
+
+    /// Rows of a tile of statistics, which each block takes of what it finishes.
+    pub fn stat_rows(&self) -> usize {
+        SLAB / self.cluster
+    }
+
+    /// Of one step.
+    fn nanoseconds(&self) -> usize {
+        2 * self.m() * self.n * STEP * 100 / self.rate / FLOPS_PER_NS
     }
 }
 
@@ -75,38 +118,99 @@ impl Work {
         self.groups * self.slabs.div_ceil(tile.pairs) * self.n.div_ceil(tile.n)
     }
 
-    /// In how many parts sums are made: as many as take the least time. This is to be two images, as they come, so
-    /// that the batch has no say.
-    pub fn splits(&self) -> usize {
-        let most = (self.steps / LEAST_STEPS).clamp(1, MOST_SPLITS);
-        (1..=most).min_by_key(|&splits| self.nanoseconds(splits)).expect("one part is possible")
+    /// In which parts sums are made: in those that take the least time. This is to be two images, as they come, so that
+    /// the batch has no say.
+    pub fn parts(&self) -> Parts {
+        let most = self.steps / LEAST_STEPS;
+        let joined = (1..=most.clamp(1, MOST_SPLITS)).map(Parts::Joined);
+        let clusters = CLUSTERED.iter().map(|tile| tile.cluster).filter(|&blocks| blocks <= most);
+        let all = joined.chain(clusters.map(Parts::Clustered));
+        all.min_by_key(|&parts| self.nanoseconds(parts)).expect("one part is possible")
     }
 
-    fn nanoseconds(&self, splits: usize) -> usize {
-        let all = multiprocessors("sm_90a");
-        let of_tile = |tile: &Tile| {
-            let step = 2 * tile.m() * tile.n * STEP * 100 / tile.rate / FLOPS_PER_NS;
-            (self.blocks(tile) * splits).div_ceil(all) * self.steps.div_ceil(splits) * step
+    /// The tiles that make such parts.
+    fn tiles(parts: Parts) -> Vec<Tile> {
+        match parts {
+            Parts::Joined(_) => TILES.to_vec(),
+            Parts::Clustered(blocks) => CLUSTERED.into_iter().filter(|tile| tile.cluster == blocks).collect(),
+        }
+    }
+
+    fn nanoseconds(&self, parts: Parts) -> usize {
+        let (all, count) = (multiprocessors("sm_90a"), parts.count());
+        let of_tile = |tile: Tile| {
+            (self.blocks(&tile) * count).div_ceil(all) * self.steps.div_ceil(count) * tile.nanoseconds()
         };
-        let parts = splits * self.groups * self.slabs * SLAB * self.n * size_of::<f32>();
-        let join = if splits > 1 { JOIN_NS + 2 * parts / BYTES_PER_NS } else { 0 };
-        TILES.iter().map(of_tile).min().expect("there are tiles") + join
+        let bytes = count * self.groups * self.slabs * SLAB * self.n * size_of::<f32>();
+        let more = match parts {
+            Parts::Joined(1) => 0,
+            Parts::Joined(_) => JOIN_NS + 2 * bytes / BYTES_PER_NS,
+            Parts::Clustered(_) => EXCHANGE_NS,
+        };
+        Self::tiles(parts).into_iter().map(of_tile).min().expect("there are tiles") + more
     }
 
-    /// The tile whose blocks take the least time together, and why.
-    pub fn tile(&self, target: &str, splits: usize) -> (Tile, Fastest) {
-        let all = multiprocessors(target);
-        let blocks = |tile: &Tile| self.blocks(tile) * splits;
+    /// The tile whose blocks take the least time together, and why. Of a cluster's, the rival is the same tile by one
+    /// block.
+    pub fn tile(&self, target: &str, parts: Parts) -> (Tile, Fastest) {
+        let (all, count) = (multiprocessors(target), parts.count());
+        let blocks = |tile: &Tile| self.blocks(tile) * count;
         let cost = |tile: &Tile| (blocks(tile).div_ceil(all) * tile.m() * tile.n * 100).div_ceil(tile.rate);
-        let (best, rival) = cheapest(&TILES, |tile| [tile.m(), tile.n], cost);
-        (best, Fastest::of(blocks(&best), all, rival))
+        let (best, rival) = cheapest(&Self::tiles(parts), |tile| [tile.m(), tile.n], cost);
+        let alone = || Rival {
+            tile: [best.m(), best.n],
+            percent: 100 * self.nanoseconds(Parts::Joined(1)) / self.nanoseconds(parts).max(1),
+        };
+        (best, Fastest::of(blocks(&best), all, rival.or_else(|| Some(alone()))))
     }
 }
 
 /// The part of the best rate that a kernel's tile can keep up with; all of it where that is not from here.
 pub fn share_of(kernel: &Kernel) -> f64 {
-    let tile = TILES.iter().find(|tile| kernel.name.ends_with(&tile.variant()));
-    tile.map_or(1.0, |tile| tile.rate as f64 / 100.0)
+    let tiles = all().map(|tile| (tile.variant(), tile.rate));
+    let heads = HEADS.iter().flat_map(|&(d, of_d)| {
+        KEYS.iter().map(move |&(keys, rate)| (attention_variant(d, keys), of_d * rate / 100))
+    });
+    let known = tiles.chain(heads).find(|(variant, _)| kernel.name.ends_with(variant));
+    known.map_or(1.0, |(_, rate)| rate as f64 / 100.0)
+}
+
+/// Heads there are kernels of attention for, and how much of the time the matrix units are busy of what they are with
+/// wide ones, in per cent: of narrow heads exponentials, and the instructions around them, take as long as products.
+const HEADS: [(usize, usize); 4] = [(40, 65), (64, 82), (80, 95), (160, 100)];
+/// Keys of a tile, and how well it does, in per cent: a short one issues less at a time. The texts of Stable Diffusion
+/// have 77.
+const KEYS: [(usize, usize); 2] = [(128, 100), (80, 85)];
+/// With fewer queries of an image most of a slab is nothing.
+const LEAST_QUERIES: usize = 64;
+
+/// The variant in names of kernels.
+pub fn attention_variant(d: usize, keys: usize) -> String {
+    format!("d{d}k{keys}_sm90")
+}
+
+/// Rows of a tile that goes by in a gradient; why not where it is not for these kernels. One launch instead of two pays
+/// whatever the extents are.
+pub fn rows_of_gradient(d: usize, causal: bool) -> Result<usize, &'static str> {
+    match (d, causal) {
+        (_, true) => Err("tiles that a mask hides are left out there"),
+        (64, _) => Ok(64),
+        _ => Err("of gradients there are kernels for heads of 64 alone"),
+    }
+}
+
+/// Keys of a tile for so many queries and keys of one image: an order of sums is one image's. The error is why
+/// attention is not for these kernels.
+pub fn keys(t: usize, u: usize, causal: bool) -> Result<usize, &'static str> {
+    if causal {
+        return Err("tiles that a mask hides are left out there");
+    }
+    if t < LEAST_QUERIES {
+        return Err("most of a slab of queries would be nothing");
+    }
+    let cost = |&&(keys, rate): &&(usize, usize)| (u.next_multiple_of(keys) * 100).div_ceil(rate);
+    let (keys, _) = KEYS.iter().min_by_key(cost).expect("there are tiles");
+    Ok(*keys)
 }
 
 /// The box of pixels of a slab that makes the fewest slabs of so many images, as powers of two: of columns and of lines.

@@ -17,6 +17,11 @@ pub fn proofs() -> Vec<Proof> {
     let all = trials().into_iter().flat_map(|trial| [false, true].map(|backward| (trial.clone(), backward)));
     // The weight of a single key does not move: its gradient is nothing but rounding.
     let all = all.filter(|(trial, backward)| !(*backward && trial.sizes.u == 1));
+    // Tiles of sm_90a are of one direction, which follows from their rows.
+    let all = all.filter(|(trial, backward)| match trial.form {
+        Some(Form::Hopper { keys, .. }) => *backward == (keys == GRADIENT),
+        _ => true,
+    });
     let proof = |(trial, backward): (Trial, bool)| {
         let direction = if backward { "AttentionBwd" } else { "Attention" };
         let name = format!("{direction} {}", trial.name());
@@ -27,6 +32,11 @@ pub fn proofs() -> Vec<Proof> {
     };
     all.map(proof).collect()
 }
+
+/// What forms are chosen for.
+pub const TARGET: &str = "sm_80";
+/// Rows of a tile of a gradient on sm_90a.
+const GRADIENT: usize = 64;
 
 /// One attention with its operands, and how it is computed.
 #[derive(Clone, Debug)]
@@ -237,7 +247,7 @@ impl Trial {
         let o = Tokens { at: outputs[0].at, row: self.width() };
         let lse = Output::new(simt, &Shape::from([n, heads, t]), None);
         let forward = Forward { sizes: self.sizes, q, k, v, o, lse: lse.at };
-        let form = self.form.unwrap_or(forward.choose().form);
+        let form = self.form.unwrap_or(forward.choose(TARGET).form);
         let workspace = simt.alloc(forward.workspace(form));
         let launches = forward.launches(form, storage, workspace).expect("a trial is legal");
         outputs.push(lse);
@@ -263,7 +273,7 @@ impl Trial {
         }
         let of_keys = (!self.dq_alone).then_some((dk, dv));
         let backward = Backward { sizes: self.sizes, q, k, v, o, d_o, lse, dq, of_keys };
-        let form = self.form.unwrap_or(backward.choose().form);
+        let form = self.form.unwrap_or(backward.choose(TARGET).form);
         let workspace = simt.alloc(backward.workspace(form));
         let launches: Vec<Launch> = backward.launches(form, storage, workspace).expect("a trial is legal");
         Prepared { launches, outputs }
@@ -272,6 +282,7 @@ impl Trial {
 
 fn trials() -> Vec<Trial> {
     let pieces = |queries, tiled| Form::Pieces { queries, tiled };
+    let hopper = |keys, blocks| Form::Hopper { keys, blocks };
     vec![
         // -- tiled: edges of tiles of queries and of keys --------------------------------------------------
         trial([1, 7, 77, 2, 40]).small(),
@@ -307,6 +318,34 @@ fn trials() -> Vec<Trial> {
         trial([1, 65, 257, 1, 64]).of(Fill::Gradients(1e-4)),
         trial([1, 197, 130, 1, 40]).of(Fill::Gradients(3e-6)),
         trial([1, 65, 130, 1, 160]).of(Fill::Gradients(300.0)),
+        // -- sm_90a: edges of slabs of queries and of tiles of keys, more slabs than blocks ----------------------
+        trial([1, 7, 77, 2, 40]).paired().by(hopper(80, 1)).small(),
+        trial([2, 130, 77, 2, 40]).by(hopper(80, 3)).small(),
+        trial([1, 129, 129, 2, 40]).fused().by(hopper(128, 1)).small(),
+        trial([1, 1, 1, 1, 64]).by(hopper(80, 1)).small(),
+        trial([1, 70, 390, 1, 64]).by(hopper(128, 1)).small(),
+        trial([1, 65, 241, 1, 64]).by(hopper(80, 1)).small(),
+        trial([1, 33, 80, 1, 80]).by(hopper(80, 1)).small(),
+        trial([2, 65, 128, 1, 80]).paired().by(hopper(128, 2)).small(),
+        trial([1, 130, 257, 1, 160]).by(hopper(128, 1)).small(),
+        trial([1, 65, 150, 2, 160]).paired().by(hopper(80, 1)).small(),
+        trial([1, 130, 600, 1, 40]).of(Fill::Steep).by(hopper(128, 2)),
+        trial([1, 65, 300, 1, 80]).of(Fill::Steep).by(hopper(80, 1)),
+        trial([1, 65, 257, 1, 64]).of(Fill::EqualKeys).by(hopper(128, 1)),
+        trial([1, 65, 257, 1, 40]).of(Fill::EqualKeys).by(hopper(80, 1)),
+        trial([1, 65, 300, 1, 160]).of(Fill::OneKey).by(hopper(128, 1)),
+        trial([1, 40, 4096, 1, 40]).by(hopper(128, 1)),
+        trial([1, 20, 9216, 1, 64]).by(hopper(128, 1)),
+        trial([1, 256, 77, 8, 160]).by(hopper(80, 5)),
+        trial([1, 197, 197, 12, 64]).fused().by(hopper(128, 7)),
+        trial([1, 7, 70, 1, 64]).by(hopper(GRADIENT, 1)).small(),
+        trial([2, 65, 50, 2, 64]).paired().by(hopper(GRADIENT, 3)).small(),
+        trial([1, 129, 129, 1, 64]).fused().by(hopper(GRADIENT, 1)).small(),
+        trial([1, 33, 77, 2, 64]).dq_alone().by(hopper(GRADIENT, 1)).small(),
+        trial([1, 17, 130, 1, 64]).of(Fill::Gradients(1e-5)).by(hopper(GRADIENT, 1)).small(),
+        trial([1, 197, 130, 1, 64]).of(Fill::Gradients(300.0)).by(hopper(GRADIENT, 2)),
+        trial([1, 65, 257, 1, 64]).of(Fill::EqualKeys).by(hopper(GRADIENT, 1)),
+        trial([1, 197, 197, 12, 64]).fused().by(hopper(GRADIENT, 9)),
         // -- general: odd widths, and one that is not aligned ----------------------------------------------
         trial([1, 9, 35, 2, 33]).paired().small(),
         trial([2, 34, 7, 1, 33]).causal().small(),

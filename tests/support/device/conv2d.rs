@@ -49,7 +49,7 @@ pub enum Wish {
     Tiled(usize, usize, usize),
     Gathered,
     Narrow,
-    /// A tile of sm_90a by its number, with sums in so many parts, on so many blocks.
+    /// A tile of sm_90a by its number among all, with sums in so many parts, on so many blocks.
     Hopper(usize, usize, u32),
     /// Whatever the choice says.
     Chosen,
@@ -124,6 +124,10 @@ fn trials() -> Vec<Trial> {
         (sub_pixel([8, 10], conv(2, [4, 5], [64, 8], [40, 3, 3])), All, Hopper(2, 1, 1)),
         (sub_pixel([16, 34], conv(1, [8, 17], [16, 0], [16, 3, 3])), Bare, Hopper(0, 1, 2)),
         (conv(2, [7, 11], [64, 0], [72, 3, 3]), All, Hopper(2, 4, 2)),
+        // By clusters.
+        (conv(2, [9, 13], [64, 24], [72, 3, 3]), All, Hopper(3, 4, 1)),
+        (conv(3, [5, 6], [40, 0], [40, 3, 3]), All, Hopper(4, 8, 1)),
+        (sub_pixel([8, 10], conv(2, [4, 5], [64, 8], [40, 3, 3])), All, Hopper(3, 4, 1)),
         // Channels as they are.
         (conv(1, [9, 8], [4, 0], [320, 3, 3]), Bias, Chosen),
         (conv(1, [9, 20], [128, 0], [3, 3, 3]), Bias, Chosen),
@@ -212,7 +216,7 @@ impl Trial {
     }
 
     /// `pixels` are those of a class, of so many images.
-    fn form(&self, chosen: Form, pixels: [usize; 2]) -> Form {
+    pub fn form(&self, chosen: Form, pixels: [usize; 2]) -> Form {
         let of_an_image = hopper::box_of_an_image(pixels).filter(|_| self.conv.stats);
         let bits = of_an_image.unwrap_or_else(|| hopper::pixel_bits(self.launched().images, pixels));
         match self.form {
@@ -221,7 +225,8 @@ impl Trial {
             Wish::Gathered => Form::Gathered,
             Wish::Narrow => Form::Narrow,
             Wish::Hopper(tile, splits, blocks) => {
-                Form::Hopper(OnHopper { tile: hopper::TILES[tile], splits, bits, blocks })
+                let tile = hopper::all().nth(tile).expect("a tile of that number");
+                Form::Hopper(OnHopper { tile, splits, bits, blocks })
             }
             Wish::Chosen => chosen,
         }

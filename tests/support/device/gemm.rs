@@ -117,7 +117,7 @@ fn trials() -> Vec<Trial> {
         ]);
     }
     for order in [ByColumns, ByRows] {
-        let [pair, wide, narrow] = sm90::TILES;
+        let ([pair, wide, narrow], [four, eight]) = (sm90::TILES, sm90::CLUSTERED);
         let on = |tile: sm90::Tile, blocks: u32, extents: [usize; 3]| Trial {
             form: Form::Hopper(tile, extents[2], blocks),
             ..Trial::new(order, least, extents)
@@ -143,6 +143,13 @@ fn trials() -> Vec<Trial> {
                 .after(After { stats: true, ..residual })
                 .act(Act::Of(Relu)),
             on(wide, 1, [7, 16, 136]).split(128).after(bias).act(Act::Of(Tanh)),
+            // Depth shared by a cluster's blocks, one step each or two; rows that some of them have none of.
+            on(four, 1, [130, 168, 328]).after(residual).act(Act::Of(Silu)),
+            on(four, 1, [65, 144, 264]).after(residual).act(Act::Geglu),
+            on(four, 1, [140, 24, 264])
+                .images(2)
+                .after(After { stats: true, ..channels(Channels::OfImages) }),
+            on(eight, 1, [70, 40, 520]).after(After { stats: true, ..residual }),
         ]);
     }
     let tiled = |m: usize, n: usize, k: usize| Trial::new(ByColumns, least, [m, n, k]);
@@ -227,7 +234,7 @@ impl Trial {
     fn stat_rows(&self) -> usize {
         match self.form {
             Form::Tiled(tile, _) => tile.m,
-            Form::Hopper(..) => sm90::SLAB,
+            Form::Hopper(tile, ..) => tile.stat_rows(),
             Form::Chosen(target) => self.gemm.stat_rows(target).expect("a tuned form"),
             Form::General => 1,
         }
