@@ -41,7 +41,8 @@ fn draw_uncounted(defined: &str, settings: &[(&str, &str)], line: &str) -> (Ran,
     let mut words = vec!["generate", "-p", "a battlefield"];
     for default in ["--steps 2", "--device cuda", "-o out.png"] {
         let flag = default.split(' ').next().expect("a flag");
-        if !line.contains(flag) && !(flag == "--device" && line.contains("--cpu")) {
+        let given = line.contains(flag) || flag == "--device" && line.contains("--cpu");
+        if !given {
             words.extend(default.split(' '));
         }
     }

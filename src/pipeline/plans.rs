@@ -25,13 +25,16 @@ use crate::plan::{Fit, Fuse, Param, Planner, StepProgram, Storage};
 pub struct Target<'a> {
     pub storage: Storage,
     pub fuse: Fuse,
-    pub needs: Box<dyn Fn(&StepProgram) -> Result<Needs> + 'a>,
+    pub needs: Box<NeedsOf<'a>>,
     /// Weights that stay in the pages of a mapped file.
     pub mapped: Box<dyn Fn(&Param) -> bool + 'a>,
     /// The prompt's text encoder stays in memory while images are made, as a server would have it. One copy
     /// of every weight: a guard's text tower of the same sizes is the same tower.
     pub keep_text: bool,
 }
+
+/// What a device says of a program; an error where it cannot run it.
+pub type NeedsOf<'a> = dyn Fn(&StepProgram) -> Result<Needs> + 'a;
 
 /// What a program takes on a device besides its buffers and its arena.
 pub struct Needs {
