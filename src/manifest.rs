@@ -138,7 +138,7 @@ const fn product(name: &'static str, arguments: &'static str) -> Kernel {
     let shared_bytes = 49152;
     Kernel {
         shared_bytes,
-        ..general(name, "attention_product_mma.cu", "run", arguments, "ProductParams", 168)
+        ..general(name, "attention_product_tile.cu", "run", arguments, "ProductParams", 168)
     }
 }
 
@@ -477,12 +477,12 @@ pub const KERNELS: &[Kernel] = &[
     general("attention_product_nt_bf16",     "attention_product.cu", "run",        "bf16, f32, attention_product::NT",  "ProductParams",      64),
     general("attention_product_nn_bf16",     "attention_product.cu", "run",        "bf16, bf16, attention_product::NN", "ProductParams",      64),
     general("attention_product_tn_bf16",     "attention_product.cu", "run",        "bf16, f32, attention_product::TN",  "ProductParams",      64),
-    product("attention_product_nt_f16_mma",  "f16, f32, attention_product_mma::NT"),
-    product("attention_product_nn_f16_mma",  "f16, f16, attention_product_mma::NN"),
-    product("attention_product_tn_f16_mma",  "f16, f32, attention_product_mma::TN"),
-    product("attention_product_nt_bf16_mma", "bf16, f32, attention_product_mma::NT"),
-    product("attention_product_nn_bf16_mma", "bf16, bf16, attention_product_mma::NN"),
-    product("attention_product_tn_bf16_mma", "bf16, f32, attention_product_mma::TN"),
+    product("attention_product_nt_f16_m128n128k32s3",  "f16, f32, attention_product_tile::NT"),
+    product("attention_product_nn_f16_m128n128k32s3",  "f16, f16, attention_product_tile::NN"),
+    product("attention_product_tn_f16_m128n128k32s3",  "f16, f32, attention_product_tile::TN"),
+    product("attention_product_nt_bf16_m128n128k32s3", "bf16, f32, attention_product_tile::NT"),
+    product("attention_product_nn_bf16_m128n128k32s3", "bf16, bf16, attention_product_tile::NN"),
+    product("attention_product_tn_bf16_m128n128k32s3", "bf16, f32, attention_product_tile::TN"),
 ];
 
 #[cfg(test)]

@@ -419,14 +419,14 @@ pub const MUTATIONS: &[Mutation] = &[
         "power[h] = 1.f;",
     ),
     mutation(
-        "attention-product-mma-wait",
-        "attention_product_nt_f16_mma",
+        "attention-product-tile-wait",
+        "attention_product_nt_f16_m128n128k32s3",
         "group<STAGES - 2>();",
         "group<STAGES - 1>();",
     ),
     mutation(
-        "attention-product-mma-depth",
-        "attention_product_nn_bf16_mma",
+        "attention-product-tile-depth",
+        "attention_product_nn_bf16_m128n128k32s3",
         "left < 8 ? int(left) * 2 : 16",
         "16",
     ),

@@ -548,7 +548,7 @@ impl Make {
             alpha: by.alpha,
             adds: i32::from(by.adds),
         };
-        let (tile, variant) = if self.tiled { (128, "_mma") } else { (32, "") };
+        let (tile, variant) = if self.tiled { (128, "_m128n128k32s3") } else { (32, "") };
         let grid = [int(m.div_ceil(tile))? as u32, int(n.div_ceil(tile))? as u32, 1];
         Launch::new(&format!("attention_product_{lie}_{}{variant}", self.storage.name()), grid, &params)
     }

@@ -156,7 +156,7 @@ mod tests {
             (&|grid| Launch::new("attention_f16", grid, &attention), [17, 3, 2]),
             (&|grid| Launch::new("attention_f16_d40", grid, &attention), [2, 3, 2]),
             (&|grid| Launch::new("attention_product_nn_f16", grid, &product), [7, 2, 1]),
-            (&|grid| Launch::new("attention_product_nn_f16_mma", grid, &product), [2, 1, 1]),
+            (&|grid| Launch::new("attention_product_nn_f16_m128n128k32s3", grid, &product), [2, 1, 1]),
         ];
         for (make, [x, y, z]) in cases {
             make([x, y, z]).expect("the grid of that size");

@@ -65,7 +65,7 @@ pub const FAMILIES: &[Family] = &[
     family(&["attention_bwd_dq.cu", "attention_bwd_dkv.cu"], Unit::Mma, 0.45, 0.80),
     // Operands that come element by element; most of a fragment of eight columns goes unused.
     family(&["conv2d_gather.cu", "conv2d_narrow.cu"], Unit::Mma, 0.30, 0.60),
-    family(&["attention_product_mma.cu"], Unit::Mma, 0.70, 0.80),
+    family(&["attention_product_tile.cu"], Unit::Mma, 0.70, 0.80),
     // One thread an element, operands through the caches.
     family(&["gemm.cu", "conv2d.cu", "conv2d_dgrad.cu", "attention_product.cu"], Unit::Scalar, 0.15, 0.40),
     family(&["attention.cu", "attention_bwd.cu"], Unit::Scalar, 0.10, 0.40),

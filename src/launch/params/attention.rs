@@ -232,7 +232,7 @@ impl Params for ProductParams {
         }
         let tile = match rules.kernel.file {
             "attention_product.cu" => 32,
-            "attention_product_mma.cu" => 128,
+            "attention_product_tile.cu" => 128,
             _ => return,
         };
         rules.blocks([Rules::tiles(self.m, tile), Rules::tiles(self.n, tile), 1]);

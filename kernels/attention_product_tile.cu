@@ -1,4 +1,4 @@
-// attention_product_mma - C = alpha A B / power (+ C): attention_product.cu for operands whose rows are aligned to
+// attention_product_tile - C = alpha A B / power (+ C): attention_product.cu for operands whose rows are aligned to
 // 16 bytes.
 //
 //     c[i, j] = alpha / power sum_k a[i, k] b[k, j]  (+ c[i, j])
@@ -22,7 +22,7 @@
 #include "scaling.cuh"
 #include "tile.cuh"
 
-namespace attention_product_mma {
+namespace attention_product_tile {
 
 constexpr int THREADS = 256;
 constexpr int STAGES = 3;
@@ -60,7 +60,7 @@ struct Operand {
 
 template <typename T, typename Out, Lie LIE>
 __device__ void run(const ProductParams& p) {
-    typedef attention_product_mma::Tile<LIE> Tile;
+    typedef attention_product_tile::Tile<LIE> Tile;
     typedef typename Tile::Of Warps;
     DYNAMIC_SHARED(Smem<LIE>, smem);
     KERNEL_ASSERT(blockDim.x == THREADS);
@@ -95,4 +95,4 @@ __device__ void run(const ProductParams& p) {
             }
 }
 
-}  // namespace attention_product_mma
+}  // namespace attention_product_tile
