@@ -53,7 +53,7 @@ const MOST_SPLITS: usize = 16;
 const FLOPS_PER_NS: usize = 4350;
 /// What it takes to join parts of sums: another launch, which waits for the last block of this one; and every part is
 /// written and read again.
-const JOIN_NS: usize = 4000;
+const JOIN_NS: usize = 5000;
 const BYTES_PER_NS: usize = 3000;
 /// What it takes a cluster: its barrier, twice, and a tile's sums through each block.
 pub const EXCHANGE_NS: usize = 2000;
