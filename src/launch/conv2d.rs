@@ -184,7 +184,9 @@ impl Conv2d {
 
     /// What the tiles of the forward kernel multiply.
     pub fn executed_flops(&self, form: Form) -> u64 {
-        let Geometry { out, channels, taps, kinds, .. } = self.geometry();
+        let geometry = self.geometry();
+        let Geometry { out, channels, taps, .. } = geometry;
+        let kinds = if let Form::Hopper(_) = form { [hopper::kinds(&geometry); 2] } else { geometry.kinds };
         let side = |i: usize| {
             let size = |kind: usize| match (kinds[i], kind) {
                 (1, _) => out[i],
@@ -257,11 +259,12 @@ impl Conv2d {
 
     /// Pixels of one image that a tile of the statistics covers; `None` where that form gives none.
     pub fn statistics_tile(&self, form: Form) -> Option<usize> {
-        let Geometry { out, kinds, .. } = self.geometry();
+        let geometry = self.geometry();
+        let (out, kinds) = (geometry.out, geometry.kinds);
         let (m, splits) = match form {
             Form::Hopper(on) if form.splits() == 0 => {
                 let ([x, y], rows) = (on.bits, on.tile.stat_rows());
-                let [lines, columns] = largest(out, kinds);
+                let [lines, columns] = largest(out, [hopper::kinds(&geometry); 2]);
                 let whole = lines % (1 << y) == 0 && columns % (1 << x) == 0 && 1 << (x + y) >= rows;
                 return whole.then_some(rows);
             }
