@@ -8,7 +8,7 @@
 // lies: no packing of its own. A tap moves the box the other way than forward.
 //
 // Sub-pixel form (kinds = 2): dy's pixels of each parity are an image of their own, with its own map, of which dx
-// gathers 2 x 2 taps: four walks behind each other.
+// gathers 2 x 2 taps: four walks behind each other. Without such filters (up = 1) each walk is over all taps.
 //
 // Departures from the formula:
 //   1. With splits > 1 an item sums a share of the steps; the last one of a tile adds the shares (split.cuh). Or the
@@ -47,15 +47,16 @@ struct Work {
         const int chunks = conv_sm90::chunks(p.o), taps = p.r * p.s;
         const int o = (first + step) % chunks * mainloop::DEPTH, walked = (first + step) / chunks;
         const int kind = walked / taps, tap = walked % taps;
-        const int up = (p.kinds == 1 ? p.top : 1 - kind / p.kinds) - tap / p.s;
-        const int back = (p.kinds == 1 ? p.left : 1 - kind % p.kinds) - tap % p.s;
+        const int i = tap / p.s, j = tap % p.s, line = kind / p.kinds, column = kind % p.kinds;
+        const int up = p.up ? -conv_sm90::seen(line, i, p.top) : (p.kinds == 1 ? p.top : 1 - line) - i;
+        const int back = p.up ? -conv_sm90::seen(column, j, p.left) : (p.kinds == 1 ? p.left : 1 - column) - j;
         for (int pair = 0; pair < Loop::PAIRS; ++pair) {
             const conv_sm90::Slab of = slab(pair);
             cp_async_bulk_tensor_4d(a + pair * Loop::A_BYTES, p.dy_map[kind], full, o, of.column + back, of.line + up,
                                     of.image);
         }
         Loop::each_span(b, [&](uint32_t to, int column) {
-            cp_async_bulk_tensor_4d(to, p.filter_map, full, p.first + column0 + column, tap, o, kind);
+            cp_async_bulk_tensor_4d(to, p.filter_map, full, p.first + column0 + column, tap, o, p.up ? 0 : kind);
         });
     }
     DEVICE_MEMBER void store(const typename Loop::Warps::Accumulators& acc, int pair, float* sums) const {

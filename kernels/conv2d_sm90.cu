@@ -7,7 +7,8 @@
 // by the tap, and those channels of N filters by another. Two tensors side by side are two maps.
 //
 // Sub-pixel form (kinds = 2): as in conv2d_tile.cu, for an exactly twofold image; each of the four kinds of output pixel
-// is a class of slabs with a filter of 2 x 2 taps on the small image.
+// is a class of slabs with a filter of 2 x 2 taps on the small image. Without such filters (up = 1) each class walks
+// over all taps, and every tap over the pixels of the small image that it sees.
 //
 // Items are counted channels first, so that blocks which run together read the same pixels; then tiles, kinds, splits.
 //
@@ -51,14 +52,15 @@ struct Work {
         const int tap = (first + step) / of_tap, chunk = (first + step) % of_tap;
         const bool second = chunk >= of_x;
         const int channel = (second ? chunk - of_x : chunk) * mainloop::DEPTH;
-        const int down = tap / p.s - (p.kinds == 1 ? p.top : 1 - kind / p.kinds);
-        const int across = tap % p.s - (p.kinds == 1 ? p.left : 1 - kind % p.kinds);
+        const int i = tap / p.s, j = tap % p.s, line = kind / p.kinds, column = kind % p.kinds;
+        const int down = p.up ? conv_sm90::seen(line, i, p.top) : i - (p.kinds == 1 ? p.top : 1 - line);
+        const int across = p.up ? conv_sm90::seen(column, j, p.left) : j - (p.kinds == 1 ? p.left : 1 - column);
         for (int pair = 0; pair < Loop::PAIRS; ++pair) {
             const conv_sm90::Slab of = slab(pair);
             cp_async_bulk_tensor_4d(a + pair * Loop::A_BYTES, second ? p.x2_map : p.x_map, full, channel,
                                     of.column + across, of.line + down, of.image);
         }
-        cp_async_bulk_tensor_4d(b, p.filter_map, full, second ? p.c + channel : channel, tap, column0, kind);
+        cp_async_bulk_tensor_4d(b, p.filter_map, full, second ? p.c + channel : channel, tap, column0, p.up ? 0 : kind);
     }
     DEVICE_MEMBER void store(const typename Loop::Warps::Accumulators& acc, int pair, float* sums) const {
         typedef typename Loop::Warps Warps;

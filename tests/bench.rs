@@ -212,8 +212,9 @@ extern "C" fn launch(kernel: *const c_char, grid: *const u32, params: *const c_v
     if launch.kernel.name.starts_with(spoil.kernel) {
         spoil.launches += 1;
         if spoil.launches > spoil.after {
-            // Of all kernels that are spoilt here the result is the third address.
-            let out = u64::from_le_bytes(launch.params[16..24].try_into().expect("an address"));
+            // Of products the result is the third address, behind the counters of parts where there may be some.
+            let at = if launch.kernel.params == "GemmTileParams" { 24 } else { 16 };
+            let out = u64::from_le_bytes(launch.params[at..at + 8].try_into().expect("an address"));
             // SAFETY: memory of the stub, of at least one element; nothing else uses it during a launch.
             unsafe { *(out as *mut u16) = spoil.with };
         }

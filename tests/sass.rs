@@ -1,12 +1,13 @@
 //! What the compiler made of the kernels that were written for matrix units: their instructions are there, nothing of
 //! an older kind is beside them, and nothing lives in local memory.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use unguide::bench::opcodes::{disassembler, listing, mnemonics};
-use unguide::launch::binaries::MODULES;
-use unguide::manifest::{self, Arch, Kernel};
+use unguide::launch::binaries::{MODULES, Module};
+use unguide::manifest::{KERNELS, Kernel};
 
 /// What stands in every kernel of a file, and what does not, whatever the target is.
 struct Made {
@@ -51,11 +52,6 @@ const MADE: &[Made] = &[
 /// Loads and stores of local memory, where arrays end that do not fit into registers.
 const LOCAL: [&str; 2] = ["LDL", "STL"];
 
-/// A form that was written for speed has its own idea of shared memory; the general ones may keep arrays anywhere.
-fn is_tuned(kernel: &Kernel) -> bool {
-    kernel.shared_bytes > 0 || kernel.arch != Arch::Sm80
-}
-
 fn tool() -> PathBuf {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/nvdisasm/nvidia/cu13/bin/nvdisasm");
     let found = disassembler().expect("a disassembler that is named is there");
@@ -66,30 +62,31 @@ fn tool() -> PathBuf {
 #[test]
 fn kernels_for_matrix_units_are_made_of_their_instructions_and_keep_out_of_local_memory() {
     let tool = tool();
-    let modules = MODULES.par_iter().filter(|module| module.target.starts_with("sm_"));
-    let wrong: Vec<String> = modules
-        .flat_map_iter(|module| {
-            let made = mnemonics(&tool, module).expect("a binary of ours");
-            let rows = manifest::KERNELS.iter();
-            let rows = rows.filter(|row| row.file == module.file && row.arch.runs_on(module.target));
-            let of = MADE.iter().find(|made| made.files.contains(&module.file));
-            let verdict = |row: &Kernel| {
-                let name = format!("{} for {}", row.name, module.target);
-                let Some(counts) = made.get(row.name) else { return vec![format!("{name} is not there")] };
-                let (with, without) = of.map_or((&[][..], &[][..]), |of| (of.with, of.without));
-                let lacks = with.iter().filter(|word| !counts.contains_key(**word));
-                let local = if is_tuned(row) { &LOCAL[..] } else { &[] };
-                let has = without.iter().chain(local).filter(|word| counts.contains_key(**word));
-                let lacks = lacks.map(|word| format!("{name} has no {word}"));
-                lacks.chain(has.map(|word| format!("{name} has {word}"))).collect()
-            };
-            rows.flat_map(verdict).collect::<Vec<_>>()
-        })
+    // What was made for later devices is made by the same rules.
+    let modules = MODULES.iter().filter(|module| ["sm_80", "sm_90a"].contains(&module.target));
+    let modules: Vec<(&Module, &Made)> = modules
+        .filter_map(|module| Some((module, MADE.iter().find(|made| made.files.contains(&module.file))?)))
         .collect();
+    let verdicts = modules.par_iter().flat_map_iter(|(module, made)| {
+        let found = mnemonics(&tool, module).expect("a binary of ours");
+        let rows = KERNELS.iter().filter(|row| row.file == module.file && row.arch.runs_on(module.target));
+        rows.flat_map(|row| verdict(row, made, found.get(row.name), module.target)).collect::<Vec<_>>()
+    });
+    let wrong: Vec<String> = verdicts.collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
     for file in MADE.iter().flat_map(|made| made.files) {
-        assert!(MODULES.iter().any(|module| module.file == *file), "{file}");
+        assert!(modules.iter().any(|(module, _)| module.file == *file), "{file}");
     }
+}
+
+/// What is wrong with a kernel of these instructions, each with how often it is there.
+fn verdict(row: &Kernel, made: &Made, found: Option<&BTreeMap<String, u32>>, target: &str) -> Vec<String> {
+    let name = format!("{} for {target}", row.name);
+    let Some(counts) = found else { return vec![format!("{name} is not there")] };
+    let lacks = made.with.iter().filter(|word| !counts.contains_key(**word));
+    let has = made.without.iter().chain(&LOCAL).filter(|word| counts.contains_key(**word));
+    let lacks = lacks.map(|word| format!("{name} has no {word}"));
+    lacks.chain(has.map(|word| format!("{name} has {word}"))).collect()
 }
 
 #[test]

@@ -11,7 +11,7 @@ use unguide::ir::Graph;
 use unguide::launch::Storage;
 use unguide::passes::run_all;
 use unguide::pipeline::programs::{self, Steering, names};
-use unguide::pipeline::{Blueprint, Model, Plans, Request, Target, Trace, generate};
+use unguide::pipeline::{Blueprint, Method, Model, Plans, Request, Target, Trace, generate};
 use unguide::plan::{ALIGN, Planner, StepProgram, StepState};
 use unguide::simt::{SimtDevice, SimtProgram};
 use unguide::tensor::{DType, compare};
@@ -38,6 +38,10 @@ fn shortened(model: &Model, case: &str, run: &str, steps: usize, images: usize) 
     }
     let mut request = request(model, &case, &settings);
     request.steps = steps;
+    if let Method::Sld { config, .. } = &mut request.method {
+        // Or so few steps would show nothing of it.
+        config.warmup = 1;
+    }
     request.prompts.truncate(images);
     request.batch_size = images;
     request
@@ -176,7 +180,6 @@ fn the_simulated_device_takes_what_the_plan_says_and_touches_all_of_it() {
     ];
     for (steering, batch) in steerings.into_iter().zip([1, 1, 2, 1, 1]) {
         let device = SimtDevice::new(Storage::F16, 2);
-        let storage = device.storage().0;
         let target = Target::of(&model, &device);
         let spec = blueprint.step_spec(steering, blueprint.size, batch);
         let plans = Plans::new(&blueprint, &spec, &target, None).expect("plans");

@@ -78,6 +78,10 @@ DEVICE cluster::Part<Slab> part(const Slab& of, int rank) {
             (of.tile + int64_t(ahead) * kinds * of_image) * shares + first % pixels / ROWS};
 }
 
+// How far from pixel i of a small image that pixel is which tap `tap` of the output pixel 2 i + kind of the twofold
+// image sees: nearest neighbours, and the smaller number at the edge, which is as far outside.
+DEVICE int seen(int kind, int tap, int before) { return (kind + tap - before) >> 1; }
+
 DEVICE int chunks(int channels) { return (channels + mainloop::DEPTH - 1) / mainloop::DEPTH; }
 
 }  // namespace conv_sm90

@@ -26,11 +26,12 @@ struct Conv2dSm90Params {
     Epilogue epilogue;
     int32_t n, h, w, c, c2, o, r, s;
     int32_t top, left, height, width;
-    int32_t kinds;               // of lines and of columns of y, with filters of their own: 1, or 2 (sub-pixel)
+    int32_t kinds;               // of lines and of columns of y that are slabs of their own: 1, or 2
     int32_t splits, x_bits, y_bits;
-    int32_t pad[8];
+    int32_t up;                  // with 2 kinds: 1 where they have one filter, 0 where each has its own (sub-pixel)
+    int32_t pad[7];
     TensorMap x_map, x2_map;     // [n, h, w, c], boxes of a slab x 64
-    TensorMap filter_map;        // [kinds kinds, o, r s, c + c2], boxes of 1 x N x 1 x 64
+    TensorMap filter_map;        // [filters, o, r s, c + c2], boxes of 1 x N x 1 x 64
 };
 static_assert(sizeof(Conv2dSm90Params) == 576, "as in src/launch/params");
 
@@ -41,10 +42,10 @@ struct Conv2dBwdSm90Params {
     Epilogue epilogue;
     int32_t n, h, w, channels, first, c, o, r, s;
     int32_t top, left, height, width;
-    int32_t kinds, splits, x_bits, y_bits;
-    int32_t pad[9];
+    int32_t kinds, splits, x_bits, y_bits, up;
+    int32_t pad[8];
     TensorMap dy_map[4];         // of every kind of pixel, [n, height / kinds, width / kinds, o], boxes of a slab x 64
-    TensorMap filter_map;        // [kinds kinds, o, r s, channels], boxes of 1 x 64 x 1 x SPAN
+    TensorMap filter_map;        // [filters, o, r s, channels], boxes of 1 x 64 x 1 x SPAN
 };
 static_assert(sizeof(Conv2dBwdSm90Params) == 832, "as in src/launch/params");
 

@@ -186,7 +186,9 @@ impl Conv2d {
 
     /// What the tiles of the forward kernel multiply.
     pub fn executed_flops(&self, form: Form) -> u64 {
-        let Geometry { out, channels, taps, kinds, .. } = self.geometry();
+        let geometry = self.geometry();
+        let Geometry { out, channels, taps, .. } = geometry;
+        let kinds = if let Form::Hopper(_) = form { [hopper::kinds(&geometry); 2] } else { geometry.kinds };
         let side = |i: usize| {
             let size = |kind: usize| match (kinds[i], kind) {
                 (1, _) => out[i],
@@ -259,10 +261,12 @@ impl Conv2d {
 
     /// Pixels of one image that a tile of the statistics covers; `None` where that form gives none.
     pub fn statistics_tile(&self, form: Form) -> Option<usize> {
-        let Geometry { out, kinds, .. } = self.geometry();
+        let geometry = self.geometry();
+        let (out, kinds) = (geometry.out, geometry.kinds);
         let m = match form {
             Form::Hopper(OnHopper { tile, bits, .. }) => {
-                let [x, y] = box_of_an_image(largest(out, kinds)).filter(|found| *found == bits)?;
+                let pixels = largest(out, [hopper::kinds(&geometry); 2]);
+                let [x, y] = box_of_an_image(pixels).filter(|found| *found == bits)?;
                 return Some(if tile.cluster > 1 { tile.stat_rows() } else { 1 << (x + y) });
             }
             _ => form.tile()?.m,

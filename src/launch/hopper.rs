@@ -95,25 +95,34 @@ pub(super) const TARGET: &str = "sm_90a";
 /// What a convolution takes on a device for sm_90a, or what is in the way. Whether it is for these kernels and how sums
 /// are made follows from one image.
 pub(super) fn form(conv: &Conv2d) -> std::result::Result<(Form, Fastest), Obstacle> {
-    let Geometry { out, channels, taps, kinds, .. } = fitting(conv)?;
-    let [c, c2] = channels;
+    let geometry = fitting(conv)?;
+    let ([c, c2], taps) = (geometry.channels, geometry.taps);
     if c2 > 0 && !c.is_multiple_of(hopper::STEP) {
         return Err(Obstacle::SourcesWithinAStep);
     }
     let steps = taps[0] * taps[1] * (c.div_ceil(hopper::STEP) + c2.div_ceil(hopper::STEP));
-    choose(conv, largest(out, kinds), kinds[0] * kinds[1], conv.filter[0], steps)
+    let kinds = kinds(&geometry);
+    choose(conv, largest(geometry.out, [kinds; 2]), kinds * kinds, conv.filter[0], steps)
 }
 
 /// The same for a data gradient.
 pub(super) fn bwd_form(conv: &Conv2d, source: usize) -> std::result::Result<(Form, Fastest), Obstacle> {
-    let Geometry { taps, kinds, channels, .. } = fitting(conv)?;
-    let steps = kinds[0] * kinds[1] * taps[0] * taps[1] * conv.filter[0].div_ceil(hopper::STEP);
-    choose(conv, conv.size, 1, channels[source], steps)
+    let geometry = fitting(conv)?;
+    let (kinds, taps) = (kinds(&geometry), geometry.taps);
+    let steps = kinds * kinds * taps[0] * taps[1] * conv.filter[0].div_ceil(hopper::STEP);
+    choose(conv, conv.size, 1, geometry.channels[source], steps)
+}
+
+/// Kinds of lines, and of columns, that are slabs of their own.
+pub(super) fn kinds(geometry: &Geometry) -> usize {
+    if geometry.up { 2 } else { geometry.kinds[0] }
 }
 
 fn fitting(conv: &Conv2d) -> std::result::Result<Geometry, Obstacle> {
     let geometry = conv.geometry();
-    if geometry.up || geometry.kinds.contains(&3) {
+    let twofold = conv.enlarged == Some(conv.size.map(|extent| 2 * extent));
+    let pairs = geometry.out.iter().all(|extent| extent.is_multiple_of(2));
+    if (geometry.up && !(twofold && pairs)) || geometry.kinds.contains(&3) {
         return Err(Obstacle::Enlarged);
     }
     if geometry.stride == [1, 1] { Ok(geometry) } else { Err(Obstacle::Stride) }
@@ -148,10 +157,12 @@ fn choose(
 
 /// As [`Conv2d::forward`].
 pub(super) fn forward(conv: &Conv2d, on: OnHopper, storage: Storage, at: &Operands) -> Result<Launch> {
-    let Geometry { seen: [h, w], out, channels, taps: [r, s], before, kinds, .. } = conv.geometry();
+    let geometry = conv.geometry();
+    let Geometry { out, channels, taps: [r, s], before, up, .. } = geometry;
+    let [h, w] = if up { conv.size } else { geometry.seen };
     let [n, h, w, height, width] = [conv.images, h, w, out[0], out[1]].map(conv2d::int);
     let [c, c2, o, r, s] = [channels[0], channels[1], conv.filter[0], r, s].map(conv2d::int);
-    let [top, left, kinds, splits] = [before[0], before[1], kinds[0], on.splits].map(conv2d::int);
+    let [top, left, kinds, splits] = [before[0], before[1], kinds(&geometry), on.splits].map(conv2d::int);
     let [x_bits, y_bits] = on.bits.map(|bits| bits as i32);
     let Operands { x, x2, filter, y, .. } = *at;
     let (sums, arrived) = in_parts(on.kept(), (at.workspace, at.arrived));
@@ -179,6 +190,7 @@ pub(super) fn forward(conv: &Conv2d, on: OnHopper, storage: Storage, at: &Operan
         splits,
         x_bits,
         y_bits,
+        up: i32::from(up),
         ..Default::default()
     };
     let kernel = format!("conv2d_{}_{}", storage.name(), on.tile.variant());
@@ -199,12 +211,13 @@ pub(super) fn backward(
     storage: Storage,
     at: &BwdOperands,
 ) -> Result<Launch> {
-    let Geometry { out, channels, taps: [r, s], before, kinds, .. } = conv.geometry();
+    let geometry = conv.geometry();
+    let Geometry { out, channels, taps: [r, s], before, up, .. } = geometry;
     let [n, h, w, height, width] = [conv.images, conv.size[0], conv.size[1], out[0], out[1]].map(conv2d::int);
     let first = if source == 0 { 0 } else { channels[0] };
     let [channels, first, c] = [channels[0] + channels[1], first, channels[source]].map(conv2d::int);
     let [o, r, s] = [conv.filter[0], r, s].map(conv2d::int);
-    let [top, left, kinds, splits] = [before[0], before[1], kinds[0], on.splits].map(conv2d::int);
+    let [top, left, kinds, splits] = [before[0], before[1], kinds(&geometry), on.splits].map(conv2d::int);
     let [x_bits, y_bits] = on.bits.map(|bits| bits as i32);
     let BwdOperands { dy, filter, dx, epilogue, .. } = *at;
     let (sums, arrived) = in_parts(on.kept(), (at.workspace, at.arrived));
@@ -232,6 +245,7 @@ pub(super) fn backward(
         splits,
         x_bits,
         y_bits,
+        up: i32::from(up),
         ..Default::default()
     };
     let kernel = format!("conv2d_bwd_{}_{}", storage.name(), on.tile.variant());

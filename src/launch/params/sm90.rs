@@ -147,13 +147,15 @@ pub struct Conv2dSm90Params {
     pub left: i32,
     pub height: i32,
     pub width: i32,
-    // of lines and of columns of y, with filters of their own: 1, or 2 (sub-pixel)
+    // of lines and of columns of y that are slabs of their own: 1, or 2
     pub kinds: i32,
     pub splits: i32,
     // a slab is 2^x_bits columns of 2^y_bits lines
     pub x_bits: i32,
     pub y_bits: i32,
-    pub pad: [i32; 8],
+    // with 2 kinds: 1 where they have one filter, 0 where each has its own (sub-pixel)
+    pub up: i32,
+    pub pad: [i32; 7],
     pub x_map: Encoded,
     pub x2_map: Encoded,
     pub filter_map: Encoded,
@@ -190,7 +192,8 @@ pub struct Conv2dBwdSm90Params {
     pub splits: i32,
     pub x_bits: i32,
     pub y_bits: i32,
-    pub pad: [i32; 9],
+    pub up: i32,
+    pub pad: [i32; 8],
     pub dy_map: [Encoded; 4],
     pub filter_map: Encoded,
 }
@@ -313,6 +316,17 @@ fn countable(rules: &mut Rules, extents: [i32; 3]) {
     rules.holds("h", "more", bytes.is_some_and(|bytes| bytes < 1 << 40), "an image below 2^40 bytes");
 }
 
+/// What one filter relies on for an enlarged image: pixels of both kinds in pairs.
+fn enlarged(rules: &mut Rules, up: i32, kinds: i32, made: [i32; 2]) {
+    let pairs = kinds == 2 && made.iter().all(|extent| extent % 2 == 0);
+    rules.holds("up", up, up == 0 || pairs, "0, or 1 with two kinds of lines and columns");
+}
+
+/// Filters of all kinds of pixels.
+fn filters_of(up: i32, kinds: i32) -> i32 {
+    if up > 0 { 1 } else { kinds * kinds }
+}
+
 fn chunks(channels: i32) -> i64 {
     i64::from(channels.unsigned_abs().div_ceil(SLAB[1].unsigned_abs()))
 }
@@ -365,13 +379,14 @@ impl Params for Conv2dSm90Params {
             taps: [self.r, self.s],
             strides: [1, 1],
             before: [self.top, self.left],
-            kinds: [self.kinds; 2],
-            up: 0,
+            kinds: [if self.up > 0 { 1 } else { self.kinds }; 2],
+            up: self.up,
             channels: self.c.saturating_add(self.c2),
             filters: self.o,
             splits: self.splits,
         };
         window.check(rules);
+        enlarged(rules, self.up, self.kinds, [self.height, self.width]);
         countable(rules, [self.h, self.w, self.c.max(self.c2)]);
         window.epilogue(rules, &self.epilogue, self.o, true);
         self.walk().check(rules, &self.epilogue);
@@ -379,7 +394,7 @@ impl Params for Conv2dSm90Params {
 
     fn maps(&self, kernel: &Kernel) -> Vec<Map> {
         let (walk, columns) = (self.walk(), Tile::of(kernel).map_or(0, |tile| tile.n as u32));
-        let extents = [walk.classes, self.o, self.r * self.s, self.c + self.c2];
+        let extents = [filters_of(self.up, self.kinds), self.o, self.r * self.s, self.c + self.c2];
         let tile = [SLAB[1] as u32, 1, columns];
         let mut maps = vec![
             walk.images(offset_of!(Self, x_map), 0, [self.h, self.w, self.c], 1, 0),
@@ -444,13 +459,14 @@ impl Params for Conv2dBwdSm90Params {
             taps: [self.r, self.s],
             strides: [1, 1],
             before: [self.top, self.left],
-            kinds: [self.kinds; 2],
-            up: 0,
+            kinds: [if self.up > 0 { 1 } else { self.kinds }; 2],
+            up: self.up,
             channels: self.channels,
             filters: self.o,
             splits: self.splits,
         };
         window.check(rules);
+        enlarged(rules, self.up, self.kinds, [self.height, self.width]);
         countable(rules, [self.height, self.width, self.o]);
         window.epilogue(rules, &self.epilogue, self.c, true);
         self.walk().check(rules, &self.epilogue);
@@ -459,7 +475,7 @@ impl Params for Conv2dBwdSm90Params {
     fn maps(&self, kernel: &Kernel) -> Vec<Map> {
         let (walk, columns) = (self.walk(), Tile::of(kernel).map_or(0, |tile| tile.n));
         let (kinds, image) = (self.kinds, [self.height, self.width, self.o]);
-        let extents = [kinds * kinds, self.o, self.r * self.s, self.channels];
+        let extents = [filters_of(self.up, kinds), self.o, self.r * self.s, self.channels];
         let tile = [span(columns), 1, SLAB[1] as u32];
         let of_kind = |kind: i32| {
             let space = offset_of!(Self, dy_map) + kind as usize * size_of::<Encoded>();

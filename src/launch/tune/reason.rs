@@ -95,7 +95,7 @@ impl Obstacle {
             Self::FewPixels => "an image has fewer pixels than half a slab",
             Self::FewChannels => "fewer than 32 channels are made",
             Self::Stride => "boxes of pixels lie together, and the stride is not 1",
-            Self::Enlarged => "the enlargement is not twofold, or not with filters of its own",
+            Self::Enlarged => "the enlargement is not twofold",
             Self::SourcesWithinAStep => "two sources meet within a step of 64 channels",
         }
     }

@@ -124,6 +124,10 @@ fn trials() -> Vec<Trial> {
         (sub_pixel([8, 10], conv(2, [4, 5], [64, 8], [40, 3, 3])), All, Hopper(2, 1, 1)),
         (sub_pixel([16, 34], conv(1, [8, 17], [16, 0], [16, 3, 3])), Bare, Hopper(0, 1, 2)),
         (conv(2, [7, 11], [64, 0], [72, 3, 3]), All, Hopper(2, 4, 2)),
+        // Enlarged, with one filter for all kinds of pixels.
+        (enlarged([10, 14], conv(2, [5, 7], [64, 8], [40, 3, 3])), All, Hopper(2, 1, 1)),
+        (enlarged([16, 34], conv(1, [8, 17], [16, 0], [16, 3, 3])), Bare, Hopper(0, 1, 2)),
+        (enlarged([8, 10], conv(2, [4, 5], [40, 0], [72, 3, 3])), Bias, Hopper(3, 4, 1)),
         // By clusters.
         (conv(2, [9, 13], [64, 24], [72, 3, 3]), All, Hopper(3, 4, 1)),
         (conv(3, [5, 6], [40, 0], [40, 3, 3]), All, Hopper(4, 8, 1)),
@@ -258,7 +262,8 @@ impl Trial {
         at.epilogue = self.epilogue(simt, &values, storage);
         let output = Output::new(simt, values.residual.shape(), stored);
         at.y = output.at;
-        let halved = if conv.sub_pixel { conv.out().map(|extent| extent / 2) } else { conv.out() };
+        let in_kinds = conv.sub_pixel || (conv.enlarged.is_some() && matches!(self.form, Wish::Hopper(..)));
+        let halved = if in_kinds { conv.out().map(|extent| extent / 2) } else { conv.out() };
         let form = self.form(conv.form(TARGET), halved);
         at.workspace = workspace(simt, conv.workspace_bytes(form));
         at.arrived = simt.put(&vec![0; COUNTERS]);
