@@ -167,7 +167,7 @@ fn tiles_of_sm_90a_refuse_what_their_copies_and_blocks_could_not_reach() {
         ),
         (
             Forward { sizes: Sizes { n: 1 << 30, ..sizes }, ..forward },
-            "less than 2^31 - 1024 slabs of queries",
+            "less than 2^31 - 1024 slabs of tokens",
         ),
         (Forward { sizes: Sizes { causal: true, ..sizes }, ..forward }, "knows no mask"),
     ] {

@@ -158,7 +158,7 @@ fn statistics_are_those_of_what_is_stored() {
         }
         if let Form::Hopper(OnHopper { bits: [x, y], .. }) = form {
             let scale = if conv.sub_pixel { 2 } else { 1 };
-            pixels.sort_by_key(|(i, j)| (i % scale, j % scale, i / scale >> y, j / scale >> x));
+            pixels.sort_by_key(|(i, j)| (i % scale, j % scale, (i / scale) >> y, (j / scale) >> x));
         }
         let tiles = pixels.len().div_ceil(rows);
         for (at, got) in outputs[1].chunks_exact(2).enumerate() {
