@@ -274,7 +274,12 @@ fn a_signal_that_was_ignored_before_the_run_stays_ignored() {
     let place = Place::new();
     // As `nohup` and a script's background jobs have it.
     for (script, signal) in [("trap '' HUP; exec \"$@\"", "-HUP"), ("trap '' INT; exec \"$@\"", "-INT")] {
-        let ran = place.interrupt_script(script, "--steps 20 -o a.png --overwrite", "step 1/", &[signal]);
+        let ran = place.interrupt_script(
+            script,
+            "--steps 40 --size 16x16 --safety none -o a.png --overwrite",
+            "step 1/",
+            &[signal],
+        );
         ran.says(0, &["a.png: seed"]);
     }
     let script = "trap '' HUP; exec \"$@\"";
