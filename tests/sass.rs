@@ -37,7 +37,7 @@ const MADE: &[Made] = &[
             "conv2d_tile.cu",
             "conv2d_dgrad_tile.cu",
             "conv2d_narrow.cu",
-            "attention_product_mma.cu",
+            "attention_product_tile.cu",
             "attention_mma.cu",
             "attention_bwd_dq.cu",
             "attention_bwd_dkv.cu",

@@ -33,7 +33,7 @@ struct Slab {
         const int j = column + (number & ((1 << all.x_bits) - 1));
         const int i = line + (number >> all.x_bits & ((1 << all.y_bits) - 1));
         const int n = image + (number >> (all.x_bits + all.y_bits));
-        if (n >= all.images || i >= all.lines || j >= all.columns) return -1;
+        if (i >= all.lines || j >= all.columns) return -1;
         return (int64_t(n) * height + i * scale + first_line) * width + j * scale + first_column;
     }
 };

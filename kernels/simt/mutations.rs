@@ -122,7 +122,6 @@ pub const MUTATIONS: &[Mutation] = &[
         "",
     ),
     mutation("split-barrier-before-sums", "conv2d_f16_m64n64k32s4", "Warps::sync();  // everybody knows", ""),
-    mutation("split-barrier-behind-sums", "gemm_f16_m64n64k32s4", "Warps::sync();  // the sums", ""),
     mutation(
         "split-adds-before-the-last",
         "conv2d_bf16_m64n64k32s4",
@@ -469,7 +468,12 @@ pub const MUTATIONS: &[Mutation] = &[
         "i >= all.lines || j >= all.columns) return -1;",
         "i >= all.lines) return -1;",
     ),
-    mutation("hopper-last-images", "conv2d_bwd_bf16_m128n64k64s4_sm90", "if (n >= all.images || i", "if (i"),
+    mutation(
+        "hopper-last-images",
+        "conv2d_bwd_bf16_m128n64k64s4_sm90",
+        "images = left < 0 ? 0 : left < most ? left : most;",
+        "images = most;",
+    ),
     mutation(
         "cluster-barrier-before-shares",
         "gemm_f16_m128n160k64s4c4_sm90",
@@ -554,7 +558,7 @@ pub const MUTATIONS: &[Mutation] = &[
     mutation(
         "attention-bwd-hopper-unscaled",
         "attention_bwd_f16_d64k64_sm90",
-        "scaling::power_of(head.largest(p.t))",
+        "scaling::power_of(head.peak[row])",
         "1.f",
     ),
     // -- guards ------------------------------------------------------------------------------------------
