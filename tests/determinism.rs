@@ -60,9 +60,9 @@ fn check_threads_and_batches(method: Method) {
 fn a_gate_that_never_opens_leaves_plain_sampling() {
     let plain = run(&request(Method::None));
     for method in [
-        Method::SafeSampling(guidance(2.0)),
-        through_the_unet(guidance(2.0), true),
-        Method::ClassifierGuidance { guidance: guidance(2.0), frozen_unet: true, gated: true },
+        Method::SafeSampling(guidance(1.0)),
+        through_the_unet(guidance(1.0), true),
+        Method::ClassifierGuidance { guidance: guidance(1.0), frozen_unet: true, gated: true },
     ] {
         let guarded = run(&request(method.clone()));
         assert_same(&guarded, &plain, all_of(&plain), &format!("{method:?}"));
@@ -101,7 +101,7 @@ fn outside_of_its_window_the_guard_neither_runs_nor_acts() {
 fn one_open_gate_leaves_the_other_images_as_they_are() {
     let plain = run(&request(Method::None));
     // The scores of plain sampling, from a guard that never acts.
-    let seen = run(&request(Method::SafeSampling(guidance(2.0))));
+    let seen = run(&request(Method::SafeSampling(guidance(1.0))));
     let scores = |step: usize, image: usize| {
         let scores = seen.get(&format!("step.{step:03}.scores")).expect("scores");
         scores.row(image).iter().copied().fold(f32::NEG_INFINITY, f32::max)
@@ -152,7 +152,7 @@ fn the_power_of_two_of_gradients_changes_no_bit() {
 
 #[test]
 fn a_score_at_the_threshold_opens_the_gate_unless_it_has_to_lie_above() {
-    let mut looked = run(&request(Method::SafeSampling(guidance(2.0))));
+    let mut looked = run(&request(Method::SafeSampling(guidance(1.0))));
     let scores = looked.get("step.000.scores").expect("scores").row(0).to_vec();
     let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     for (above_threshold, open) in [(false, 1.0), (true, 0.0)] {
