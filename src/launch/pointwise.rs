@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::general::{Operand, general, kinds};
-use super::layout::strided;
+use super::layout::{Place, strided};
 use super::params::{self as p, DevicePtr};
 use super::{Launch, Storage};
 use crate::error::Result;
@@ -22,7 +22,7 @@ impl fmt::Display for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Eights(_) => write!(f, "eight elements a load"),
-            Self::General(why) => write!(f, "one element a load: {why}"),
+            Self::General(why) => f.write_str(why),
         }
     }
 }
@@ -35,19 +35,27 @@ pub fn choose(op: &Op, inputs: &[Operand], outputs: &[Operand]) -> Form {
             Activation::Gelu => "_v8_gelu",
             Activation::QuickGelu => "_v8_quick_gelu",
             Activation::Relu => "_v8_relu",
-            Activation::Tanh => return Form::General("nothing takes the time to matter"),
+            Activation::Tanh => return Form::General("one element a load: too few of them to matter"),
         },
-        _ => return Form::General("there is no other form"),
+        _ if is_copy(op, inputs, outputs) => {
+            return Form::General("a copy: eight elements a load where all allows it");
+        }
+        _ => return Form::General("the one form that there is"),
     };
     let operands = || inputs.iter().chain(outputs);
     if operands().any(|operand| !operand.at.0.is_multiple_of(16)) {
-        return Form::General("an address is no multiple of 16");
+        return Form::General("one element a load: an address is no multiple of 16");
     }
     let rows = matches!(op, Op::Geglu | Op::GegluBwd | Op::AddChannels);
     if rows && !operands().all(|operand| operand.shape.last().is_multiple_of(8)) {
-        return Form::General("the channels are no multiple of 8");
+        return Form::General("one element a load: the channels are no multiple of 8");
     }
     Form::Eights(ending)
+}
+
+fn is_copy(op: &Op, inputs: &[Operand], outputs: &[Operand]) -> bool {
+    let moves = |(x, to): (&Operand, &Operand)| Place::of(op, &x.shape, &to.shape).is_some();
+    inputs.first().zip(outputs.first()).is_some_and(moves)
 }
 
 /// The launch of an operation in the form that [`choose`] names, over at most `most_blocks` blocks.
