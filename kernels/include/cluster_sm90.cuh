@@ -7,7 +7,8 @@
 //     4. all wait          nobody reads others' rows any more: they may be overwritten, and the blocks may end
 //     5. block `rank`      the epilogue of its rows
 //
-// Sums are those of as many parts that split.cuh adds, bit for bit, without a way through memory.
+// Where the parts are equal, sums are those of as many parts that split.cuh adds, bit for bit, without a way through
+// memory.
 // The producers leave when they have copied everything; the cluster's barrier does not wait for who has left.
 #pragma once
 #include "mainloop_sm90.cuh"

@@ -68,13 +68,15 @@ DEVICE void finish(const Epilogue& e, const Slab& of, int column0, int n, T* y, 
     }
 }
 
-// What a block of BLOCKS finishes of a slab: rows of one image, whose tiles of statistics are such shares.
+// What a block of BLOCKS finishes of a slab: rows of one image, whose tiles of statistics are such shares, or of
+// several small ones without statistics. Those behind the last image come last in a slab, and are nobody's.
 template <int BLOCKS>
 DEVICE cluster::Part<Slab> part(const Slab& of, int rank) {
     constexpr int ROWS = cluster::rows_of<BLOCKS>();
     const int first = rank * ROWS, pixels = 1 << (of.all.x_bits + of.all.y_bits), ahead = first / pixels;
     const int shares = (pixels + ROWS - 1) / ROWS, kinds = of.scale * of.scale, of_image = of.all.of_image();
-    return {of, first, of.image + ahead < of.all.images ? ROWS : 0,
+    const int left = of.count - first;
+    return {of, first, left < 0 ? 0 : left < ROWS ? left : ROWS,
             (of.tile + int64_t(ahead) * kinds * of_image) * shares + first % pixels / ROWS};
 }
 

@@ -1,5 +1,5 @@
 // epilogue.cuh - what becomes of the sums of a product before they are stored: of gemm, of conv2d, of their
-// general forms and of what joins partial sums.
+// general forms and of what adds parts of sums (split.cuh).
 //
 //     v[i, j] = act(sum[i, j] + bias[j] + channels[i / channel_rows, j]) + residual[i, j]
 //     GEGLU:    v[i, j] = u[i, 2j] gelu(u[i, 2j + 1]) + residual[i, j],  u = sum + bias + channels
@@ -210,32 +210,6 @@ DEVICE void store_sums(const Places& rows, int column0, int n, float* to, float*
         else
             for (int i = 0; i < 4 && column + i < n; ++i) place[i] = sums.value[i];
     }
-}
-
-// Adds the bare sums of a block to its accumulators.
-template <typename Warps>
-DEVICE void add_sums(typename Warps::Accumulators& acc, const Rows& rows, int column0, int n, const float* from) {
-    const int lane = Warps::lane();
-#pragma unroll
-    for (int i = 0; i < Warps::FRAGMENTS_M; ++i)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int line = Warps::first_row() + i * 16 + half * 8 + lane / 4;
-            const float* row = from + (rows.first + line) * n;
-#pragma unroll
-            for (int j = 0; j < Warps::FRAGMENTS_N; ++j) {
-                const int column = column0 + Warps::first_column() + j * 8 + lane % 4 * 2;
-                if (line >= rows.count || column >= n) continue;
-                if (n % 2 == 0) {
-                    const Floats2 pair = *reinterpret_cast<const Floats2*>(row + column);
-                    acc.of[i][j][half * 2] += pair.value[0];
-                    acc.of[i][j][half * 2 + 1] += pair.value[1];
-                } else {
-                    acc.of[i][j][half * 2] += row[column];
-                    if (column + 1 < n) acc.of[i][j][half * 2 + 1] += row[column + 1];
-                }
-            }
-        }
 }
 
 }  // namespace epilogue

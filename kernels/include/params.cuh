@@ -227,7 +227,7 @@ static_assert(sizeof(Epilogue) == 48, "as in src/launch/params");
 
 struct GemmParams {
     DevicePtr a, b, d;
-    DevicePtr sums;  // f32 [splits, m, n]: takes bare sums in the place of d; or 0
+    DevicePtr sums;  // f32 [splits, m, n]: takes the parts of the sums first; or 0
     Epilogue epilogue;
     int64_t a_batch, b_batch, d_batch;  // elements between two matrices of the batch; residual: as d
     int64_t a_row, d_row;               // elements between two rows
@@ -237,17 +237,9 @@ struct GemmParams {
 };
 static_assert(sizeof(GemmParams) == 152, "as in src/launch/params");
 
-struct JoinParams {
-    DevicePtr sums, d;  // sums: f32 [splits, m, n]
-    Epilogue epilogue;
-    int64_t d_row;
-    int32_t m, n, splits, pad;
-};
-static_assert(sizeof(JoinParams) == 88, "as in src/launch/params");
-
 struct Conv2dParams {
     DevicePtr x, x2, filter, y;  // x2: 0 where there is one source
-    DevicePtr sums;              // f32 [splits, n, height, width, o]: takes bare sums in the place of y; or 0
+    DevicePtr sums;              // f32 [splits, n, height, width, o]: takes the parts of the sums first; or 0
     Epilogue epilogue;
     int32_t n, h, w;             // h x w: what the filter slides over
     int32_t up;                  // 1: that is the stored image twofold, the last line and column perhaps left out
@@ -260,7 +252,7 @@ static_assert(sizeof(Conv2dParams) == 40 + sizeof(Epilogue) + 72, "as in src/lau
 
 struct Conv2dBwdParams {
     DevicePtr dy, filter, dx;
-    DevicePtr sums;                   // f32 [splits, n, lines, columns, c]: takes bare sums in the place of dx; or 0
+    DevicePtr sums;                   // f32 [splits, n, lines, columns, c]: takes the parts of the sums first; or 0
     Epilogue epilogue;
     int32_t n, h, w, up;              // as in Conv2dParams
     int32_t channels, first, c;       // dx has channels first .. first + c of the filter's

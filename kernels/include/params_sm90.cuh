@@ -14,7 +14,7 @@ struct GemmSm90Params {
     int32_t m, n, k;
     int32_t k_split;  // of k for a split; with sums
     TensorMap a_map;  // [m, k], boxes of 128 x 64
-    TensorMap b_map;  // as product_sm90::Operands says
+    TensorMap b_map;  // [n, k], boxes of N x 64; or [k, n], boxes of 64 x the width of a swizzle
 };
 static_assert(sizeof(GemmSm90Params) == 384, "as in src/launch/params");
 

@@ -19,7 +19,6 @@
 
 namespace simt {
 
-constexpr int MOST_THREADS = 1024;
 constexpr uint32_t SHARED_BYTES = 232448;  // 227 KiB, as on H100
 constexpr int MOST_BLOCKS = 8;             // of a cluster
 constexpr uint32_t WINDOW = 1 << 18;       // of shared addresses: each block of a cluster has the next

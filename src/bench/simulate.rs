@@ -85,6 +85,7 @@ mod counting {
     struct Memory {
         simt: Simt,
         addresses: Addresses,
+        state_bytes: usize,
     }
 
     impl Memory {
@@ -92,12 +93,13 @@ mod counting {
         fn of(program: &LaunchProgram) -> Option<Self> {
             let mut simt = Simt::new();
             let mut room = |bytes: usize| simt.alloc_untouched(bytes);
-            let (arena, state) = (room(program.arena_bytes)?, room(program.state_bytes())?);
+            let state_bytes = program.state_bytes();
+            let (arena, state) = (room(program.arena_bytes)?, room(state_bytes)?);
             let all = room(program.weight_bytes())?;
             let at = |offset: usize| DevicePtr(all.0 + offset as u64);
             let weights = program.weights.iter().map(|weight| at(weight.offset)).collect();
             let buffers = program.buffers.iter().map(|buffer| room(buffer.bytes())).collect::<Option<_>>()?;
-            Some(Self { simt, addresses: Addresses { arena, state, weights, buffers } })
+            Some(Self { simt, addresses: Addresses { arena, state, weights, buffers }, state_bytes })
         }
 
         fn count(&mut self, launch: &Launch) -> Result<Simulated> {
@@ -107,6 +109,8 @@ mod counting {
             let together = launch.kernel.cluster;
             let mut chosen = [0, last / 2, last].map(|block| block / together * together).to_vec();
             chosen.dedup();
+            // As before every launch: else a block would find itself the last of a tile, or not, by what was counted before.
+            self.simt.write(self.addresses.state, 0, &vec![0; self.state_bytes]);
             let launch = relocate(launch, |location| self.addresses.of(location));
             let mut sum = Simulated { of_blocks, ..Default::default() };
             for block in chosen {

@@ -1,8 +1,9 @@
 //! Attention and its gradient: which kernels, in which order, over which grids.
 //!
 //! Four forms. *Tiled* kernels exist for the head widths of the models and want whole chunks of 16 bytes; on sm_90a
-//! those of [`super::hopper`] take their place where nothing is masked. The *general* kernels take any width up to 256 and any alignment. Wider heads go in *pieces*: scores of some queries
-//! are a matrix in memory, its softmax is another, and products of matrices do the rest.
+//! those of [`super::hopper`] take their place where nothing is masked. The *general* kernels take any width up to 256
+//! and any alignment. Wider heads go in *pieces*: scores of some queries are a matrix in memory, its softmax is another,
+//! and products of matrices do the rest.
 //!
 //! The choice is a function of extents, strides and addresses alone, and says its reason. In pieces, how many
 //! queries a piece has depends on one image's extents alone, since the sums of dk and dv go on from piece to piece.

@@ -251,12 +251,12 @@ impl Conv2d {
 
     /// Bytes of [`Operands::workspace`].
     pub fn workspace_bytes(&self, form: Form) -> usize {
-        form.splits() * self.out().iter().product::<usize>() * self.images * self.filter[0] * 4
+        form.kept() * self.out().iter().product::<usize>() * self.images * self.filter[0] * 4
     }
 
     /// Bytes of [`BwdOperands::workspace`].
     pub fn bwd_workspace_bytes(&self, source: usize, form: Form) -> usize {
-        form.splits() * self.size.iter().product::<usize>() * self.images * self.channels[source] * 4
+        form.kept() * self.size.iter().product::<usize>() * self.images * self.channels[source] * 4
     }
 
     /// Pixels of one image that a tile of the statistics covers; `None` where that form gives none.

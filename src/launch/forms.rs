@@ -175,10 +175,10 @@ impl Form {
 
     /// Tiles of `launch`, its own, whose parts are counted.
     pub fn counters(&self, launch: &Launch) -> usize {
-        let splits = match self {
-            Self::Gemm(product, target) => product.choice(target).form.splits(),
-            Self::Conv2d(_, form) | Self::Conv2dBwd(_, form) => form.splits(),
-            _ => 1,
+        let parts = match self {
+            Self::Gemm(product, target) => product.choice(target).form.kept(),
+            Self::Conv2d(_, form) | Self::Conv2dBwd(_, form) => form.kept(),
+            _ => 0,
         };
         // Blocks of sm_90a take tile after tile, of one slab of rows or of two.
         let blocks = launch.grid.iter().map(|&blocks| u64::from(blocks)).product::<u64>();
@@ -187,7 +187,7 @@ impl Form {
             Some(items) => items as usize * (rows / SLAB),
             None => blocks as usize,
         };
-        if splits > 1 { tiles / splits } else { 0 }
+        tiles.checked_div(parts).unwrap_or(0)
     }
 
     /// In running order. `workspace` has as many bytes as [`Self::workspace`] says.

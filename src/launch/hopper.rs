@@ -148,11 +148,25 @@ fn choose(
         steps,
     };
     let parts = work(2, hopper::pixel_bits(2, pixels)).parts();
-    let of_an_image = hopper::box_of_an_image(pixels).filter(|_| conv.stats);
-    let bits = of_an_image.unwrap_or_else(|| hopper::pixel_bits(conv.images, pixels));
+    let bits = hopper::bits_of(conv.images, pixels, conv.stats);
     let (tile, why) = work(conv.images, bits).tile(TARGET, parts);
     let (splits, blocks) = (parts.count(), hopper::blocks(TARGET, i64::MAX));
     Ok((Form::Hopper(OnHopper { tile, splits, bits, blocks }), why))
+}
+
+impl OnHopper {
+    fn tile(&self) -> Result<Tile> {
+        Ok(Tile { m: int(self.tile.m())?, n: int(self.tile.n)? })
+    }
+
+    /// For so many items, parts of sums counted.
+    fn grid(&self, items: i64) -> Result<[u32; 3]> {
+        if self.tile.cluster > 1 {
+            // As many parts as blocks share a tile.
+            return clusters(items / int(self.splits).map(i64::from)?, &self.tile);
+        }
+        Ok([items.clamp(1, i64::from(self.blocks)) as u32, 1, 1])
+    }
 }
 
 /// As [`Conv2d::forward`].
@@ -194,13 +208,7 @@ pub(super) fn forward(conv: &Conv2d, on: OnHopper, storage: Storage, at: &Operan
         ..Default::default()
     };
     let kernel = format!("conv2d_{}_{}", storage.name(), on.tile.variant());
-    let items = whole.items(Tile { m: int(on.tile.m())?, n: int(on.tile.n)? });
-    if on.tile.cluster > 1 {
-        // As many parts as blocks share a tile.
-        return Launch::new(&kernel, clusters(items / i64::from(splits), &on.tile)?, &whole);
-    }
-    let grid = [items.clamp(1, i64::from(on.blocks)) as u32, 1, 1];
-    Launch::new(&kernel, grid, &whole)
+    Launch::new(&kernel, on.grid(whole.items(on.tile()?))?, &whole)
 }
 
 /// As [`Conv2d::backward`].
@@ -249,13 +257,7 @@ pub(super) fn backward(
         ..Default::default()
     };
     let kernel = format!("conv2d_bwd_{}_{}", storage.name(), on.tile.variant());
-    let items = whole.items(Tile { m: int(on.tile.m())?, n: int(on.tile.n)? });
-    if on.tile.cluster > 1 {
-        // As many parts as blocks share a tile.
-        return Launch::new(&kernel, clusters(items / i64::from(splits), &on.tile)?, &whole);
-    }
-    let grid = [items.clamp(1, i64::from(on.blocks)) as u32, 1, 1];
-    Launch::new(&kernel, grid, &whole)
+    Launch::new(&kernel, on.grid(whole.items(on.tile()?))?, &whole)
 }
 
 /// `o` and `lse`, so many keys at a time, by at most so many blocks.
@@ -342,4 +344,38 @@ pub(super) fn attention_bwd_flops(sizes: Sizes, of_keys: bool, rows: usize) -> u
     let pairs = |own: usize, other: usize| own.next_multiple_of(hopper::SLAB) * other.next_multiple_of(rows);
     let products = 3 * pairs(t, u) + if of_keys { 4 * pairs(u, t) } else { 0 };
     2 * (n * heads * products * d) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::Padding;
+
+    #[test]
+    fn the_batch_chooses_among_tiles_but_not_how_sums_and_statistics_are_made() {
+        for (extent, c, o) in
+            [(8, 1280, 1280), (10, 1280, 1280), (16, 2560, 1280), (32, 640, 640), (64, 320, 320)]
+        {
+            let of = |images: usize, stats: bool| {
+                let conv = Conv2d {
+                    images,
+                    size: [extent; 2],
+                    channels: [c, 0],
+                    enlarged: None,
+                    filter: [o, 3, 3],
+                    stride: 1,
+                    padding: Padding::all(1),
+                    sub_pixel: false,
+                    stats,
+                };
+                let form = conv.form(TARGET);
+                let Form::Hopper(on) = form else { panic!("{extent} x {extent} x {c}: {form}") };
+                (on.tile.cluster, on.splits, conv.statistics_tile(form).filter(|_| stats))
+            };
+            for stats in [false, true] {
+                let alone = of(1, stats);
+                assert!((2..=16).all(|images| of(images, stats) == alone), "{extent} x {extent} x {c}");
+            }
+        }
+    }
 }

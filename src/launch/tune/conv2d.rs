@@ -119,9 +119,9 @@ impl Form {
     }
 
     /// Parts whose sums are kept: none where the sum is whole.
-    pub fn splits(&self) -> usize {
+    pub fn kept(&self) -> usize {
         match *self {
-            Self::Hopper(on) if on.kept() > 1 => on.kept(),
+            Self::Hopper(on) => on.kept(),
             Self::Tiled(Tile { splits, .. }) if splits > 1 => splits,
             _ => 0,
         }
@@ -129,9 +129,9 @@ impl Form {
 }
 
 impl OnHopper {
-    /// Parts of a sum that go through memory, or 1: a cluster adds its own.
+    /// As [`Form::kept`]: a cluster adds its own.
     pub fn kept(&self) -> usize {
-        if self.tile.cluster > 1 { 1 } else { self.splits }
+        if self.tile.cluster > 1 || self.splits == 1 { 0 } else { self.splits }
     }
 }
 
@@ -155,7 +155,7 @@ impl fmt::Display for Form {
             Self::Hopper(OnHopper { tile, splits, bits: [x, y], .. }) => {
                 let n = hopper::SLAB.ilog2() - x - y;
                 write!(f, "{tile}, slabs of {} x {} x {} pixels", 1 << n, 1 << y, 1 << x)?;
-                if self.splits() > 0 { write!(f, ", sums in {splits} parts") } else { Ok(()) }
+                if self.kept() > 0 { write!(f, ", sums in {splits} parts") } else { Ok(()) }
             }
             Self::Tiled(Tile { m, n, splits: 1 }) => write!(f, "tiles of {m} x {n}"),
             Self::Tiled(Tile { m, n, splits }) => write!(f, "tiles of {m} x {n}, sums in {splits} parts"),

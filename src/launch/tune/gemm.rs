@@ -136,7 +136,7 @@ impl Form {
         }
     }
 
-    /// Parts whose sums are kept, for another launch to join.
+    /// Parts whose sums are kept, for the last block of a tile to add.
     pub fn kept(&self) -> usize {
         match *self {
             Self::Hopper { tile, .. } if tile.cluster > 1 => 0,

@@ -137,17 +137,21 @@ impl Work {
     }
 
     fn nanoseconds(&self, parts: Parts) -> usize {
-        let (all, count) = (multiprocessors("sm_90a"), parts.count());
-        let of_tile = |tile: Tile| {
-            (self.blocks(&tile) * count).div_ceil(all) * self.steps.div_ceil(count) * tile.nanoseconds()
-        };
+        let count = parts.count();
         let bytes = count * self.groups * self.slabs * SLAB * self.n * size_of::<f32>();
         let more = match parts {
             Parts::Joined(1) => 0,
             Parts::Joined(_) => JOIN_NS + 2 * bytes / BYTES_PER_NS,
             Parts::Clustered(_) => EXCHANGE_NS,
         };
-        Self::tiles(parts).into_iter().map(of_tile).min().expect("there are tiles") + more
+        let of_tiles = Self::tiles(parts).into_iter().map(|tile| self.of_tile(&tile, count));
+        of_tiles.min().expect("there are tiles") + more
+    }
+
+    /// Nanoseconds of all main loops by one tile, each sum in so many parts.
+    fn of_tile(&self, tile: &Tile, parts: usize) -> usize {
+        let rounds = (self.blocks(tile) * parts).div_ceil(multiprocessors("sm_90a"));
+        rounds * self.steps.div_ceil(parts) * tile.nanoseconds()
     }
 
     /// The tile whose blocks take the least time together, and why. Of a cluster's, the rival is the same tile by one
@@ -159,7 +163,7 @@ impl Work {
         let (best, rival) = cheapest(&Self::tiles(parts), |tile| [tile.m(), tile.n], cost);
         let alone = || Rival {
             tile: [best.m(), best.n],
-            percent: 100 * self.nanoseconds(Parts::Joined(1)) / self.nanoseconds(parts).max(1),
+            percent: 100 * self.of_tile(&best, 1) / self.nanoseconds(parts).max(1),
         };
         (best, Fastest::of(blocks(&best), all, rival.or_else(|| Some(alone()))))
     }
@@ -189,6 +193,12 @@ pub fn box_of_an_image([lines, columns]: [usize; 2]) -> Option<[u32; 2]> {
     let x = columns.trailing_zeros().min(bits);
     let y = lines.trailing_zeros().min(bits - x);
     (x + y + 1 >= bits).then_some([x, y])
+}
+
+/// The box of a convolution's slabs: one of an image, where statistics are to be taken and there is one.
+pub fn bits_of(images: usize, pixels: [usize; 2], stats: bool) -> [u32; 2] {
+    let of_an_image = box_of_an_image(pixels).filter(|_| stats);
+    of_an_image.unwrap_or_else(|| pixel_bits(images, pixels))
 }
 
 /// Slabs of that box.

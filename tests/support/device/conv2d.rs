@@ -132,6 +132,9 @@ fn trials() -> Vec<Trial> {
         (conv(2, [9, 13], [64, 24], [72, 3, 3]), All, Hopper(3, 4, 1)),
         (conv(3, [5, 6], [40, 0], [40, 3, 3]), All, Hopper(4, 8, 1)),
         (sub_pixel([8, 10], conv(2, [4, 5], [64, 8], [40, 3, 3])), All, Hopper(3, 4, 1)),
+        // Of which a share is several images, not all of them there.
+        (conv(7, [9, 9], [64, 0], [40, 3, 3]), All, Hopper(3, 4, 1)),
+        (conv(9, [1, 2], [64, 0], [40, 3, 3]), Bias, Hopper(4, 8, 1)),
         // Channels as they are.
         (conv(1, [9, 8], [4, 0], [320, 3, 3]), Bias, Chosen),
         (conv(1, [9, 20], [128, 0], [3, 3, 3]), Bias, Chosen),
@@ -221,8 +224,7 @@ impl Trial {
 
     /// `pixels` are those of a class, of so many images.
     pub fn form(&self, chosen: Form, pixels: [usize; 2]) -> Form {
-        let of_an_image = hopper::box_of_an_image(pixels).filter(|_| self.conv.stats);
-        let bits = of_an_image.unwrap_or_else(|| hopper::pixel_bits(self.launched().images, pixels));
+        let bits = hopper::bits_of(self.launched().images, pixels, self.conv.stats);
         match self.form {
             Wish::General => Form::General { why: Fact::NoVectors },
             Wish::Tiled(m, n, splits) => Form::Tiled(Tile { m, n, splits }),
