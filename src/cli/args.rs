@@ -224,7 +224,7 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub safety: SafetyArgs,
 
-    /// auto, cpu, simt or cuda[:N]
+    /// auto, cpu, simt[:ARCH] or cuda[:N]
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
 
