@@ -53,7 +53,7 @@ pub enum Error {
     Launch(Box<LaunchFailure>),
 
     /// Memory that the plan asks for cannot be had.
-    #[error("out of memory: {what} needs {needed_bytes} bytes{hint}")]
+    #[error("out of memory: {what}; that needs {needed_bytes} bytes{hint}")]
     OutOfMemory { what: String, needed_bytes: u64, hint: String },
 
     /// The operating system refused a file operation.

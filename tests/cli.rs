@@ -4,6 +4,8 @@
 mod hostile;
 #[path = "support/metadata.rs"]
 mod metadata;
+#[path = "cli/parts.rs"]
+mod parts;
 #[path = "support/process.rs"]
 mod process;
 

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `UNGUIDE_TEST_GPU=N` | names the GPU; without it nothing here runs, and every test says so |
 //! | `UNGUIDE_TEST_STUB=1` | the driver is `tests/stub_cuda`, found by the loader: kernels run on the CPU |
+//! | `UNGUIDE_TEST_FAMILY=NAME` | only proofs of that family: `gemm`, `conv2d`, .. |
 //! | `UNGUIDE_TEST_FILTER=WORD` | only proofs with that word in their names |
 //! | `UNGUIDE_TEST_EVERY=N` | only every Nth of them |
 //! | `UNGUIDE_TEST_STEPS=N` | of whole runs; 12, those of the golden traces, if absent |
@@ -25,11 +26,12 @@ use std::sync::{Mutex, PoisonError};
 use bytemuck::bytes_of;
 use half::{bf16, f16};
 use serde::Deserialize;
-use support::device::{Proof, proofs};
+use support::device::{Proof, families};
 use unguide::backend::{Backend, Stop};
 use unguide::cuda::{CudaDevice, Gpu, TrialOperand, usable};
 use unguide::launch::Storage;
 use unguide::launch::params::{DevicePtr, PointwiseParams};
+use unguide::manifest::Arch;
 use unguide::pipeline::{Model, Request, Trace, generate};
 use unguide::simt::{Mode, Simt, Swizzle, TensorMap};
 use unguide::tensor::{Tensor, compare};
@@ -66,38 +68,72 @@ fn device(gpu: &Gpu, storage: Storage) -> CudaDevice {
 
 // --- Kernels.
 
-/// The bits of a proof's operands after its launches, if its results are right.
-fn hold(device: &CudaDevice, proof: &Proof, storage: Storage) -> Result<Vec<TrialOperand>, String> {
+/// What is wrong with a proof's results on the device, if anything is.
+fn hold(device: &CudaDevice, proof: &Proof, storage: Storage) -> Result<(), String> {
     let mut simt = Simt::new();
     let prepared = proof.prepare(&mut simt, storage);
     let at = |at| TrialOperand { at, bytes: simt.get(at) };
-    let mut operands: Vec<TrialOperand> = simt.buffers().map(at).collect();
-    let name = |problem: String| format!("{} {}: {problem}", proof.name, storage.name());
-    device.try_launches(&prepared.launches, &mut operands).map_err(|error| name(error.to_string()))?;
-    operands.iter().for_each(|operand| simt.write(operand.at, 0, &operand.bytes));
-    prepared.judge(&simt, &proof.wanted(storage)).map_err(name)?;
-    Ok(operands)
+    let operands: Vec<TrialOperand> = simt.buffers().map(at).collect();
+    let run = || {
+        let mut operands = operands.clone();
+        let ran = device.try_launches(&prepared.launches, &mut operands);
+        ran.map(|()| operands).map_err(|error| error.to_string())
+    };
+    let (one, other) = (run()?, run()?);
+    one.iter().for_each(|operand| simt.write(operand.at, 0, &operand.bytes));
+    prepared.judge(&simt, &proof.wanted(storage))?;
+    if one == other { Ok(()) } else { Err("two runs differ".to_owned()) }
+}
+
+/// The proofs that were asked for and that the device can run, those that older ones can run first: where a fault ends
+/// everything, these are done. And how many it cannot run.
+fn chosen(target: &str, storage: Storage) -> (Vec<Proof>, usize) {
+    let word = |variable: &str| std::env::var(variable).unwrap_or_default();
+    let (family, name) = (word("UNGUIDE_TEST_FAMILY"), word("UNGUIDE_TEST_FILTER"));
+    let names = families().map(|(name, _)| name);
+    assert!(family.is_empty() || names.contains(&&*family), "UNGUIDE_TEST_FAMILY: one of {names:?}");
+    let of_family = families().into_iter().filter(|(name, _)| family.is_empty() || *name == family);
+    let named = of_family.flat_map(|(_, proofs)| proofs).filter(|proof| proof.name.contains(&name));
+    let asked: Vec<Proof> = named.step_by(number("UNGUIDE_TEST_EVERY", 1)).collect();
+    assert!(!asked.is_empty(), "no proof has {name:?} in its name");
+    let (count, mut older, mut newest) = (asked.len(), Vec::new(), Vec::new());
+    for proof in asked {
+        let launches = proof.prepare(&mut Simt::new(), storage).launches;
+        if launches.iter().all(|launch| launch.kernel.arch == Arch::Sm80) {
+            older.push(proof);
+        } else if launches.iter().all(|launch| launch.kernel.arch.runs_on(target)) {
+            newest.push(proof);
+        }
+    }
+    older.append(&mut newest);
+    let left_out = count - older.len();
+    (older, left_out)
+}
+
+/// Whether the device still does what it is told: after a kernel's fault it does nothing for this process any more.
+fn goes_on(device: &CudaDevice) -> bool {
+    device.try_launches(&[], &mut [TrialOperand { at: DevicePtr::NONE, bytes: vec![0; 4] }]).is_ok()
 }
 
 fn all_hold(gpu: &Gpu, storage: Storage) {
-    let device = device(gpu, storage);
-    let word = std::env::var("UNGUIDE_TEST_FILTER").unwrap_or_default();
-    let chosen = proofs().into_iter().filter(|proof| proof.name.contains(&word));
-    let (mut failures, mut count) = (Vec::new(), 0);
-    for proof in chosen.step_by(number("UNGUIDE_TEST_EVERY", 1)) {
-        count += 1;
-        match (hold(&device, &proof, storage), hold(&device, &proof, storage)) {
-            (Ok(one), Ok(other)) => {
-                let same = one.iter().zip(&other).all(|(one, other)| one.bytes == other.bytes);
-                if !same {
-                    failures.push(format!("{} {}: two runs differ", proof.name, storage.name()));
-                }
+    let (device, target) = (device(gpu, storage), gpu.target().unwrap_or_else(|error| panic!("{error}")));
+    let (proofs, left_out) = chosen(target, storage);
+    let (mut failures, count) = (Vec::new(), proofs.len());
+    println!("{count} proofs in {}; {left_out} are not for {target}", storage.name());
+    for (i, proof) in proofs.iter().enumerate() {
+        // Said before: it may be the last that is heard of this process.
+        println!("{}", proof.name);
+        if let Err(problem) = hold(&device, proof, storage) {
+            println!("FAILED: {problem}");
+            failures.push(format!("{}: {problem}", proof.name));
+            if !goes_on(&device) {
+                failures.push(format!("the device is lost since: {} proofs were not tried", count - i - 1));
+                break;
             }
-            (Err(failure), _) | (_, Err(failure)) => failures.push(failure),
         }
     }
-    println!("{count} proofs in {}, {} failures", storage.name(), failures.len());
-    assert!(count > 0 && failures.is_empty(), "{}", failures.join("\n"));
+    assert!(failures.is_empty(), "{} in {}:\n{}", failures.len(), storage.name(), failures.join("\n"));
+    println!("all {count} hold");
 }
 
 #[test]

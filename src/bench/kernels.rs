@@ -37,7 +37,8 @@ pub struct Case {
 pub struct Row {
     pub case: Case,
     pub target: &'static str,
-    pub floor_us: f64,
+    /// Nothing where no device of the target is known.
+    pub floor_us: Option<f64>,
     /// What the compiler said; nothing where the build had none.
     pub resources: Option<&'static binaries::Resources>,
     pub occupancy: Option<Occupancy>,
@@ -103,20 +104,20 @@ impl Case {
         [self.launch.kernel.name, &self.shape, &self.node].iter().any(|text| text.contains(word))
     }
 
-    /// What is known about it for a target, on a device that runs that target.
-    pub fn on(self, target: &'static str, gpu: &Gpu) -> Row {
+    /// What is known about it for a target, on a device that runs that target if one is known.
+    pub fn on(self, target: &'static str, gpu: Option<&Gpu>) -> Row {
         let kernel = self.launch.kernel;
         let resources =
             binaries::RESOURCES.iter().find(|used| used.kernel == kernel.name && used.target == target);
-        let architecture = if gpu.target == target { gpu.architecture } else { target };
+        let architecture = gpu.map_or(target, |gpu| gpu.architecture);
         let occupancy = resources
             .zip(limits(architecture))
             .map(|(used, limits)| Occupancy::of(kernel, used.registers, used.shared_bytes, limits));
         let blocks: f64 = self.launch.grid.iter().map(|&n| f64::from(n)).product();
-        let at_once = occupancy.map(|occupancy| f64::from(occupancy.blocks * gpu.multiprocessors));
+        let at_once = occupancy.zip(gpu).map(|(held, gpu)| f64::from(held.blocks * gpu.multiprocessors));
         Row {
             target,
-            floor_us: self.cost.floor_us(gpu),
+            floor_us: gpu.map(|gpu| self.cost.floor_us(gpu)),
             resources,
             occupancy,
             waves: at_once.filter(|&n| n > 0.0).map(|n| blocks / n),

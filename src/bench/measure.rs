@@ -2,8 +2,12 @@
 //!
 //! A launch is measured as part of the operation or group that it belongs to ([`super::pieces`]), with operands of
 //! the model's sizes. The device runs the whole piece, the CPU backend the same on the same operands, and every element
-//! is judged ([`super::judge`]). Only then launches are timed, one at a time, and afterwards the piece runs once more
-//! and must give the same bits. A launch for which any of this fails gets no time.
+//! is judged ([`super::judge`]). Only then launches are timed, one kind at a time, and afterwards the piece runs once
+//! more and must give the same bits. A launch for which any of this fails gets no time.
+//!
+//! A batch of launches is a graph like that of a step: on sm_90 and newer each begins before the one in front has ended
+//! and waits by itself, so that its fill hides behind the other's end. That is what a launch adds to a step, and less
+//! than it takes alone.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -59,7 +63,7 @@ pub struct Timed {
 
 impl Measurement {
     /// Fields for a line of JSON; the case's cost and floor say what a time is worth.
-    pub fn json(&self, case: &Case, floor_us: f64) -> Value {
+    pub fn json(&self, case: &Case, floor_us: Option<f64>) -> Value {
         let timed = match self {
             Self::Without(reason) => return json!({ "time_us": null, "not_measured": reason }),
             Self::Timed(timed) => timed,
@@ -69,7 +73,7 @@ impl Measurement {
             "time_us": time,
             "tflops": case.cost.flops as f64 / time / 1e6,
             "gb_per_second": case.cost.bytes as f64 / time / 1e3,
-            "of_floor": floor_us / time,
+            "of_floor": floor_us.map(|floor| floor / time),
             "times": timed.times,
             "steady": timed.times.warning().is_none(),
             "batch": timed.batch,

@@ -311,15 +311,19 @@ pub struct InspectStepArgs {
 
 const BENCH_KERNELS_HELP: &str = "\
 A line of --json: kernel, arch, shape, node, uses, grid, block; flops and bytes (each operand once), floor_us of
-floor_gpu, device (none where nothing is measured); registers, smem_bytes, spill_bytes, waves, blocks_per_multiprocessor, occupancy, occupancy_bound; instructions by class, where
-nvdisasm is; simt, where the build has the SIMT layer: what the first, the middle and the last block did together
-(`blocks` of `of_blocks`). On a GPU also time_us (the median), tflops, gb_per_second, of_floor (floor over time), times
-(percentiles and variation, which is steady up to 1 %), batch, copies, cold_l2, of_tolerance; or not_measured, the reason.
+floor_gpu (none where no device of the target is known), device (none where nothing is measured); registers,
+smem_bytes, spill_bytes, waves, blocks_per_multiprocessor, occupancy, occupancy_bound; instructions by class,
+where nvdisasm is; simt, where the build has the SIMT layer: what the first, the middle and the last block did
+together (`blocks` of `of_blocks`). On a GPU also time_us (the median), tflops, gb_per_second, of_floor (floor
+over time), times (percentiles and variation, which is steady up to 1 %), batch, copies, cold_l2, of_tolerance;
+or not_measured, the reason.
 
-A launch is measured with the operation that it belongs to. Every element of that operation's result is compared with
-what the CPU computes from the same operands before anything is timed, and again, bit by bit, with what the device
-computes afterwards; a launch that fails gets no time. Times are of batches, one graph of launches each; the clocks are
-whatever the device makes of them.";
+A launch is measured with the operation that it belongs to. Every element of that operation's result is compared
+with what the CPU computes from the same operands before anything is timed, and again, bit by bit, with what the
+device computes afterwards; a launch that fails gets no time. Times are of batches, one graph of launches each.
+From sm_90 on these overlap like those of a step: a launch begins before the one in front has ended, and its time
+is what it adds there, less than it takes alone (UNGUIDE_CUDA_OVERLAP=0 turns that off). The clocks are whatever
+the device makes of them.";
 
 #[derive(Args, Debug)]
 pub struct BenchArgs {
@@ -340,6 +344,14 @@ pub struct BenchKernelsArgs {
     /// Only launches with this in their kernel's name, shape or node; several: any of them.
     #[arg(long, value_name = "TEXT")]
     pub filter: Vec<String>,
+
+    /// Only launches of kernels whose names begin with this; several: any of them.
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
+    pub kernel: Vec<String>,
+
+    /// No launches of kernels whose names begin with this; several: none of them.
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
+    pub no_kernel: Vec<String>,
 
     /// The models whose launches are taken: sd15, sd21-base, sd21, demo, and odd, the sizes that no tuned form takes
     /// [default: sd15, sd21 and odd]
@@ -370,7 +382,8 @@ pub struct BenchKernelsArgs {
     #[arg(long, value_name = "TARGET")]
     pub arch: Option<String>,
 
-    /// The device of the floors: h100, h200, a100, rtx4090 [default: the first that runs the target]
+    /// The device of the floors: h100, h200, a100, rtx4090 [default: the one that measures, if it is known, else the
+    /// first that runs the target; none where no such device is known]
     #[arg(long, value_name = "NAME")]
     pub gpu: Option<String>,
 
@@ -381,6 +394,14 @@ pub struct BenchKernelsArgs {
     /// One JSON line a launch.
     #[arg(long)]
     pub json: bool,
+}
+
+impl BenchKernelsArgs {
+    /// Whether launches of a kernel of that name are looked at, by `--kernel` and `--no-kernel`.
+    pub fn picks(&self, kernel: &str) -> bool {
+        let begins = |prefixes: &[String]| prefixes.iter().any(|prefix| kernel.starts_with(&**prefix));
+        (self.kernel.is_empty() || begins(&self.kernel)) && !begins(&self.no_kernel)
+    }
 }
 
 #[derive(Args, Debug)]
@@ -398,7 +419,8 @@ pub struct InspectLaunchesArgs {
     #[command(flatten)]
     pub step: InspectStepArgs,
 
-    /// What the kernels are compiled for: sm_80, sm_90a, sm_100, sm_120 or compute_80 [default: that of --gpu]
+    /// What the kernels are compiled for: sm_80, sm_90a, sm_100, sm_120 or compute_80 [default: that of --gpu, else
+    /// sm_90a]
     #[arg(long, value_name = "TARGET")]
     pub arch: Option<String>,
 

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use super::args::{BenchArgs, BenchKernelsArgs, BenchWhat};
+use super::floors::{floors, target_of};
 use super::{device, print_line, say, settings};
 use crate::bench::kernels::{Case, Row, cases};
 use crate::bench::measure::{Measurement, Session, Settings};
 use crate::bench::{opcodes, programs, simulate};
 use crate::cuda::{self, CudaDevice};
 use crate::error::{Error, Result};
-use crate::launch::device::{GPUS, Gpu, target};
+use crate::launch::device::Gpu;
 use crate::launch::{LaunchProgram, Storage, binaries, lower};
 use crate::passes;
 use crate::pipeline::MAX_BATCH;
@@ -25,7 +26,7 @@ pub fn run(args: &BenchArgs, demo: EmbeddedFiles) -> Result<()> {
         Ok(gpu) => (Some(gpu), String::new()),
         Err(reason) => (None, reason),
     };
-    let (target, gpu) = floors(args, device.as_ref())?;
+    let (target, gpu) = floors(args.arch.as_deref(), args.gpu.as_deref(), device.as_ref())?;
     let storage = device::storage(args.dtype)?;
     let mut lowered = Vec::new();
     let names: Vec<&str> = match &args.preset[..] {
@@ -36,21 +37,22 @@ pub fn run(args: &BenchArgs, demo: EmbeddedFiles) -> Result<()> {
         lowered.extend(launches(name, args, (storage, target), demo)?);
     }
     let all = cases(lowered.iter().map(|(step, program)| (&step.graph, program)));
-    let wanted = |case: &Case| args.filter.is_empty() || args.filter.iter().any(|word| case.matches(word));
-    let mut rows: Vec<Row> = all.into_iter().filter(wanted).map(|case| case.on(target, gpu)).collect();
+    let mut rows: Vec<Row> =
+        all.into_iter().filter(|case| wanted(args, case)).map(|case| case.on(target, gpu)).collect();
     if rows.is_empty() {
-        let problem = format!("no launch has {:?} in its kernel, shape or node", args.filter);
-        return Err(Error::usage("--filter", problem));
+        return Err(nothing_wanted(args));
     }
     count_instructions(&mut rows, target)?;
     let programs: Vec<&LaunchProgram> = lowered.iter().map(|(_, program)| program).collect();
     let picked: Vec<&Case> = rows.iter().map(|row| &row.case).collect();
     let counted = simulate::count(&programs, &picked)?;
     rows.iter_mut().zip(counted).for_each(|(row, counted)| row.simulated = counted);
-    let head = format!(
-        "floors of {} at {} TFLOP/s and {} GB/s; binaries for {target}",
-        gpu.name, gpu.tflops, gpu.gb_per_second
-    );
+    let head = match gpu {
+        Some(Gpu { name, tflops, gb_per_second, .. }) => {
+            format!("floors of {name} at {tflops} TFLOP/s and {gb_per_second} GB/s; binaries for {target}")
+        }
+        None => format!("no floors: no device of {target} is known; binaries for {target}"),
+    };
     let Some(found) = device else {
         let why = format!("nothing is measured: {why_none}");
         if args.json {
@@ -59,7 +61,7 @@ pub fn run(args: &BenchArgs, demo: EmbeddedFiles) -> Result<()> {
             print_line(head)?;
             print_line(why)?;
         }
-        return table(&mut rows, args, (gpu.name, None), |_| Ok(None));
+        return table(&mut rows, args, (gpu, None), |_| Ok(None));
     };
     let device = CudaDevice::open(&found, storage, None)?;
     let steps: Vec<&StepProgram> = lowered.iter().map(|(step, _)| step).collect();
@@ -81,7 +83,25 @@ pub fn run(args: &BenchArgs, demo: EmbeddedFiles) -> Result<()> {
             found.clocks[1]
         ))?;
     }
-    table(&mut rows, args, (gpu.name, Some(&found.name)), |case| session.measure(case).map(Some))
+    table(&mut rows, args, (gpu, Some(&found.name)), |case| session.measure(case).map(Some))
+}
+
+/// Whether a launch is one of those that the flags pick.
+fn wanted(args: &BenchKernelsArgs, case: &Case) -> bool {
+    let words = args.filter.is_empty() || args.filter.iter().any(|word| case.matches(word));
+    words && args.picks(case.launch.kernel.name)
+}
+
+fn nothing_wanted(args: &BenchKernelsArgs) -> Error {
+    match (&args.filter[..], &args.kernel[..]) {
+        ([], []) => Error::usage("--no-kernel", "no launch is left"),
+        ([], names) => {
+            Error::usage("--kernel", format!("no launch has a kernel whose name begins with {names:?}"))
+        }
+        (words, _) => {
+            Error::usage("--filter", format!("no launch has {words:?} in its kernel, shape or node"))
+        }
+    }
 }
 
 /// The GPU that launches are measured on, or why they are not.
@@ -114,37 +134,6 @@ fn device(args: &BenchKernelsArgs) -> Result<Result<cuda::Gpu, String>> {
         }
         _ => Ok(Ok(gpu)),
     }
-}
-
-fn target_of(gpu: &cuda::Gpu) -> Result<&'static str> {
-    gpu.target().map_err(|problem| Error::Device { device: gpu.name.clone(), problem })
-}
-
-/// The target of the binaries, and the device of the floors.
-fn floors(args: &BenchKernelsArgs, measured: Option<&cuda::Gpu>) -> Result<(&'static str, &'static Gpu)> {
-    let named = match &args.gpu {
-        Some(word) => Some(Gpu::named(word).ok_or_else(|| {
-            let names: Vec<_> = GPUS.iter().map(|gpu| gpu.name).collect();
-            Error::usage("--gpu", format!("expected one of {}, found `{word}`", names.join(", ")))
-        })?),
-        None => None,
-    };
-    let target = match (&args.arch, measured, named) {
-        (Some(word), ..) => target(word)?,
-        (None, Some(gpu), _) => target_of(gpu)?,
-        (None, None, Some(gpu)) => gpu.target,
-        (None, None, None) => "sm_90a",
-    };
-    if let Some(gpu) = named.filter(|gpu| gpu.target != target) {
-        let problem = format!("{} runs {}, and the binaries are for {target}", gpu.name, gpu.target);
-        return Err(Error::usage("--gpu", problem));
-    }
-    let by_name = |gpu: &cuda::Gpu| {
-        let name = gpu.name.to_lowercase().replace(' ', "");
-        GPUS.iter().find(|known| known.target == target && name.contains(known.name))
-    };
-    let gpu = named.or_else(|| measured.and_then(by_name)).or_else(|| Gpu::of_target(target));
-    Ok((target, gpu.unwrap_or(&GPUS[0])))
 }
 
 /// The programs of a published model, of the demo, or of odd sizes.
@@ -197,18 +186,18 @@ fn count_instructions(rows: &mut [Row], target: &str) -> Result<()> {
     Ok(())
 }
 
-/// A line a row, as soon as it is known: floors are of one device, times of another or none.
+/// A line a row, as soon as it is known: floors are of one device or none, times of another or none.
 fn table(
     rows: &mut [Row],
     args: &BenchKernelsArgs,
-    (floor_gpu, device): (&str, Option<&str>),
+    (floor_gpu, device): (Option<&Gpu>, Option<&str>),
     mut measure: impl FnMut(&Case) -> Result<Option<Measurement>>,
 ) -> Result<()> {
     if args.json {
         return rows.iter_mut().try_for_each(|row| {
             row.measured = measure(&row.case)?;
             let mut line = row.json();
-            line["floor_gpu"] = floor_gpu.into();
+            line["floor_gpu"] = floor_gpu.map(|gpu| gpu.name).into();
             line["device"] = device.into();
             print_line(line)
         });
@@ -243,7 +232,7 @@ fn table(
     for row in rows.iter_mut() {
         row.measured = measure(&row.case)?;
         print_line(line(row))?;
-        least += row.floor_us * row.case.uses as f64;
+        least += row.floor_us.unwrap_or(0.0) * row.case.uses as f64;
         match &row.measured {
             Some(Measurement::Timed(timed)) => {
                 took += timed.times.median_us * row.case.uses as f64;
@@ -252,7 +241,9 @@ fn table(
             _ => without += 1,
         }
     }
-    print_line(format!("{} distinct launches; all uses together take {least:.1} us at least", rows.len()))?;
+    let floor =
+        floor_gpu.map_or(String::new(), |_| format!("; all uses together take {least:.1} us at least"));
+    print_line(format!("{} distinct launches{floor}", rows.len()))?;
     if rows.iter().any(|row| row.measured.is_some()) {
         print_line(format!(
             "measured: {took:.1} us for all uses of {} launches; {without} have no time; {unsteady} vary by more than \
@@ -283,7 +274,7 @@ fn line(row: &Row) -> String {
             let mark = if timed.times.warning().is_some() { "~" } else { "" };
             let times = [
                 format!("{mark}{time:.2}"),
-                format!("{:.1}", 100.0 * row.floor_us / time),
+                row.floor_us.map_or("-".to_owned(), |floor| format!("{:.1}", 100.0 * floor / time)),
                 format!("{:.1}", cost.flops as f64 / time / 1e6),
                 format!("{:.0}", cost.bytes as f64 / time / 1e3),
             ];
@@ -293,12 +284,12 @@ fn line(row: &Row) -> String {
     let [time, of_floor, tflops, gb_per_second] = times;
     let counted = row.simulated.as_ref();
     format!(
-        "{:<30} {uses:>5} {:>10.3} {:>10.3} {:>9.2} {time:>10} {of_floor:>6} {tflops:>8} {gb_per_second:>7} {:>4} \
+        "{:<30} {uses:>5} {:>10.3} {:>10.3} {:>9} {time:>10} {of_floor:>6} {tflops:>8} {gb_per_second:>7} {:>4} \
          {shared:>7} {:>6} {:>6}  {:<14} {:>10} {:>9}  {instructions:<24} {shape}{why}",
         kernel.name,
         cost.flops as f64 / 1e9,
         cost.bytes as f64 / 1e6,
-        row.floor_us,
+        row.floor_us.map_or("-".to_owned(), |floor| format!("{floor:.2}")),
         known(row.resources.map(|used| used.registers)),
         known(row.occupancy.map(|occupancy| occupancy.blocks)),
         row.waves.map_or("-".to_owned(), |waves| format!("{waves:.2}")),

@@ -3,11 +3,12 @@
 use serde_json::json;
 
 use super::args::InspectLaunchesArgs;
+use super::floors::floors;
 use super::inspect;
 use super::{device, print_line};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ir::{Flag, Once};
-use crate::launch::device::{GPUS, Gpu, target};
+use crate::launch::device::Gpu;
 use crate::launch::{LaunchProgram, LaunchStage, LaunchStep, lower};
 use crate::passes;
 use crate::plan::{StepProgram, Storage};
@@ -28,19 +29,13 @@ pub fn run(args: &InspectLaunchesArgs, demo: EmbeddedFiles) -> Result<()> {
 pub(super) struct Lowered {
     pub step: StepProgram,
     pub program: LaunchProgram,
-    /// None where nobody measured what the target's devices do.
+    /// None where no device of the target is known.
     pub gpu: Option<&'static Gpu>,
 }
 
 impl Lowered {
     pub fn of(args: &InspectLaunchesArgs, demo: EmbeddedFiles) -> Result<Self> {
-        let gpu = args.gpu.as_deref().map(named).transpose()?;
-        let target = match (&args.arch, gpu) {
-            (Some(word), _) => target(word)?,
-            (None, Some(gpu)) => gpu.target,
-            (None, None) => GPUS[0].target,
-        };
-        let gpu = gpu.or_else(|| Gpu::of_target(target));
+        let (target, gpu) = floors(args.arch.as_deref(), args.gpu.as_deref(), None)?;
         let storage = device::storage(args.dtype)?;
         let graph = inspect::step(&args.step, demo)?;
         let fusion = passes::fuse(&graph);
@@ -50,16 +45,9 @@ impl Lowered {
     }
 }
 
-fn named(word: &str) -> Result<&'static Gpu> {
-    Gpu::named(word).ok_or_else(|| {
-        let names: Vec<_> = GPUS.iter().map(|gpu| gpu.name).collect();
-        Error::usage("--gpu", format!("expected one of {}, found `{word}`", names.join(", ")))
-    })
-}
-
 struct Listing<'a> {
     program: &'a LaunchProgram,
-    /// None where nobody measured what the target's devices do.
+    /// None where no device of the target is known.
     gpu: Option<&'a Gpu>,
     json: bool,
 }

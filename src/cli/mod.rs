@@ -5,6 +5,7 @@ mod bench;
 mod cold_start;
 mod device;
 mod doctor;
+mod floors;
 mod generate;
 mod inspect;
 mod kernels;

@@ -243,7 +243,7 @@ impl Drafts {
         ];
         let (most, what) = parts.iter().max_by_key(|(bytes, _)| *bytes).expect("there are four");
         Err(Error::OutOfMemory {
-            what: format!("this run does not fit into {limit} bytes: the smallest plan"),
+            what: format!("this run does not fit into {limit} bytes, not even by the smallest plan"),
             needed_bytes: memory.total_bytes() as u64,
             hint: format!("; most of them, {most}, are {what}"),
         })

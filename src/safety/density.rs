@@ -2,8 +2,8 @@
 //!
 //! The scores are cosines between the image and each concept, taken as densities of harm. `p_h` reduces them
 //! to one number, and guidance descends log p_h; the gate looks at the scores alone
-//! ([`crate::ir::Op::ClipCosine`]). Cosines may be zero or negative, where a logarithm has no meaning: there the derivative is that of the largest score, so that an
-//! open gate never does nothing.
+//! ([`crate::ir::Op::ClipCosine`]). Cosines may be zero or negative, where a logarithm has no meaning: there the
+//! derivative is that of the largest score, so that an open gate never does nothing.
 
 use std::str::FromStr;
 

@@ -392,9 +392,45 @@ fn bench_lists_every_distinct_launch_with_its_floor_and_refuses_what_it_does_not
     let products = place.run(&[&kernels[..], &["--filter", "gemm", "--json"]].concat()).json();
     let is_product = |line: &serde_json::Value| line["kernel"].as_str().is_some_and(|k| k.contains("gemm"));
     assert!(!products.is_empty() && products.len() < lines.len() && products.iter().any(is_product));
-    place.run(&[&kernels[..], &["--filter", "no such kernel"]].concat()).says(2, &["--filter"]);
-    place.run(&[&kernels[..], &["--arch", "sm_1"]].concat()).says(2, &["--arch", "sm_90a"]);
-    place.run(&[&kernels[..], &["--gpu", "abacus"]].concat()).says(2, &["--gpu", "h100"]);
+    let of = |flags: &str| -> Vec<String> {
+        let flags: Vec<&str> = flags.split(' ').chain(["--json"]).collect();
+        let lines = place.run(&[&kernels[..], &flags].concat()).json();
+        lines.iter().map(|line| line["kernel"].as_str().expect("a name").to_owned()).collect()
+    };
+    // By names alone: a node of attention's has products too.
+    let (chosen, left) = (of("--kernel attention,softmax"), of("--no-kernel attention,softmax"));
+    assert!(
+        chosen.iter().all(|name| name.starts_with("attention_") || name.starts_with("softmax_")),
+        "{chosen:?}"
+    );
+    assert_eq!(chosen.len() + left.len(), lines.len());
+    let backward = of("--filter attentions --kernel gemm --no-kernel gemm_f16");
+    assert!(
+        !backward.is_empty() && backward.iter().all(|name| name.starts_with("gemm_bwd_")),
+        "{backward:?}"
+    );
+    for (flags, parts) in [
+        (&["--filter", "no such kernel"][..], &["--filter"][..]),
+        (&["--kernel", "attentions"], &["--kernel", "attentions"]),
+        (&["--no-kernel", ""], &["--no-kernel"]),
+        (&["--arch", "sm_1"], &["--arch", "sm_90a"]),
+        (&["--gpu", "abacus"], &["--gpu", "h100"]),
+        (&["--gpu", "a100", "--arch", "sm_90a"], &["--gpu", "a100 runs sm_80"]),
+    ] {
+        place.run(&[&kernels[..], flags].concat()).says(2, parts);
+    }
+    // Nobody's floors are another device's.
+    for line in place.run(&[&kernels[..], &["--arch", "sm_120", "--json"]].concat()).json() {
+        assert!(
+            line["floor_us"].is_null() && line["floor_gpu"].is_null() && !line["bytes"].is_null(),
+            "{line}"
+        );
+    }
+    let words = place.run(&[&kernels[..], &["--arch", "compute_80"]].concat()).text();
+    assert!(
+        words.contains("no floors: no device of compute_80 is known") && !words.contains("at least"),
+        "{words}"
+    );
     place.run(&["bench", "kernels", "--batch-size", "0"]).says(2, &["--batch-size"]);
 }
 
@@ -454,6 +490,8 @@ fn inspect_shows_models_graphs_and_plans() {
         (&["plan", "--width", "18446744073709551615"], &["--width"]),
         (&["plan", "--safety", "magic"], &["--safety"]),
         (&["kernels", "--arch", "sm_120"], &["--gpu"]),
+        (&["launches", "--gpu", "a100", "--arch", "sm_90a"], &["--gpu", "a100 runs sm_80"]),
+        (&["kernels", "--gpu", "h100", "--arch", "sm_80"], &["--gpu", "h100 runs sm_90a"]),
         (&["cubins"], &["cubins"]),
         (&["graph", "--preset", "sd15", "--clip", "gone"], &["--preset", "--clip"]),
         (&["launches", "--preset", "sd15", "--mmap"], &["--preset", "--mmap"]),

@@ -12,10 +12,12 @@ mod norms;
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::collections::BTreeSet;
+
 use bytemuck::{bytes_of, cast_slice};
 use half::{bf16, f16};
 use rayon::prelude::*;
-use support::device::{proofs, round};
+use support::device::{families, proofs, round};
 use unguide::launch::Storage;
 use unguide::launch::params::{DevicePtr, LayoutParams, PointwiseParams};
 use unguide::manifest::KERNELS;
@@ -34,6 +36,15 @@ fn kernels_with_bf16_agree_with_the_cpu_backend_under_every_schedule() {
 fn agree(storage: Storage) {
     let failures: Vec<String> = proofs().par_iter().filter_map(|proof| proof.hold(storage).err()).collect();
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn every_family_of_proofs_is_a_part_of_the_script_for_gpus() {
+    let parts = include_str!("../../benches/gpu/parts.json");
+    let parts: serde_json::Value = serde_json::from_str(parts).expect("JSON");
+    let named: BTreeSet<&str> =
+        parts["proofs"].as_object().expect("parts").keys().map(|name| &**name).collect();
+    assert_eq!(named, families().map(|(name, _)| name).into());
 }
 
 #[test]

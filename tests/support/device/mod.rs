@@ -19,16 +19,20 @@ use super::{Class, Value};
 
 /// Every proof of every family.
 pub fn proofs() -> Vec<Proof> {
-    let families = [
-        trials::proofs(),
-        gemm::proofs(),
-        conv2d::proofs(),
-        attention::proofs(),
-        norms::proofs(),
-        layout::proofs(),
-        noise::proofs(),
-    ];
-    families.into_iter().flatten().collect()
+    families().into_iter().flat_map(|(_, proofs)| proofs).collect()
+}
+
+/// Proofs by what they are about.
+pub fn families() -> [(&'static str, Vec<Proof>); 7] {
+    [
+        ("pointwise", trials::proofs()),
+        ("gemm", gemm::proofs()),
+        ("conv2d", conv2d::proofs()),
+        ("attention", attention::proofs()),
+        ("norms", norms::proofs()),
+        ("layout", layout::proofs()),
+        ("noise", noise::proofs()),
+    ]
 }
 
 /// Launches, and what must come out of them.
