@@ -21,7 +21,7 @@ use unguide::ir::{Fusion, Graph, Item, Op};
 use unguide::passes::fuse;
 use unguide::pipeline::programs::Steering;
 use unguide::pipeline::{
-    Blueprint, Memory, Method, Model, Needs, Plans, Request, Target, Trace, generate, required_memory,
+    Blueprint, Memory, Method, Model, Plans, Request, Target, Trace, generate, required_memory,
 };
 use unguide::plan::{Fuse, Needs, Planner, StepProgram, Storage};
 use unguide::safety::SldConfig;
