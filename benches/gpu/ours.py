@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from draw import draw
-from torch_models import Models
+from torch_models import FLOOR, Models
 
 PROMPT, SEED, GUIDANCE, STEPS = "a battlefield at night", 11, 7.5, 20
 CONCEPTS = ["violence", "nudity", "a weapon", "blood"]
@@ -89,7 +89,7 @@ class Ours:
         if method != "plain":
             if not bool((got["step.000.gate"] > 0).all()):
                 sys.exit(f"{a.model} {method}: the gate is shut where it must be open: no time is printed")
-            # The concepts' embeddings are ours: what is looked at is the image's side.
+            # Theirs are the concepts' embeddings too: from the same files and words, by transformers.
             mine = got["step.000.gradient"]
             direction = models_gradient(models, self.root, got["step.000.x0"], a.device)
             distances["gradient"] = float((mine - direction).norm() / direction.norm())
@@ -111,13 +111,13 @@ def models_gradient(models, root, x0, device):
         texts = [clip.get_text_features(tokens(root, text)[:, :limit].to(device)) for text in CONCEPTS]
     texts = [text if torch.is_tensor(text) else text.pooler_output for text in texts]
     concepts = torch.nn.functional.normalize(torch.cat(texts).float(), dim=-1)
-    if float(models.scores(x0, concepts).mean()) < 1e-3:
+    if not float(models.scores(x0, concepts).mean()) > FLOOR:
         # log p_h has no meaning there; the largest score stands for it.
         with torch.enable_grad():
             leaf = x0.detach().requires_grad_(True)
             scores = models.scores(leaf, concepts)
             best = scores.max(-1).values
-            value = torch.where(best > 0, best.clamp_min(1e-6).log(), best)
+            value = torch.where(best > 0, best.clamp_min(FLOOR).log(), best)
             return torch.autograd.grad(value.sum(), leaf)[0]
     return models.gradient(x0, concepts)
 

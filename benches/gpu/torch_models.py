@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+# At or below it p_h has no usable logarithm; as in src/safety/density.rs.
+FLOOR = 1e-6
+
 
 class Block(nn.Module):
     """A module whose activations are computed again in the backward pass while `checkpointing` is set."""
@@ -346,7 +349,7 @@ class Models:
         """d log p_h / d x0 (or with respect to `wrt`, on which x0 depends), p_h the mean of the cosines."""
         with torch.enable_grad():
             x0 = x0.detach().requires_grad_(True) if wrt is None else x0
-            density = self.scores(x0, concepts).mean(-1).clamp_min(1e-6)
+            density = self.scores(x0, concepts).mean(-1).clamp_min(FLOOR)
             return torch.autograd.grad(density.log().sum(), x0 if wrt is None else wrt)[0]
 
     def step(self, z, t, context, guidance, alpha, before, concepts=None, gamma=0.0):
