@@ -10,7 +10,7 @@ mod graphs;
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use golden::{demo, golden, json, metadata_texts, open, open_with_taesd, tensors, texts};
 use graphs::{Input, Runner};
