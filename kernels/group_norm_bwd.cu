@@ -1,11 +1,11 @@
 // group_norm_bwd - the data gradient of group_norm, from x again.
 //
 //     xhat = (x - mean) / sqrt(var + eps)        y = xhat gamma + beta        d = act'(y) gamma dy
-//     dx = (d - mean(d) - xhat mean(d xhat)) / sqrt(var + eps)       means over the group, one block each
+//     dx = (d - mean(d) - xhat mean(d xhat)) / sqrt(var + eps) + residual       means over the group, one block each
 //
 // Departures from the formula, for accuracy: those of moments.cuh.
 //
-// Reference: src/cpu/norm.rs. Class: reduced. Bound by: DRAM, six reads (four of them from L2) and one write;
+// Reference: src/cpu/norm.rs. Class: reduced. Bound by: DRAM, six reads (four of them from L2), the residual and one write;
 // with few groups, by the few blocks: group_norm_tiled_bwd.cu fills a GPU.
 #include "activation.cuh"
 #include "moments.cuh"
@@ -25,6 +25,7 @@ __device__ void run(const GroupNormBwdParams& p) {
     const float* gamma = p.gamma.as<float>() + first;  // [width]
     const float* beta = p.beta.as<float>() + first;    // [width]
     T* dx = p.dx.as<T>() + image + first;              // [pixels, width of c]
+    const T* residual = p.residual.address == 0 ? nullptr : p.residual.as<T>() + image + first;
     const auto place = [&](int i) { return int64_t(i / width) * p.c + i % width; };
 
     // 1. Mean and variance.
@@ -41,7 +42,8 @@ __device__ void run(const GroupNormBwdParams& p) {
     // 3. The group.
     for (int i = threadIdx.x; i < count; i += THREADS) {
         const float at = xhat(i);
-        dx[place(i)] = from_f32<T>(bwd(norm.factor, at, d(i, at)));
+        const float value = bwd(norm.factor, at, d(i, at));
+        dx[place(i)] = from_f32<T>(residual == nullptr ? value : value + to_f32(residual[place(i)]));
     }
 }
 

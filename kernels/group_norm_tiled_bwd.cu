@@ -2,14 +2,15 @@
 //
 //     xhat = (x - mean) / sqrt(var + eps)        y = xhat gamma + beta        d = act'(y) gamma dy
 //     tiles    sums[n][tile][group] = (sum d, sum d xhat) of every tile of `tile` pixels
-//     apply    dx = (d - mean(d) - xhat mean(d xhat)) / sqrt(var + eps)          means over the group
+//     apply    dx = (d - mean(d) - xhat mean(d xhat)) / sqrt(var + eps) + residual    means over the group
 //
-// x is one tensor or two side by side, dy one over all channels; dx and dx2 have the channels of x and x2.
+// x is one tensor or two side by side, dy one over all channels; dx and dx2 have the channels of x and x2. A
+// residual is for one tensor.
 //
 // Departures from the formulas: those of group_norm_tiled, for the slope of silu.
 //
-// Reference: src/cpu/norm.rs. Class: reduced. Bound by: DRAM; tiles: one read of x and dy; apply: the same again and
-// one write.
+// Reference: src/cpu/norm.rs. Class: reduced. Bound by: DRAM; tiles: one read of x and dy; apply: the same again, the
+// residual and one write.
 #include "activation.cuh"
 #include "tile_stats.cuh"
 
@@ -195,9 +196,13 @@ __device__ void apply(const GroupBwdParams& p) {
     // [pixels, 8 of c1 or c2]
     T* dx = (o.second ? p.dx2 : p.dx).as<T>() + int64_t(blockIdx.z) * p.pixels * o.from_c +
             (o.second ? o.channel - p.c1 : o.channel);
+    const T* residual = p.residual.address == 0  // [pixels, 8 of c]
+                            ? nullptr
+                            : p.residual.as<T>() + int64_t(blockIdx.z) * p.pixels * o.c + o.channel;
     each_pixel<T, ACT>(p, o, of, begin, end, [&](int pixel, const float (&xhat)[8], const float (&d)[8]) {
         float out[8];
         for (int k = 0; k < 8; ++k) out[k] = bwd[k](of.factor[k], xhat[k], d[k]);
+        if (residual != nullptr) add8(out, residual + int64_t(pixel) * o.c);
         store8(dx + int64_t(pixel) * o.from_c, out);
     });
 }

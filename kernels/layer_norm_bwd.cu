@@ -1,13 +1,13 @@
 // layer_norm_bwd - the data gradient of layer_norm, from x again.
 //
 //     xhat = (x - mean) / sqrt(var + eps)          d = gamma dy
-//     dx = (d - mean(d) - xhat mean(d xhat)) / sqrt(var + eps)
+//     dx = (d - mean(d) - xhat mean(d xhat)) / sqrt(var + eps) + residual
 //
 // Two forms: `run`, a block a row, for any c; `warps`, a warp a row, which holds x and dy in registers.
 //
 // Departures from the formula: as in layer_norm.
 //
-// Reference: src/cpu/norm.rs. Class: reduced. Bound by: DRAM, two reads and one write a row.
+// Reference: src/cpu/norm.rs. Class: reduced. Bound by: DRAM, two or three reads and one write a row.
 #include "moments.cuh"
 #include "params.cuh"
 #include "vec.cuh"
@@ -24,6 +24,7 @@ __device__ void run(const LayerNormBwdParams& p) {
         const T* x = p.x.as<T>() + row * p.c;    // [c]
         const T* dy = p.dy.as<T>() + row * p.c;  // [c]
         T* dx = p.dx.as<T>() + row * p.c;        // [c]
+        const T* residual = p.residual.address == 0 ? nullptr : p.residual.as<T>() + row * p.c;  // [c]
 
         // 1. Mean and variance.
         const Norm norm = block_norm<THREADS>(p.c, p.eps, [&](int i) { return to_f32(x[i]); });
@@ -34,7 +35,10 @@ __device__ void run(const LayerNormBwdParams& p) {
         const NormBwd bwd = block_norm_bwd<THREADS>(p.c, xhat, d);
 
         // 3. The row.
-        for (int i = threadIdx.x; i < p.c; i += THREADS) dx[i] = from_f32<T>(bwd(norm.factor, xhat(i), d(i, 0.f)));
+        for (int i = threadIdx.x; i < p.c; i += THREADS) {
+            const float value = bwd(norm.factor, xhat(i), d(i, 0.f));
+            dx[i] = from_f32<T>(residual == nullptr ? value : value + to_f32(residual[i]));
+        }
     }
 }
 
@@ -48,6 +52,7 @@ __device__ void warps(const LayerNormBwdParams& p) {
         const T* x = p.x.as<T>() + row * p.c;    // [c]
         const T* dy = p.dy.as<T>() + row * p.c;  // [c]
         T* dx = p.dx.as<T>() + row * p.c;        // [c]
+        const T* residual = p.residual.address == 0 ? nullptr : p.residual.as<T>() + row * p.c;  // [c]
 
         // 1. Both rows, and the mean and variance of x.
         Packed own_x[VECTORS], own_dy[VECTORS];  // vector 32 i + lane
@@ -88,6 +93,7 @@ __device__ void warps(const LayerNormBwdParams& p) {
             unpack<T>(d, own_dy[i]);
             load8(scale, gamma + channel);
             for (int k = 0; k < 8; ++k) d[k] = bwd(norm.factor, norm(xhat[k]), scale[k] * d[k]);
+            if (residual != nullptr) add8(d, residual + channel);
             store8(dx + channel, d);
         }
     }

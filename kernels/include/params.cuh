@@ -161,12 +161,12 @@ struct LayerNormParams {
 static_assert(sizeof(LayerNormParams) == 48, "as in src/launch/params");
 
 struct LayerNormBwdParams {
-    DevicePtr x, gamma, dy, dx;
+    DevicePtr x, gamma, dy, residual, dx;  // residual: T, as dx, or 0
     int64_t rows;
     int32_t c;
     float eps;
 };
-static_assert(sizeof(LayerNormBwdParams) == 48, "as in src/launch/params");
+static_assert(sizeof(LayerNormBwdParams) == 56, "as in src/launch/params");
 
 struct GroupNormParams {
     DevicePtr x, gamma, beta, out;
@@ -177,12 +177,12 @@ struct GroupNormParams {
 static_assert(sizeof(GroupNormParams) == 56, "as in src/launch/params");
 
 struct GroupNormBwdParams {
-    DevicePtr x, gamma, beta, dy, dx;
+    DevicePtr x, gamma, beta, dy, residual, dx;  // residual: T, as dx, or 0
     int32_t n, pixels, c, groups;
     float eps;
     int32_t activation;
 };
-static_assert(sizeof(GroupNormBwdParams) == 64, "as in src/launch/params");
+static_assert(sizeof(GroupNormBwdParams) == 72, "as in src/launch/params");
 
 struct GroupTilesParams {
     DevicePtr x, stats;
@@ -205,12 +205,13 @@ struct GroupApplyParams {
 static_assert(sizeof(GroupApplyParams) == 96, "as in src/launch/params");
 
 struct GroupBwdParams {
-    DevicePtr x, x2, dy, stats, stats2, gamma, beta, sums, dx, dx2;
+    DevicePtr x, x2, dy, stats, stats2, gamma, beta, sums;
+    DevicePtr residual, dx, dx2;  // residual: T, as dx, where there is one tensor; or 0
     int32_t n, pixels, c1, c2, groups, rows, rows2, slab, share, tile;  // tile: pixels of a sum
     float eps;
     int32_t pad;
 };
-static_assert(sizeof(GroupBwdParams) == 128, "as in src/launch/params");
+static_assert(sizeof(GroupBwdParams) == 136, "as in src/launch/params");
 
 // What becomes of the sums of a product: epilogue.cuh. T is the storage type.
 struct Epilogue {

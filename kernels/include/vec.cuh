@@ -37,7 +37,8 @@ DEVICE void store_vector(T* to, const float (&from)[4]) {
         *reinterpret_cast<uint32_t*>(to) = both.word[0];
 }
 
-// Eight elements: 16 bytes of a storage type, 32 bytes of f32. As they lie in memory, to be unpacked later: a register holds two.
+// Eight elements: 16 bytes of a storage type, 32 bytes of f32. As they lie in memory, to be unpacked
+// later: a register holds two.
 struct alignas(16) Packed {
     uint32_t pair[4];
 };
@@ -68,6 +69,12 @@ DEVICE void unpack(float (&x)[8], const Packed& packed) {
 template <typename T>
 DEVICE void load8(float (&x)[8], const T* from) {
     unpack<T>(x, load_packed(from));
+}
+template <typename T>
+DEVICE void add8(float (&x)[8], const T* from) {
+    float more[8];
+    load8(more, from);
+    for (int i = 0; i < 8; ++i) x[i] += more[i];
 }
 DEVICE void load8(float (&x)[8], const float* from) {
     struct alignas(16) Four {

@@ -61,7 +61,8 @@ fn running(stages: &[Stage]) -> Vec<NodeId> {
 /// A norm, or the gradient of one, behind what may give it statistics, in running order; nothing for all else.
 fn with_makers(step: &StepProgram, id: NodeId) -> Vec<NodeId> {
     let graph = &step.graph;
-    let norm = graph.node(id);
+    let root = |id: NodeId| step.fusion.group_of(id).map_or(id, |group| group.root);
+    let norm = graph.node(root(id));
     if !matches!(norm.op, Op::GroupNorm { .. } | Op::GroupNormBwd { .. }) {
         return Vec::new();
     }
@@ -72,10 +73,7 @@ fn with_makers(step: &StepProgram, id: NodeId) -> Vec<NodeId> {
     };
     let roots = graph.view_roots();
     let maker = |&source: &ValueId| graph.value(roots[source.0 as usize]).node;
-    let contracts = |&id: &NodeId| {
-        let root = step.fusion.group_of(id).map_or(id, |group| group.root);
-        matches!(graph.node(root).op, Op::Linear | Op::Conv2d { .. })
-    };
+    let contracts = |&id: &NodeId| matches!(graph.node(root(id)).op, Op::Linear | Op::Conv2d { .. });
     let mut units: Vec<NodeId> = sources.iter().map(maker).filter(contracts).collect();
     if let Op::GroupNormBwd { .. } = norm.op {
         let forward = |node: &&Node| {

@@ -13,7 +13,7 @@ use super::op::Op;
 /// value until then. Only the results of the last node reach memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// The contraction: a linear layer, a convolution, or the data gradient of either.
+    /// A linear layer, a convolution, or the data gradient of either or of a norm.
     pub root: NodeId,
     /// All nodes in running order. Before the root: what its operand passes through while it is read. After
     /// it: what its result passes through before it is written.

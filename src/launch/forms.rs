@@ -112,8 +112,8 @@ impl Form {
                 Choice::because(Why::GroupNorm(*form))
             }
             Self::LayerNorm(norm) | Self::LayerNormBwd(norm) => {
-                let addresses: Vec<DevicePtr> =
-                    inputs.iter().chain(outputs).map(|operand| operand.at).collect();
+                let all = inputs.iter().chain(&reads.residual).chain(outputs);
+                let addresses: Vec<DevicePtr> = all.map(|operand| operand.at).collect();
                 Choice::because(Why::LayerNorm(norms::choose_layer(norm.c, &addresses)))
             }
             Self::Attention(attention, _) => Choice::because(Why::Attention(attention.choose(target))),
@@ -231,11 +231,13 @@ impl Form {
             Self::GroupNormBwd(norm, form, stats) => {
                 let (x, dx) = ([input(0), DevicePtr::NONE], [output, DevicePtr::NONE]);
                 let (gamma, beta, dy) = (input(1), input(2), input(3));
-                let at = norms::Backward { x, gamma, beta, dy, dx, workspace };
+                let at = norms::Backward { x, gamma, beta, dy, residual, dx, workspace };
                 norm.backward(*form, *stats, &at)
             }
             Self::LayerNorm(norm) => Ok(vec![norm.forward([input(0), input(1), input(2), output])?]),
-            Self::LayerNormBwd(norm) => Ok(vec![norm.backward([input(0), input(1), input(2), output])?]),
+            Self::LayerNormBwd(norm) => {
+                Ok(vec![norm.backward([input(0), input(1), input(2), residual, output])?])
+            }
             Self::Attention(attention, form) => attention.launches(*form, storage, workspace),
             Self::AttentionBwd(gradient, form) => gradient.launches(*form, storage, workspace),
             Self::GegluBwdOfPairs => {

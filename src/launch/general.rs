@@ -257,7 +257,16 @@ pub fn general(
         Op::LayerNormBwd { eps } => {
             let (c, rows) = (to.last(), count(0) / to.last());
             let (x, gamma, dy, dx) = (input(0), input(1), input(2), output(0));
-            let params = p::LayerNormBwdParams { x, gamma, dy, dx, rows: rows as i64, c: int(c), eps: *eps };
+            let params = p::LayerNormBwdParams {
+                x,
+                gamma,
+                dy,
+                dx,
+                rows: rows as i64,
+                c: int(c),
+                eps: *eps,
+                ..Default::default()
+            };
             make.launch(&params, [make.blocks(rows), 1, 1])
         }
         Op::GroupNorm { groups, eps, act } => {
@@ -288,6 +297,7 @@ pub fn general(
                 groups: int(*groups),
                 eps: *eps,
                 activation: p::activation(*act),
+                ..Default::default()
             };
             make.launch(&params, [*groups as u32, to[0] as u32, 1])
         }

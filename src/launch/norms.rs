@@ -131,6 +131,8 @@ pub struct Backward {
     pub gamma: DevicePtr,
     pub beta: DevicePtr,
     pub dy: DevicePtr,
+    /// Added to the result, where there is one tensor; or none.
+    pub residual: DevicePtr,
     pub dx: [DevicePtr; 2],
     /// [`GroupNorm::workspace_bwd`] bytes, aligned to 16.
     pub workspace: DevicePtr,
@@ -235,6 +237,7 @@ impl GroupNorm {
             gamma: at.gamma,
             beta: at.beta,
             sums,
+            residual: at.residual,
             dx: at.dx[0],
             dx2: at.dx[1],
             n,
@@ -364,6 +367,7 @@ impl GroupNorm {
             gamma: at.gamma,
             beta: at.beta,
             dy: at.dy,
+            residual: at.residual,
             dx,
             n,
             pixels,
@@ -471,10 +475,11 @@ impl LayerNorm {
         Launch::new(&format!("layer_norm_{}{ending}", self.storage.name()), grid, &params)
     }
 
-    pub fn backward(&self, [x, gamma, dy, dx]: [DevicePtr; 4]) -> Result<Launch> {
+    /// dx, with `residual` added if there is one.
+    pub fn backward(&self, [x, gamma, dy, residual, dx]: [DevicePtr; 5]) -> Result<Launch> {
         let (rows, c, eps) = (self.rows as i64, int(self.c)?, self.eps);
-        let (ending, grid) = self.form(&[x, gamma, dy, dx])?;
-        let params = p::LayerNormBwdParams { x, gamma, dy, dx, rows, c, eps };
+        let (ending, grid) = self.form(&[x, gamma, dy, residual, dx])?;
+        let params = p::LayerNormBwdParams { x, gamma, dy, residual, dx, rows, c, eps };
         Launch::new(&format!("layer_norm_bwd_{}{ending}", self.storage.name()), grid, &params)
     }
 

@@ -5,12 +5,13 @@
 //! | contraction | `upsample`? conv2d, or linear; then `add_channels`? `activate`? `add`? |
 //! | gated linear layer | linear, `geglu`: where all readers of the weights can have their rows in pairs |
 //! | data gradient | conv2d_bwd `upsample_bwd`?, or linear_bwd; then `add`? |
+//! | gradient of a norm | group_norm_bwd or layer_norm_bwd, then `add` |
 //! | pair | a `concat` all of whose readers are conv2d or group_norm: they read both sources |
 //!
 //! `?` marks what may be missing. An inner value has one reader and is read once, so a value that a backward
 //! operation wants is never one. All members stand in one body, and between the first and the last nothing
 //! overwrites a buffer that a member reads. Upsampling is by two (or cropped to 2 n - 1) in front of a
-//! convolution of 3 x 3 taps at stride 1. Of two contractions that could take the same `add`, the one with more
+//! convolution of 3 x 3 taps at stride 1. Of two groups that could take the same `add`, the one with more
 //! FLOPs does, so that the smaller one's result is the residual; of two equal ones the later.
 
 use std::collections::HashMap;
@@ -79,6 +80,7 @@ impl<'g> Fuser<'g> {
         let node = self.graph.node(id);
         match &node.op {
             Op::Linear | Op::LinearBwd | Op::Conv2dBwd { .. } => self.begin(id, None),
+            Op::GroupNormBwd { .. } | Op::LayerNormBwd { .. } => self.begin(id, None),
             Op::Conv2d { .. } => {
                 let upsample = self.producer(node.inputs[0]);
                 let folds = self.doubles(upsample, id) && self.may_join(&[upsample], node.inputs[0], id);
@@ -128,7 +130,7 @@ impl<'g> Fuser<'g> {
             Op::Geglu => as_made && matches!(root, Op::Linear),
             Op::UpsampleBwd { .. } => as_made && self.halves(group.root, id),
             // Where a gradient lies follows from the group's result.
-            Op::Add => as_made || !matches!(root, Op::Conv2dBwd { .. }),
+            Op::Add => as_made || matches!(root, Op::Linear | Op::LinearBwd | Op::Conv2d { .. }),
             Op::AddChannels => as_made && matches!(root, Op::Linear | Op::Conv2d { .. }),
             _ => matches!(root, Op::Linear | Op::Conv2d { .. }) && !self.is_differentiated(group.root),
         }

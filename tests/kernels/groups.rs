@@ -243,6 +243,33 @@ fn gradients_of_strided_convolutions_are_added_to_others() {
 }
 
 #[test]
+fn gradients_of_norms_are_added_to_others() {
+    let tiled =
+        &["group_norm_tiles_f16", "group_norm_tiles_bwd_f16_silu", "group_norm_apply_bwd_f16_silu"][..];
+    for (sides, c, kernels) in [([40, 41], 40, tiled), ([3, 5], 40, &["group_norm_bwd_f16"][..])] {
+        agrees("group norm", kernels, |case| {
+            let shape = [2, sides[0], sides[1], c];
+            let [x, dy, other] = [0; 3].map(|_| case.input(shape));
+            let [gamma, beta] =
+                ["gamma", "beta"].map(|name| case.b.param(name, [c], Layout::Plain).expect("a name"));
+            let op = Op::GroupNormBwd { groups: 5, eps: 1e-5, act: Some(Activation::Silu) };
+            let dx = case.push(op, &[x, gamma, beta, dy]);
+            let dx = case.push(Op::Add, &[other, dx]);
+            case.output(dx);
+        });
+    }
+    for (c, kernel) in [(40, "layer_norm_bwd_f16_c512"), (7, "layer_norm_bwd_f16")] {
+        agrees("layer norm", &[kernel], |case| {
+            let [x, dy, other] = [0; 3].map(|_| case.input([2, 9, c]));
+            let gamma = case.b.param("gamma", [c], Layout::Plain).expect("a name");
+            let dx = case.push(Op::LayerNormBwd { eps: 1e-5 }, &[x, gamma, dy]);
+            let dx = case.push(Op::Add, &[dx, other]);
+            case.output(dx);
+        });
+    }
+}
+
+#[test]
 fn two_tensors_side_by_side_are_read_where_they_are_with_the_statistics_of_their_makers() {
     let apply = "group_norm_apply_f16_silu";
     for (sides, [a, c], groups, kernels) in [

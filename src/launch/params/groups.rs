@@ -125,6 +125,8 @@ pub struct GroupBwdParams {
     pub gamma: DevicePtr,
     pub beta: DevicePtr,
     pub sums: DevicePtr,
+    // as dx, where there is one tensor; or 0
+    pub residual: DevicePtr,
     pub dx: DevicePtr,
     pub dx2: DevicePtr,
     pub n: i32,
@@ -141,11 +143,11 @@ pub struct GroupBwdParams {
     pub eps: f32,
     pub pad: i32,
 }
-const _: () = assert!(size_of::<GroupBwdParams>() == 128);
+const _: () = assert!(size_of::<GroupBwdParams>() == 136);
 
 impl Params for GroupBwdParams {
     const NAME: &'static str = "GroupBwdParams";
-    const ADDRESSES: usize = 10;
+    const ADDRESSES: usize = 11;
 
     fn check(&self, rules: &mut Rules) {
         let wide =
@@ -159,6 +161,10 @@ impl Params for GroupBwdParams {
         rules.aligned("x2", self.x2, 16);
         rules.aligned("dx2", self.dx2, 16);
         rules.both_or_none("dx2", self.dx2, "x2", self.x2);
+        rules.aligned("residual", self.residual, 16);
+        if self.x2 != DevicePtr::NONE {
+            rules.absent("residual", self.residual, "two tensors");
+        }
         sources(rules, [self.c1, self.c2], self.groups, self.slab, self.x2, self.stats2);
         rules.groups(self.n, self.pixels, self.c1.saturating_add(self.c2), self.groups, self.eps);
         let rows2 = if self.stats2 == DevicePtr::NONE { 1 } else { self.rows2 };

@@ -37,16 +37,18 @@ pub struct LayerNormBwdParams {
     pub x: DevicePtr,
     pub gamma: DevicePtr,
     pub dy: DevicePtr,
+    // as dx, or 0
+    pub residual: DevicePtr,
     pub dx: DevicePtr,
     pub rows: i64,
     pub c: i32,
     pub eps: f32,
 }
-const _: () = assert!(size_of::<LayerNormBwdParams>() == 48);
+const _: () = assert!(size_of::<LayerNormBwdParams>() == 56);
 
 impl Params for LayerNormBwdParams {
     const NAME: &'static str = "LayerNormBwdParams";
-    const ADDRESSES: usize = 4;
+    const ADDRESSES: usize = 5;
 
     fn check(&self, rules: &mut Rules) {
         let addresses = [("x", self.x), ("gamma", self.gamma), ("dy", self.dy), ("dx", self.dx)];
@@ -55,6 +57,7 @@ impl Params for LayerNormBwdParams {
         }
         rules.rows(self.rows, self.c, self.eps);
         warps(rules, &addresses, self.c);
+        warps(rules, &[("residual", self.residual)], self.c);
     }
 }
 
@@ -95,6 +98,8 @@ pub struct GroupNormBwdParams {
     pub gamma: DevicePtr,
     pub beta: DevicePtr,
     pub dy: DevicePtr,
+    // as dx, or 0
+    pub residual: DevicePtr,
     pub dx: DevicePtr,
     pub n: i32,
     pub pixels: i32,
@@ -103,11 +108,11 @@ pub struct GroupNormBwdParams {
     pub eps: f32,
     pub activation: i32,
 }
-const _: () = assert!(size_of::<GroupNormBwdParams>() == 64);
+const _: () = assert!(size_of::<GroupNormBwdParams>() == 72);
 
 impl Params for GroupNormBwdParams {
     const NAME: &'static str = "GroupNormBwdParams";
-    const ADDRESSES: usize = 5;
+    const ADDRESSES: usize = 6;
 
     fn check(&self, rules: &mut Rules) {
         for (field, address) in

@@ -73,12 +73,14 @@ pub struct Groups {
     pub cut: Option<(usize, usize)>,
     /// Of dy.
     pub spread: f64,
+    /// Whether the gradient is added to another, here dy.
+    pub added: bool,
 }
 
 impl Groups {
     pub fn new(n: usize, pixels: usize, c: [usize; 2], groups: usize) -> Self {
         let (act, data, given) = (Some(Activation::Silu), Data::Around100, Given::Nothing);
-        Self { n, pixels, c, groups, act, data, given, cut: None, spread: 1.0 }
+        Self { n, pixels, c, groups, act, data, given, cut: None, spread: 1.0, added: false }
     }
 
     fn cut(self, rows: usize, slab: usize) -> Self {
@@ -100,8 +102,8 @@ impl Groups {
             // One pixel; a slab that is cut short; a row of vectors that does not divide the block.
             plain(2, 1, [16, 0], 2).cut(64, 16),
             plain(1, 33, [24, 24], 2).cut(64, 24),
-            plain(1, 65, [80, 0], 8).cut(64, 80),
-            Self { act: None, ..plain(2, 35, [40, 0], 10).cut(64, 32) },
+            Self { added: true, ..plain(1, 65, [80, 0], 8).cut(64, 80) },
+            Self { added: true, act: None, ..plain(2, 35, [40, 0], 10).cut(64, 32) },
             // More tiles than a block merges.
             Self { given: Given::Joint(1), ..plain(2, 131, [16, 0], 4).cut(64, 16) },
             // What has no tiled form.
@@ -205,7 +207,8 @@ impl Groups {
             parts.iter().flatten().map(|part| Output::new(simt, part.shape(), Some(storage))).collect();
         let dx = [outputs[0].at, outputs.get(1).map_or(DevicePtr::NONE, |output| output.at)];
         let workspace = simt.alloc(norm.workspace_bwd(form, stats).max(16));
-        let at = Backward { x, gamma, beta, dy, dx, workspace };
+        let residual = if self.added { dy } else { DevicePtr::NONE };
+        let at = Backward { x, gamma, beta, dy, residual, dx, workspace };
         Prepared { launches: norm.backward(form, stats, &at).expect("legal"), outputs, ..Prepared::default() }
     }
 
@@ -217,7 +220,11 @@ impl Groups {
         let result = |x: Value<f32>, dy: Value<f32>| {
             let mut operands = vec![x, gamma.clone(), beta.clone()];
             operands.extend(backward.then_some(dy));
-            run(&op, &operands, &plan::StepState::default()).remove(0)
+            let result = run(&op, &operands, &plan::StepState::default()).remove(0);
+            match operands.pop().filter(|_| self.added && backward) {
+                Some(dy) => run(&Op::Add, &[Value::Real(result), dy], &plan::StepState::default()).remove(0),
+                None => result,
+            }
         };
         let seen = result(rounded(&x, storage), rounded(&dy, storage));
         let exact = result(x, dy);
@@ -242,8 +249,8 @@ fn layers() -> Vec<Proof> {
             let (gamma, beta) = (weight(1.0), weight(1.0));
             let spread = if data == Data::Around100 { 1e-6 } else { 1.0 };
             let dy = normals(&mut random, &[rows, c], spread);
-            let checked = move |launch: Launch, at: [DevicePtr; 4]| {
-                assert!(matches!(choose_layer(c, &at), LayerForm::Warps(_)), "{}", launch.kernel.name);
+            let checked = move |launch: Launch, at: &[DevicePtr]| {
+                assert!(matches!(choose_layer(c, at), LayerForm::Warps(_)), "{}", launch.kernel.name);
                 launch
             };
             let operands = vec![x.clone(), gamma.clone(), beta];
@@ -251,7 +258,7 @@ fn layers() -> Vec<Proof> {
             let name = format!("{data:?}");
             proofs.push(proof(&name, op, operands, Class::Reduced, move |storage, inputs, outputs| {
                 let at = [inputs[0].at, inputs[1].at, inputs[2].at, outputs[0].at];
-                checked(LayerNorm { storage, rows, c, eps: EPS }.forward(at).expect("legal"), at)
+                checked(LayerNorm { storage, rows, c, eps: EPS }.forward(at).expect("legal"), &at)
             }));
             let op = Op::LayerNormBwd { eps: EPS };
             proofs.push(proof(
@@ -260,8 +267,8 @@ fn layers() -> Vec<Proof> {
                 vec![x, gamma, dy],
                 Class::Reduced,
                 move |storage, inputs, outputs| {
-                    let at = [inputs[0].at, inputs[1].at, inputs[2].at, outputs[0].at];
-                    checked(LayerNorm { storage, rows, c, eps: EPS }.backward(at).expect("legal"), at)
+                    let at = [inputs[0].at, inputs[1].at, inputs[2].at, DevicePtr::NONE, outputs[0].at];
+                    checked(LayerNorm { storage, rows, c, eps: EPS }.backward(at).expect("legal"), &at)
                 },
             ));
         }
