@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::plan::{Fuse, Param, StepProgram, StepState, Storage};
+use crate::plan::{Fuse, Needs, Param, StepProgram, StepState, Storage};
 use crate::tensor::Shape;
 use crate::weights::Weights;
 
@@ -68,17 +68,15 @@ pub trait Backend {
         None
     }
 
-    /// Bytes that running a program takes at most besides its weights, buffers and arena.
-    fn scratch_bytes(&self, program: &StepProgram) -> usize;
+    /// What a program takes besides its buffers and its arena.
+    ///
+    /// # Errors
+    /// What keeps the device from running it.
+    fn needs(&self, program: &StepProgram) -> Result<Needs>;
 
     /// Whether it reads a weight as checkpoints in f32 store it, so that one in a mapped file can stay there.
     fn reads_in_place(&self, _param: &Param) -> bool {
         false
-    }
-
-    /// Names and bytes of the weights that a program holds. Programs share those of one name.
-    fn weights(&self, program: &StepProgram) -> Vec<(String, usize)> {
-        program.weights()
     }
 
     /// Bytes that programs may take in all, if there is a limit.

@@ -18,7 +18,7 @@
 //!   order of the data.
 //!
 //! Modules, each using only those before it (`tests/layering.rs` holds the table): [`error`]; [`tensor`];
-//! [`ir`]; [`autodiff`], [`passes`], [`plan`]; [`weights`], [`models`]; [`backend`]; [`sampler`], [`safety`];
+//! [`ir`]; [`autodiff`], [`passes`], [`plan`]; [`weights`], [`models`]; [`backend`], `room`; [`sampler`], [`safety`];
 //! [`cpu`], [`cuda`]; [`manifest`], [`launch`], `simt`; [`text`], [`image`]; [`pipeline`]; [`bench`]; [`cli`].
 
 pub mod autodiff;
@@ -36,6 +36,7 @@ pub mod models;
 pub mod passes;
 pub mod pipeline;
 pub mod plan;
+mod room;
 pub mod safety;
 pub mod sampler;
 #[cfg(feature = "simt")]

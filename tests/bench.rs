@@ -276,7 +276,8 @@ fn what_is_right_gets_a_time_and_what_is_wrong_a_reason() {
     };
     let device = CudaDevice::open(&gpu, Storage::F16, None).expect("opened");
     let target = gpu.target().expect("a target");
-    let measuring = Measuring::of(target, &["time_embedding", "mid_block.resnets.0.norm1"]);
+    let measuring =
+        Measuring::of(target, &["time_embedding", "mid_block.resnets.0.norm1", "mid_block.resnets.0.conv1"]);
     let right = Spoil { kernel: "none", after: 0, with: 0, launches: 0 };
     let mut timed = 0;
     for (name, measured) in measuring.run(&device, right) {

@@ -8,6 +8,8 @@ mod metadata;
 mod parts;
 #[path = "support/process.rs"]
 mod process;
+#[path = "cli/records.rs"]
+mod records;
 
 use std::fs;
 

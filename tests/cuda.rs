@@ -80,7 +80,11 @@ fn launches_of_a_graph_overlap_where_kernels_wait_by_themselves_and_the_driver_c
     for (settings, overlaps, words) in [
         (&[][..], true, &[][..]),
         (&[("STUB_CAPABILITY", "80")], false, &[]),
-        (&[("STUB_NO_OVERLAP", "1")], false, &["launches do not overlap", "answers error 801"]),
+        (
+            &[("STUB_NO_OVERLAP", "1")],
+            false,
+            &["launches do not overlap on this driver: cuGraphAddNode answers error 801"],
+        ),
     ] {
         let (ran, counts) = draw("ALL", settings, "--steps 3");
         ran.says(0, words);
@@ -220,9 +224,7 @@ fn sources_are_compiled_once_where_a_compiler_is_and_asked_for_where_none_is() {
     }
     counts.are_even();
     let nvrtc = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/nvrtc/nvidia/cuda_nvrtc/lib");
-    if !nvrtc.exists() {
-        return;
-    }
+    assert!(nvrtc.exists(), "{}: kernels/setup.sh puts it there", nvrtc.display());
     let place = Place::new();
     let paths = format!("{}:{}", stub("ALL").display(), nvrtc.display());
     let compile = || {

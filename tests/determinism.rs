@@ -13,7 +13,7 @@ use unguide::backend::{Backend, Program, Stop, WeightSource};
 use unguide::cpu::Cpu;
 use unguide::pipeline::programs::names;
 use unguide::pipeline::{Guidance, Method, Model, Request, Trace, generate};
-use unguide::plan::{Fuse, StepProgram, StepState, Storage};
+use unguide::plan::{Fuse, Needs, StepProgram, StepState, Storage};
 use unguide::safety::{GammaSchedule, Reduce, SldConfig};
 use unguide::sampler::Rng;
 
@@ -255,8 +255,8 @@ impl Backend for Poison {
         self.0.dtype()
     }
 
-    fn scratch_bytes(&self, step: &StepProgram) -> usize {
-        self.0.scratch_bytes(step)
+    fn needs(&self, step: &StepProgram) -> Result<Needs> {
+        self.0.needs(step)
     }
 
     fn load(&self, program: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>> {

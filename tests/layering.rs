@@ -17,14 +17,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("weights", &["tensor"]),
     ("models", &["ir", "tensor"]),
     ("backend", &["plan", "tensor", "weights"]),
+    // What the system has left, for backends that compute on its processors.
+    ("room", &[]),
     // `safety` holds the one formula of the density; the fused operation calls it instead of repeating it.
-    ("cpu", &["backend", "plan", "ir", "tensor", "safety"]),
+    ("cpu", &["backend", "plan", "ir", "tensor", "safety", "room"]),
     ("cuda", &["launch", "backend", "passes", "plan", "ir", "tensor", "manifest"]),
     // The build script includes it.
     ("manifest", &[]),
     // `weights` knows how filters are packed, and no file of a model is seen here.
     ("launch", &["plan", "ir", "tensor", "manifest", "weights"]),
-    ("simt", &["launch", "backend", "weights", "passes", "plan", "ir", "tensor"]),
+    ("simt", &["launch", "backend", "weights", "passes", "plan", "ir", "tensor", "manifest", "room"]),
     ("sampler", &["ir", "tensor"]),
     // Lists and profiles are files of the user: found, bounded and read like those of a model.
     ("safety", &["ir", "tensor", "weights"]),
@@ -49,8 +51,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "autodiff", "backend", "bench", "cpu", "cuda", "image", "ir", "launch", "models", "passes",
-            "pipeline", "plan", "safety", "sampler", "simt", "tensor", "text", "weights",
+            "autodiff", "backend", "bench", "cpu", "cuda", "image", "ir", "launch", "manifest", "models",
+            "passes", "pipeline", "plan", "safety", "sampler", "simt", "tensor", "text", "weights",
         ],
     ),
 ];

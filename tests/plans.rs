@@ -21,9 +21,9 @@ use unguide::ir::{Fusion, Graph, Item, Op};
 use unguide::passes::fuse;
 use unguide::pipeline::programs::Steering;
 use unguide::pipeline::{
-    Blueprint, Memory, Method, Model, Needs, Plans, Request, Target, Trace, generate, required_memory,
+    Blueprint, Memory, Method, Model, Plans, Request, Target, Trace, generate, required_memory,
 };
-use unguide::plan::{Fuse, Planner, StepProgram, Storage};
+use unguide::plan::{Fuse, Needs, Planner, StepProgram, Storage};
 use unguide::safety::SldConfig;
 use unguide::tensor::DType;
 
@@ -357,8 +357,8 @@ impl Backend for Untouched {
         self.0.dtype()
     }
 
-    fn scratch_bytes(&self, program: &StepProgram) -> usize {
-        self.0.scratch_bytes(program)
+    fn needs(&self, program: &StepProgram) -> unguide::Result<Needs> {
+        self.0.needs(program)
     }
 
     fn limit(&self) -> Option<usize> {

@@ -3,12 +3,15 @@
 #[path = "support/golden.rs"]
 mod golden;
 
+use std::collections::BTreeSet;
+
 use golden::{demo, golden, json, open, request};
 use unguide::backend::{Backend, Program, Stop};
 use unguide::cpu::Cpu;
 use unguide::error::{Error, Result};
 use unguide::ir::Graph;
-use unguide::launch::Storage;
+use unguide::launch::{Storage, lower};
+use unguide::manifest::{Arch, KERNELS};
 use unguide::passes::run_all;
 use unguide::pipeline::programs::{self, Steering, names};
 use unguide::pipeline::{Blueprint, Method, Model, Plans, Request, Target, Trace, generate};
@@ -143,6 +146,25 @@ fn the_forms_of_sm_90a_draw_what_the_cpu_draws_and_no_bit_depends_on_the_batch()
     }
 }
 
+#[test]
+fn every_kernel_file_of_sm_90a_takes_part_in_a_guarded_step_that_is_the_cpus() {
+    let model = open(&demo());
+    let device = SimtDevice::new(Storage::F16, 2).like("sm_90a");
+    let blueprint = Blueprint::of(&model);
+    let guarded = blueprint.step_spec(Steering::X0(blueprint.guard().expect("a guard")), blueprint.size, 1);
+    let plans = Plans::new(&blueprint, &guarded, &Target::of(&model, &device), None).expect("plans");
+    let launches = lower(&plans.step, Storage::F16, "sm_90a").expect("launches");
+    let taken: BTreeSet<&str> = launches.steps().iter().map(|step| step.launch.kernel.file).collect();
+    let files: BTreeSet<&str> =
+        KERNELS.iter().filter(|kernel| kernel.arch == Arch::Sm90a).map(|kernel| kernel.file).collect();
+    assert!(!files.is_empty() && files.is_subset(&taken), "{files:?}, of which {taken:?} take part");
+
+    let mut open_gate = shortened(&model, "demo", "safe", 1, 1);
+    let Method::SafeSampling(guidance) = &mut open_gate.method else { panic!("a guarded run") };
+    guidance.threshold = -1.0;
+    assert_eq!(agree_on(&device, &model, &open_gate, LATENTS, "the demo on sm_90a"), 1);
+}
+
 /// Numbers that make sense everywhere: texts, latents, concepts.
 fn fill(program: &mut SimtProgram) {
     for buffer in program.step().graph.buffers.clone() {
@@ -183,7 +205,8 @@ fn the_simulated_device_takes_what_the_plan_says_and_touches_all_of_it() {
         let target = Target::of(&model, &device);
         let spec = blueprint.step_spec(steering, blueprint.size, batch);
         let plans = Plans::new(&blueprint, &spec, &target, None).expect("plans");
-        let arena = |plan: &StepProgram| plan.arena_bytes + device.scratch_bytes(plan);
+        let arena =
+            |plan: &StepProgram| plan.arena_bytes + device.needs(plan).expect("launches").scratch_bytes;
         let run = |device: &SimtDevice, plan: &StepProgram| {
             let mut program = device.load_program(plan.clone(), model.files()).expect("a program");
             let buffers = program.launches().buffer_bytes();

@@ -109,7 +109,7 @@ mod counting {
             let together = launch.kernel.cluster;
             let mut chosen = [0, last / 2, last].map(|block| block / together * together).to_vec();
             chosen.dedup();
-            // As before every launch: else a block would find itself the last of a tile, or not, by what was counted before.
+            // Else a block would be the last of its tile, or not, by what was counted before.
             self.simt.write(self.addresses.state, 0, &vec![0; self.state_bytes]);
             let launch = relocate(launch, |location| self.addresses.of(location));
             let mut sum = Simulated { of_blocks, ..Default::default() };

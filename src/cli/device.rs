@@ -4,13 +4,14 @@ use super::args::{DTypeArg, GenerateArgs};
 use crate::cuda;
 use crate::error::{Error, Result};
 use crate::launch::Storage;
+use crate::manifest::TARGETS;
 
 /// Where a run computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
     Cpu,
-    /// The kernels of GPUs on the CPU.
-    Simt(Storage),
+    /// The kernels of GPUs on the CPU: those of that one of [`TARGETS`].
+    Simt(Storage, &'static str),
     /// The GPU of that number.
     Cuda(usize, Storage),
 }
@@ -19,7 +20,7 @@ impl Device {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
-            Self::Simt(_) => "simt",
+            Self::Simt(..) => "simt",
             Self::Cuda(..) => "cuda",
         }
     }
@@ -28,7 +29,7 @@ impl Device {
     pub const fn dtype(self) -> &'static str {
         match self {
             Self::Cpu => "f32",
-            Self::Simt(storage) | Self::Cuda(_, storage) => storage.name(),
+            Self::Simt(storage, _) | Self::Cuda(_, storage) => storage.name(),
         }
     }
 }
@@ -49,10 +50,16 @@ pub fn device(args: &GenerateArgs) -> Result<Device> {
                 }
             },
         },
-        "simt" if word == "simt" => {
+        "simt" => {
             let storage = storage(args.dtype)?;
+            let arch =
+                word.strip_prefix("simt").and_then(|rest| rest.strip_prefix(':')).unwrap_or(TARGETS[0]);
+            let target = TARGETS.into_iter().find(|target| *target == arch).ok_or_else(|| {
+                let problem = format!("expected simt or simt:ARCH of {}, found `{word}`", TARGETS.join(", "));
+                Error::usage("--device", problem)
+            })?;
             if cfg!(feature = "simt") {
-                return Ok(Device::Simt(storage));
+                return Ok(Device::Simt(storage, target));
             }
             let problem = "this build has no simulated device: build it with `--features simt`, which takes a C++ \
                            compiler; or use --device cpu";
@@ -69,7 +76,7 @@ pub fn device(args: &GenerateArgs) -> Result<Device> {
             cuda::usable(ordinal).map(|_| Device::Cuda(ordinal, storage))
         }
         _ => {
-            let problem = format!("expected auto, cpu, simt or cuda[:N], found `{word}`");
+            let problem = format!("expected auto, cpu, simt[:ARCH] or cuda[:N], found `{word}`");
             Err(Error::usage("--device", problem))
         }
     }

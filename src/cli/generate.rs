@@ -88,8 +88,9 @@ pub fn run(args: &GenerateArgs, quiet: bool, demo: EmbeddedFiles, started: Insta
 fn backend(device: Device, max_vram: Option<usize>) -> Result<Box<dyn Backend>> {
     Ok(match device {
         #[cfg(feature = "simt")]
-        Device::Simt(storage) => {
-            Box::new(crate::simt::SimtDevice::new(storage, rayon::current_num_threads()).within(max_vram))
+        Device::Simt(storage, target) => {
+            let device = crate::simt::SimtDevice::new(storage, rayon::current_num_threads());
+            Box::new(device.like(target).within(max_vram))
         }
         Device::Cuda(ordinal, storage) => {
             Box::new(CudaDevice::open(&cuda::usable(ordinal)?, storage, max_vram)?)

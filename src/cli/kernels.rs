@@ -28,11 +28,15 @@ pub fn run(args: &InspectLaunchesArgs, demo: EmbeddedFiles) -> Result<()> {
         .map(|case| Row::of(case, gpu))
         .collect::<Result<_>>()?;
     rows.sort_by(|a, b| b.above_floor_us().total_cmp(&a.above_floor_us()));
-    let mut parts = Vec::new();
-    sum(&lowered.program.body, gpu, "always", 1, &mut parts)?;
+    let mut all = Vec::new();
+    flatten(&lowered.program.body, "always", 1, &mut all);
+    let conditions = sums(&all, gpu, |one| one.runs)?;
+    let mut files = sums(&all, gpu, |one| one.step.launch.kernel.namespace())?;
+    files.sort_by(|a, b| b.above_floor_us().total_cmp(&a.above_floor_us()));
     if args.step.json {
         rows.iter().try_for_each(|row| print_line(row.json()))?;
-        return parts.iter().try_for_each(|part| print_line(part.json()));
+        conditions.iter().try_for_each(|part| print_line(part.json("runs")))?;
+        return files.iter().try_for_each(|part| print_line(part.json("file")));
     }
     print_line(format!(
         "predicted for {} and not measured: {FILL_US} us to fill and drain and {GAP_US} us between launches included",
@@ -43,12 +47,15 @@ pub fn run(args: &InspectLaunchesArgs, demo: EmbeddedFiles) -> Result<()> {
         "kernel", "uses", "tiles", "rounds", "tile%", "full%", "floor_us", "pred_us", "bound", "above_us"
     ))?;
     rows.iter().try_for_each(|row| print_line(row.lines()))?;
-    print_line("")?;
-    print_line(format!("{:<24} {:>8} {:>10} {:>12}", "runs", "launches", "floor_us", "predicted_us"))?;
-    parts.iter().try_for_each(|part| {
-        let Part { runs, launches, floor_us, predicted_us } = part;
-        print_line(format!("{runs:<24} {launches:>8} {floor_us:>10.1} {predicted_us:>12.1}"))
-    })
+    for (title, parts) in [("runs", &conditions), ("file", &files)] {
+        print_line("")?;
+        print_line(format!("{title:<24} {:>8} {:>10} {:>12}", "launches", "floor_us", "predicted_us"))?;
+        parts.iter().try_for_each(|part| {
+            let Part { of, launches, floor_us, predicted_us } = part;
+            print_line(format!("{of:<24} {launches:>8} {floor_us:>10.1} {predicted_us:>12.1}"))
+        })?;
+    }
+    Ok(())
 }
 
 /// A distinct launch of the step.
@@ -121,43 +128,18 @@ fn choice(choice: &Choice) -> Value {
     line
 }
 
-/// What runs under one condition.
-struct Part {
-    runs: String,
-    launches: usize,
-    floor_us: f64,
-    predicted_us: f64,
+/// A launch of a step with every flag set, how often it runs and when.
+struct One<'a> {
+    step: &'a LaunchStep,
+    times: usize,
+    runs: &'static str,
 }
 
-impl Part {
-    fn json(&self) -> Value {
-        let Self { runs, launches, floor_us, predicted_us } = self;
-        json!({ "runs": runs, "launches": launches, "floor_us": floor_us, "predicted_us": predicted_us })
-    }
-
-    fn add(&mut self, steps: &[LaunchStep], times: usize, gpu: &Gpu) -> Result<()> {
-        for LaunchStep { launch, cost, .. } in steps {
-            self.launches += times;
-            self.floor_us += times as f64 * cost.floor_us(gpu);
-            self.predicted_us += times as f64 * predict(launch, cost, gpu)?.us;
-        }
-        Ok(())
-    }
-}
-
-/// Adds up launches by the conditions under which they run.
-fn sum(stages: &[LaunchStage], gpu: &Gpu, runs: &str, times: usize, parts: &mut Vec<Part>) -> Result<()> {
+fn flatten<'a>(stages: &'a [LaunchStage], runs: &'static str, times: usize, all: &mut Vec<One<'a>>) {
     for stage in stages {
         match stage {
-            LaunchStage::Run(steps) => {
-                let known = parts.iter().position(|part| part.runs == runs);
-                let index = known.unwrap_or(parts.len());
-                if known.is_none() {
-                    parts.push(Part { runs: runs.to_owned(), launches: 0, floor_us: 0.0, predicted_us: 0.0 });
-                }
-                parts[index].add(steps, times, gpu)?;
-            }
-            LaunchStage::ForEachSample { samples, body } => sum(body, gpu, runs, times * samples, parts)?,
+            LaunchStage::Run(steps) => all.extend(steps.iter().map(|step| One { step, times, runs })),
+            LaunchStage::ForEachSample { samples, body } => flatten(body, runs, times * samples, all),
             LaunchStage::If(flag, body) => {
                 let runs = match flag {
                     Flag::Once(Once::Prompt) => "once a batch of prompts",
@@ -165,9 +147,44 @@ fn sum(stages: &[LaunchStage], gpu: &Gpu, runs: &str, times: usize, parts: &mut 
                     Flag::Window => "in the guided window",
                     Flag::Sample(_) => "where the gate is open",
                 };
-                sum(body, gpu, runs, times, parts)?;
+                flatten(body, runs, times, all);
             }
         }
     }
-    Ok(())
+}
+
+/// Launches that have something in common, added up.
+struct Part<'a> {
+    of: &'a str,
+    launches: usize,
+    floor_us: f64,
+    predicted_us: f64,
+}
+
+impl Part<'_> {
+    fn above_floor_us(&self) -> f64 {
+        self.predicted_us - self.floor_us
+    }
+
+    fn json(&self, of: &str) -> Value {
+        let Self { launches, floor_us, predicted_us, .. } = self;
+        json!({ of: self.of, "launches": launches, "floor_us": floor_us, "predicted_us": predicted_us })
+    }
+}
+
+/// In the order of their first launches.
+fn sums<'a>(all: &[One<'a>], gpu: &Gpu, of: impl Fn(&One<'a>) -> &'a str) -> Result<Vec<Part<'a>>> {
+    let mut parts: Vec<Part<'a>> = Vec::new();
+    for one in all {
+        let (name, LaunchStep { launch, cost, .. }) = (of(one), one.step);
+        let index = parts.iter().position(|part| part.of == name).unwrap_or_else(|| {
+            parts.push(Part { of: name, launches: 0, floor_us: 0.0, predicted_us: 0.0 });
+            parts.len() - 1
+        });
+        let part = &mut parts[index];
+        part.launches += one.times;
+        part.floor_us += one.times as f64 * cost.floor_us(gpu);
+        part.predicted_us += one.times as f64 * predict(launch, cost, gpu)?.us;
+    }
+    Ok(parts)
 }

@@ -11,7 +11,7 @@ use crate::launch::device::GPUS;
 use crate::launch::{self, lower};
 use crate::passes;
 use crate::pipeline::programs::Steering;
-use crate::pipeline::{Blueprint, Memory, Model, Needs, Plans, Target};
+use crate::pipeline::{Blueprint, Memory, Model, Plans, Target};
 use crate::plan::{Param, StepProgram, Storage};
 use crate::weights::EmbeddedFiles;
 
@@ -159,20 +159,14 @@ fn measure(
 /// The CPU backend's programs, with or without the files of a model.
 fn on_cpu<'a>(cpu: &'a Cpu<f32>, model: Option<&'a Model>) -> Target<'a> {
     let (storage, fuse) = cpu.storage();
-    let needs = |program: &StepProgram| {
-        Ok(Needs { scratch_bytes: cpu.scratch_bytes(program), weights: program.weights() })
-    };
+    let needs = |program: &StepProgram| cpu.needs(program);
     let mapped = move |param: &Param| model.is_some_and(|model| model.maps(cpu, param));
     Target { storage, fuse, needs: Box::new(needs), mapped: Box::new(mapped), keep_text: true }
 }
 
 /// The launches of a GPU.
 fn on_device(storage: launch::Storage) -> Target<'static> {
-    let needs = move |program: &StepProgram| {
-        let launches = lower(program, storage, GPUS[0].target)?;
-        let scratch_bytes = launches.arena_bytes - program.arena_bytes;
-        Ok(Needs { scratch_bytes, weights: launches.weight_names() })
-    };
+    let needs = move |program: &StepProgram| Ok(lower(program, storage, GPUS[0].target)?.needs(program));
     Target {
         storage: Storage::of(storage.dtype()),
         fuse: passes::fuse,

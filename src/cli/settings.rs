@@ -76,7 +76,7 @@ impl Early {
         let device = device(args)?;
         let safety = &args.safety;
         let method: safety::Method = safety.safety.parse()?;
-        check_safety_flags(safety, method)?;
+        check_safety_flags(safety, &args.model, method)?;
         let early = Self {
             device,
             prompts: prompts(args)?,
@@ -283,8 +283,10 @@ pub fn checked_size(args: &ImageArgs, batch: usize, blueprint: &Blueprint) -> Re
 }
 
 /// Flags that the chosen method would silently ignore are mistakes.
-fn check_safety_flags(args: &SafetyArgs, method: safety::Method) -> Result<()> {
+fn check_safety_flags(args: &SafetyArgs, model: &ModelArgs, method: safety::Method) -> Result<()> {
     let guard_flags = [
+        ("--clip", model.clip.is_some()),
+        ("--taesd", model.taesd.is_some()),
         ("--threshold", args.threshold.is_some()),
         ("--gamma", args.gamma.is_some()),
         ("--gate", args.gate.is_some()),

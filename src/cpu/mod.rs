@@ -17,7 +17,6 @@ mod pointwise;
 mod product;
 mod program;
 mod resample;
-mod room;
 mod sampler_ops;
 mod scratch;
 

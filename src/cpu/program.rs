@@ -6,12 +6,12 @@ use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::eval::{Operand, Target, eval};
-use super::room::free_bytes;
 use super::scratch;
 use crate::backend::{Backend, InPlace, Program, Stop, WeightSource};
 use crate::error::{Error, Result};
 use crate::ir::{BufferId, Flag, Fusion, Layout, Node, NodeId, Op, Row, ValueId};
-use crate::plan::{Fuse, Param, Slot, Stage, StepProgram, StepState, Storage};
+use crate::plan::{Fuse, Needs, Param, Slot, Stage, StepProgram, StepState, Storage};
+use crate::room::free_bytes;
 use crate::tensor::{DType, Real, Shape};
 
 /// A weight of one source: see [`WeightSource::identity`].
@@ -89,9 +89,16 @@ impl<T: Real> Cpu<T> {
         let arena = shared.upgrade().unwrap_or_default();
         let mut data = arena.lock().unwrap_or_else(PoisonError::into_inner);
         if data.len() < count {
-            // The old one goes first: both at once would be more than the plan.
-            *data = Vec::new();
-            *data = filled(count, self.fill, "the activations of a step")?;
+            // The old one goes first: both at once would be more than the plan. Programs that have it go on if there
+            // is no larger one.
+            let before = std::mem::take(&mut *data).len();
+            match filled(count, self.fill, "the activations of a step") {
+                Ok(larger) => *data = larger,
+                Err(error) => {
+                    *data = filled(before, self.fill, "the activations of a step")?;
+                    return Err(error);
+                }
+            }
         }
         drop(data);
         *shared = Arc::downgrade(&arena);
@@ -151,10 +158,11 @@ impl<T: Real> Backend for Cpu<T> {
         if size_of::<T>() == size_of::<f32>() { "f32" } else { "f64" }
     }
 
-    fn scratch_bytes(&self, step: &StepProgram) -> usize {
+    fn needs(&self, step: &StepProgram) -> Result<Needs> {
         let threads = rayon::current_num_threads();
         let bytes = |node: &Node| scratch::bytes(&step.graph, node, size_of::<T>(), threads);
-        step.graph.nodes.iter().map(bytes).max().unwrap_or(0) + threads * scratch::KEPT_BYTES
+        let largest = step.graph.nodes.iter().map(bytes).max().unwrap_or(0);
+        Ok(Needs { scratch_bytes: largest + threads * scratch::KEPT_BYTES, weights: step.weights() })
     }
 
     fn reads_in_place(&self, param: &Param) -> bool {

@@ -49,7 +49,10 @@ impl Graph {
     ) -> Result<Self> {
         if waits_by_itself(program.target) && shared.overlaps.load(Relaxed) {
             match Self::build(shared, program, state, flag, true) {
-                Err(error) => tracing::warn!("launches do not overlap: {error}"),
+                Err(Error::Launch(failure)) => {
+                    tracing::warn!("launches do not overlap on this driver: {}", failure.problem);
+                }
+                Err(error) => tracing::warn!("launches do not overlap on this driver: {error}"),
                 graph => return graph,
             }
             shared.overlaps.store(false, Relaxed);
@@ -153,7 +156,7 @@ impl Builder<'_> {
                 LaunchStage::Run(run) => {
                     for step in run {
                         self.kernel(graph, before, &step.launch)
-                            .map_err(|problem| self.shared.launch_error(step, problem.to_string()))?;
+                            .map_err(|error| self.shared.launch_error(step, reason(error)))?;
                     }
                 }
                 LaunchStage::ForEachSample { samples, body } => {
@@ -285,6 +288,14 @@ impl Builder<'_> {
             return Err(Error::Bug("a conditional node without a body".to_owned()));
         }
         Ok(body)
+    }
+}
+
+/// What a driver said, without the device that it said it of.
+fn reason(error: Error) -> String {
+    match error {
+        Error::Device { problem, .. } => problem,
+        other => other.to_string(),
     }
 }
 

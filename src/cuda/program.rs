@@ -23,11 +23,11 @@ use crate::error::{Error, LaunchFailure, Result};
 use crate::ir::BufferId;
 use crate::launch::params::{self, DevicePtr};
 use crate::launch::{
-    Addresses, Executor, LaunchProgram, LaunchStage, LaunchStep, Storage, WeightKey, execute,
+    Addresses, Executor, Launch, LaunchProgram, LaunchStage, LaunchStep, Storage, WeightKey, execute,
     execute_hoisted, lower,
 };
 use crate::passes;
-use crate::plan::{self, ALIGN, Fuse, Param, StepProgram, StepState};
+use crate::plan::{self, ALIGN, Fuse, Needs, Param, StepProgram, StepState};
 
 /// Bytes that are left to the driver: binaries, graphs, and what it keeps for itself.
 const SPARE_BYTES: usize = 256 << 20;
@@ -155,16 +155,8 @@ impl Backend for CudaDevice {
         (self.storage == Storage::F16).then(|| Box::new(wider()) as Box<dyn Backend>)
     }
 
-    /// Copies and workspaces that find no room in the plan's arena.
-    fn scratch_bytes(&self, program: &StepProgram) -> usize {
-        // A program that cannot be lowered is refused when it is loaded.
-        let lowered = lower(program, self.storage, self.shared.target);
-        lowered.map_or(0, |lowered| lowered.arena_bytes - program.arena_bytes)
-    }
-
-    fn weights(&self, program: &StepProgram) -> Vec<(String, usize)> {
-        lower(program, self.storage, self.shared.target)
-            .map_or_else(|_| program.weights(), |lowered| lowered.weight_names())
+    fn needs(&self, program: &StepProgram) -> Result<Needs> {
+        Ok(lower(program, self.storage, self.shared.target)?.needs(program))
     }
 
     fn limit(&self) -> Option<usize> {
@@ -494,11 +486,7 @@ impl Eager<'_> {
 impl Executor for Eager<'_> {
     fn launch(&mut self, step: &LaunchStep) -> Result<()> {
         self.stop.check()?;
-        let launch = &step.launch;
-        let function = self.shared.kernels.function(launch.kernel)?;
-        let encoded = launch.encoded(|at, map| self.shared.context.tensor_map(at, map));
-        let queued = encoded.and_then(|params| self.shared.stream.launch(function, launch.grid, &params));
-        queued.map_err(|failure| self.shared.launch_error(step, failure.to_string()))?;
+        self.shared.queue_step(step)?;
         self.last = Some(step.clone());
         Ok(())
     }
@@ -519,6 +507,17 @@ impl Executor for Eager<'_> {
 }
 
 impl Shared {
+    /// Queues a launch, its maps encoded for where its tensors are; `named` says of which one a failure is.
+    pub fn queue(&self, launch: &Launch, named: impl FnOnce(Failure) -> Error) -> Result<()> {
+        let function = self.kernels.function(launch.kernel)?;
+        let encoded = launch.encoded(|at, map| self.context.tensor_map(at, map));
+        encoded.and_then(|params| self.stream.launch(function, launch.grid, &params)).map_err(named)
+    }
+
+    pub fn queue_step(&self, step: &LaunchStep) -> Result<()> {
+        self.queue(&step.launch, |failure| self.launch_error(step, failure.to_string()))
+    }
+
     /// What was launched, and what became of it.
     pub fn launch_error(&self, step: &LaunchStep, problem: String) -> Error {
         let launch = &step.launch;

@@ -59,10 +59,9 @@ impl CudaDevice {
                     word.copy_from_slice(bytes_of(&device));
                 }
             }
-            let function = shared.kernels.function(launch.kernel)?;
-            let ran =
-                shared.stream.launch(function, launch.grid, &params).and_then(|()| shared.stream.wait());
-            ran.map_err(|failure| wrong(failure.to_string()))?;
+            let launch = Launch { params, ..launch.clone() };
+            shared.queue(&launch, |failure| wrong(failure.to_string()))?;
+            shared.stream.wait().map_err(|failure| wrong(failure.to_string()))?;
         }
         shared.answer(shared.stream.read(&memory, 0, &mut image))?;
         for (operand, &at) in operands.iter_mut().zip(&places) {

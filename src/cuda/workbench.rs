@@ -140,7 +140,7 @@ impl Workbench {
     /// All launches on a copy, once.
     pub fn run(&self, copy: usize) -> Result<()> {
         for step in &self.copies[copy].launches {
-            self.queue(step)?;
+            self.shared.queue_step(step)?;
             self.shared
                 .stream
                 .wait()
@@ -175,7 +175,7 @@ impl Workbench {
                 events[1..].windows(2).map(|pair| pair[1].since(&pair[0]).map(|ms| f64::from(ms) * 1e3));
             between.collect::<Result<_, _>>().map_err(wrong)
         };
-        let guess = row(&|| self.queue(step))?.into_iter().fold(f64::INFINITY, f64::min).max(1.0);
+        let guess = row(&|| self.shared.queue_step(step))?.into_iter().fold(f64::INFINITY, f64::min).max(1.0);
         let fitting = (BATCH_US / guess) as usize;
         // Every copy has its turn.
         let batch = fitting.max(self.copies.len()).clamp(1, MOST_LAUNCHES);
@@ -190,7 +190,7 @@ impl Workbench {
         };
         let work = || match &graph {
             Some(graph) => graph.queue(&self.shared).map_err(wrong),
-            None => launches.iter().try_for_each(|step| self.queue(step)),
+            None => launches.iter().try_for_each(|step| self.shared.queue_step(step)),
         };
         let started = Instant::now();
         while started.elapsed() < plan.warm_up {
@@ -203,12 +203,6 @@ impl Workbench {
             batches_us.extend(row(&work)?.into_iter().map(|us| us / batch as f64));
         }
         Ok(Timing { batches_us, batch, copies: self.copies.len() })
-    }
-
-    fn queue(&self, step: &LaunchStep) -> Result<()> {
-        let function = self.shared.kernels.function(step.launch.kernel)?;
-        let queued = self.shared.stream.launch(function, step.launch.grid, &step.launch.params);
-        queued.map_err(|failure| self.shared.launch_error(step, failure.to_string()))
     }
 
     fn graph(&self, launches: Vec<LaunchStep>) -> Result<Graph> {

@@ -7,6 +7,27 @@
 use super::op::Op;
 use crate::tensor::Shape;
 
+/// The widest head whose sums a kernel holds in registers. Wider ones are composed of products of matrices, a piece of
+/// the queries at a time, whose scores are in memory.
+pub const WIDEST_WHOLE: usize = 160;
+
+/// Queries of a piece, at most: products with values of 512 channels are then 132 tiles of 128 x 128, one for every
+/// multiprocessor of the largest devices. Fewer where scores would be more than [`MOST_SCORES`].
+const QUERIES: usize = 33 * 128;
+/// Scores of a piece, at most. What a piece has in memory is 6 bytes a score, and 12 in the gradient: half a gigabyte,
+/// where the tensors of the decoder's last level take as much.
+const MOST_SCORES: usize = 40 << 20;
+
+/// Queries of a piece, of `t` in all that look at `u` keys: the business of one image's shape alone.
+pub fn queries_of_piece(t: usize, u: usize) -> usize {
+    (MOST_SCORES / score_row(u) / 128 * 128).clamp(128, QUERIES).min(t)
+}
+
+/// Elements of a row of scores in memory.
+pub fn score_row(u: usize) -> usize {
+    u.next_multiple_of(8).max(8)
+}
+
 /// Extents of an attention, and where its operands lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attending {

@@ -15,7 +15,7 @@ mod print;
 mod shapes;
 mod verify;
 
-pub use attending::Attending;
+pub use attending::{Attending, WIDEST_WHOLE, queries_of_piece, score_row};
 pub use builder::Builder;
 pub use cost::Cost;
 pub use fusion::{Fusion, Group};

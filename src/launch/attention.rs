@@ -13,15 +13,12 @@ use std::fmt;
 use super::params::{AttentionBwdParams, AttentionParams, DevicePtr, ProductParams, SoftmaxParams};
 use super::{Launch, Storage, hopper, tune};
 use crate::error::{Error, Result};
+use crate::ir::{WIDEST_WHOLE, queries_of_piece, score_row};
 
 /// Head widths with kernels of their own.
 pub const WIDTHS: [usize; 4] = [40, 64, 80, 160];
 /// The widest head of the general kernels.
 const MOST_GENERAL: usize = 256;
-/// Wider heads than this go in pieces.
-const MOST_WHOLE: usize = 160;
-/// Scores of one piece, about: with what belongs to them, 48 MiB.
-const SCORES: usize = 1 << 22;
 /// Weights in memory are so many powers of two larger; as in softmax.cu.
 const BOOST: i32 = 10;
 /// Of what begins in a workspace.
@@ -140,10 +137,9 @@ impl Tokens {
 impl Sizes {
     fn choose(&self, tokens: &[Tokens]) -> Choice {
         let aligned = self.d.is_multiple_of(8) && tokens.iter().all(Tokens::whole_chunks);
-        if self.d > MOST_WHOLE && (aligned || self.d > MOST_GENERAL) {
+        if self.d > WIDEST_WHOLE && (aligned || self.d > MOST_GENERAL) {
             let reason = "one head's sums are more than a block's registers";
-            let row = self.u.next_multiple_of(8);
-            let queries = (SCORES / row / 128 * 128).clamp(128, self.t.max(128)).min(self.t);
+            let queries = queries_of_piece(self.t, self.u);
             return Choice { form: Form::Pieces { queries, tiled: aligned }, reason };
         }
         let (form, reason) = match (WIDTHS.contains(&self.d), aligned) {
@@ -162,11 +158,6 @@ impl Sizes {
     /// Numbers in lse and its like.
     fn sums(&self) -> usize {
         self.n * self.heads * self.t
-    }
-
-    /// Elements of a row of scores in memory.
-    fn score_row(&self) -> usize {
-        self.u.next_multiple_of(8)
     }
 
     fn grid(&self, blocks: usize) -> Result<[u32; 3]> {
@@ -480,14 +471,14 @@ struct Scores {
 
 impl Scores {
     fn forward(workspace: &mut Workspace, sizes: &Sizes, queries: usize) -> Self {
-        let row = sizes.score_row();
+        let row = score_row(sizes.u);
         let mut matrix = |bytes| Matrix(workspace.take(queries * row, bytes), row);
         let none = Matrix(DevicePtr::NONE, row);
         Self { s: matrix(4), p: matrix(2), dp: none, ds: none }
     }
 
     fn backward(workspace: &mut Workspace, sizes: &Sizes, queries: usize) -> Self {
-        let row = sizes.score_row();
+        let row = score_row(sizes.u);
         let mut matrix = |bytes| Matrix(workspace.take(queries * row, bytes), row);
         Self { s: matrix(4), p: matrix(2), dp: matrix(4), ds: matrix(2) }
     }

@@ -178,12 +178,6 @@ impl Conv2d {
         tiled(&problem, target, || hopper::bwd_form(self, source))
     }
 
-    /// Elements of the filter as it is packed.
-    pub fn filter_elements(&self) -> usize {
-        let Geometry { channels, taps, kinds, .. } = self.geometry();
-        [kinds, taps].concat().iter().product::<usize>() * self.filter[0] * channels.iter().sum::<usize>()
-    }
-
     /// What the tiles of the forward kernel multiply.
     pub fn executed_flops(&self, form: Form) -> u64 {
         let geometry = self.geometry();

@@ -5,7 +5,7 @@ use super::params::StepState;
 use super::{Cost, Launch, Packing, Storage, Weight, from_bytes, to_bytes};
 use crate::error::{Error, Result};
 use crate::ir::{BufferId, Flag, Once};
-use crate::plan::ALIGN;
+use crate::plan::{ALIGN, Needs, StepProgram};
 use crate::tensor::{DType, Shape};
 
 /// One step (or the encoding of a text, or the decoding of latents) as launches. It needs the memory that
@@ -174,6 +174,12 @@ impl LaunchProgram {
             packing => format!("{} {packing:?}", weight.param.name),
         };
         self.weights.iter().map(|weight| (name(weight), weight.bytes.next_multiple_of(ALIGN))).collect()
+    }
+
+    /// What it takes besides what the plan of `step` says, which it was made of: copies and workspaces that find no
+    /// room in the plan's arena.
+    pub fn needs(&self, step: &StepProgram) -> Needs {
+        Needs { scratch_bytes: self.arena_bytes - step.arena_bytes, weights: self.weight_names() }
     }
 
     /// Bytes of [`super::Space::State`]: all zero but for the state, before the first step.

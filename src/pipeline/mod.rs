@@ -14,6 +14,6 @@ pub use batch::batch_that_fits;
 pub use blueprint::Blueprint;
 pub use model::{Model, ModelSource};
 pub use observe::{GeneratedImage, Observer, Startup, StepReport, Trace};
-pub use plans::{Memory, Needs, Plans, Target};
+pub use plans::{Memory, Plans, Target};
 pub use request::{Guidance, MAX_BATCH, Method, Request, check_side};
 pub use run::{generate, required_memory};

@@ -19,7 +19,7 @@ use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::ir::{Cost, Flag, Graph, Item};
 use crate::passes;
-use crate::plan::{Fit, Fuse, Param, Planner, StepProgram, Storage};
+use crate::plan::{Fit, Fuse, Needs, Param, Planner, StepProgram, Storage};
 
 /// Whom the plans are for.
 pub struct Target<'a> {
@@ -36,21 +36,11 @@ pub struct Target<'a> {
 /// What a device says of a program; an error where it cannot run it.
 pub type NeedsOf<'a> = dyn Fn(&StepProgram) -> Result<Needs> + 'a;
 
-/// What a program takes on a device besides its buffers and its arena.
-pub struct Needs {
-    /// Bytes that running it takes at most for itself.
-    pub scratch_bytes: usize,
-    /// Names and bytes of the weights that it holds. Programs share those of one name.
-    pub weights: Vec<(String, usize)>,
-}
-
 impl<'a> Target<'a> {
     /// A run of a model on a backend: texts go before images are made.
     pub fn of(model: &'a Model, backend: &'a dyn Backend) -> Self {
         let (storage, fuse) = backend.storage();
-        let needs = |program: &StepProgram| {
-            Ok(Needs { scratch_bytes: backend.scratch_bytes(program), weights: backend.weights(program) })
-        };
+        let needs = |program: &StepProgram| backend.needs(program);
         let mapped = |param: &Param| model.maps(backend, param);
         Self { storage, fuse, needs: Box::new(needs), mapped: Box::new(mapped), keep_text: false }
     }

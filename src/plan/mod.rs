@@ -14,6 +14,6 @@ mod storage;
 pub use keep::{Fit, Fuse, Planner};
 pub use memory::{ALIGN, Arena, Demand, clash, lower_bound, place, place_around};
 pub use peak::Peak;
-pub use program::{Param, Placed, Slot, Stage, StepProgram};
+pub use program::{Needs, Param, Placed, Slot, Stage, StepProgram};
 pub use state::{SldState, StepState};
 pub use storage::Storage;

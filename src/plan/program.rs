@@ -210,6 +210,15 @@ impl StepProgram {
     }
 }
 
+/// What a program takes on a device besides its buffers and its arena.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Bytes that running it takes at most for itself.
+    pub scratch_bytes: usize,
+    /// Names and bytes of the weights that it holds. Programs share those of one name.
+    pub weights: Vec<(String, usize)>,
+}
+
 /// The body with runs of nodes joined; free nodes and inner nodes of groups are left out.
 fn stages(graph: &Graph, fusion: &Fusion, items: &[Item]) -> Vec<Stage> {
     let mut result = Vec::new();

@@ -1,6 +1,6 @@
 //! How many bytes everything takes: the types that values, weights and buffers are stored in.
 
-use crate::ir::{Attending, Buffer, Graph, Node, Op, ValueId};
+use crate::ir::{Attending, Buffer, Graph, Node, Op, ValueId, WIDEST_WHOLE, queries_of_piece, score_row};
 use crate::tensor::{DType, Shape};
 
 /// The types of a plan.
@@ -13,11 +13,6 @@ pub enum Storage {
     /// shifts of norms), which kernels read as f32.
     Half(DType),
 }
-
-/// Scores of a composed attention that are in memory at once, at most: chunks of queries are as long as that.
-const COMPOSED_SCORES: usize = 16 << 20;
-/// Widest head that the attention kernels take whole.
-const WIDEST_HEAD: usize = 160;
 
 impl Storage {
     /// f32 for a run on the CPU, or what a device stores.
@@ -98,14 +93,15 @@ impl Storage {
             _ => return 0,
         };
         let Attending { n, t, u, c, .. } = Attending::inferred(&node.op, &graph.shapes(&node.inputs));
-        // rowsum(dO * O), like the log-sum-exps.
-        let delta = if backward { n * heads * t * DType::F32.bytes() } else { 0 };
-        if c / heads <= WIDEST_HEAD {
-            return delta;
+        let (single, half) = (DType::F32.bytes(), self.element_bytes());
+        // rowsum(dO * O) and the largest slope, like the log-sum-exps.
+        let sums = if backward { 2 * n * heads * t * single } else { 0 };
+        if c / heads <= WIDEST_WHOLE {
+            return sums;
         }
-        // Composed of products over chunks of queries: scores in f32, and their gradient.
-        let scores = (heads * t * u * DType::F32.bytes()).min(COMPOSED_SCORES);
-        delta + if backward { 2 * scores } else { scores }
+        // Scores and weights of a piece of one head, their slopes, and the gradients of its keys and values.
+        let piece = queries_of_piece(t, u) * score_row(u) * (single + half);
+        sums + if backward { 2 * piece + 2 * u * (c / heads) * single } else { piece }
     }
 }
 

@@ -17,12 +17,14 @@ use crate::launch::params::{self, DevicePtr};
 use crate::launch::{
     Addresses, Executor, LaunchProgram, LaunchStep, Storage, Weight, WeightKey, execute, from_bytes, lower,
 };
+use crate::manifest::TARGETS;
 use crate::passes;
-use crate::plan::{self, ALIGN, Fuse, Param, StepProgram, StepState};
+use crate::plan::{self, ALIGN, Fuse, Needs, Param, StepProgram, StepState};
+use crate::room::free_bytes;
 use crate::tensor::DType;
 
 /// What the launches are made for unless somebody says: the forms that every GPU since Ampere runs.
-const TARGET: &str = "sm_80";
+const TARGET: &str = TARGETS[0];
 
 /// Fewer blocks are not worth a thread.
 const FEWEST_BLOCKS: u32 = 4;
@@ -134,20 +136,16 @@ impl Backend for SimtDevice {
         (self.storage == Storage::F16).then(|| Box::new(wider()) as Box<dyn Backend>)
     }
 
-    /// Copies and workspaces that find no room in the plan's arena.
-    fn scratch_bytes(&self, program: &StepProgram) -> usize {
-        // A program that cannot be lowered is refused when it is loaded.
-        lower(program, self.storage, self.target)
-            .map_or(0, |lowered| lowered.arena_bytes - program.arena_bytes)
+    fn needs(&self, program: &StepProgram) -> Result<Needs> {
+        Ok(lower(program, self.storage, self.target)?.needs(program))
     }
 
     fn limit(&self) -> Option<usize> {
-        self.limit
+        self.limit.into_iter().chain(self.room()).min()
     }
 
-    fn weights(&self, program: &StepProgram) -> Vec<(String, usize)> {
-        lower(program, self.storage, self.target)
-            .map_or_else(|_| program.weights(), |lowered| lowered.weight_names())
+    fn room(&self) -> Option<usize> {
+        free_bytes()
     }
 
     fn load(&self, step: StepProgram, weights: &dyn WeightSource) -> Result<Box<dyn Program>> {

@@ -100,8 +100,8 @@ fn the_form_follows_from_width_and_alignment_and_says_why() {
         (choose(4096, 40, 960, 8), "general: rows do not begin at multiples of 16 bytes"),
         (choose(4096, 33, 33, 0), "general: no kernel has this head width"),
         (choose(4096, 200, 201, 0), "general: no kernel has this head width"),
-        (choose(4096, 512, 512, 0), "pieces of 1024 queries, tiled products: one head's"),
-        (choose(9216, 512, 512, 0), "pieces of 384 queries, tiled products: one head's"),
+        (choose(4096, 512, 512, 0), "pieces of 4096 queries, tiled products: one head's"),
+        (choose(9216, 512, 512, 0), "pieces of 4224 queries, tiled products: one head's"),
         (choose(50, 257, 257, 0), "pieces of 50 queries, general products: one head's"),
         (on_hopper([4096, 4096, 40], false), "sm_90a, 128 keys at a time: a width with kernels of its own"),
         (on_hopper([4096, 77, 40], false), "sm_90a, 80 keys at a time: a width with kernels of its own"),
@@ -110,7 +110,7 @@ fn the_form_follows_from_width_and_alignment_and_says_why() {
         (on_hopper([77, 77, 64], true), "tiled: tiles that a mask hides are left out there"),
         (on_hopper([50, 50, 64], false), "tiled: most of a slab of queries would be nothing"),
         (on_hopper([4096, 4096, 33], false), "general: no kernel has this head width"),
-        (on_hopper([4096, 4096, 512], false), "pieces of 1024 queries, tiled products: one head's"),
+        (on_hopper([4096, 4096, 512], false), "pieces of 4096 queries, tiled products: one head's"),
     ] {
         assert!(choice.to_string().starts_with(words), "{choice}");
     }

@@ -251,7 +251,7 @@ impl Trial {
         let workspace = simt.alloc(forward.workspace(form));
         let launches = forward.launches(form, storage, workspace).expect("a trial is legal");
         outputs.push(lse);
-        Prepared { launches, outputs }
+        Prepared { launches, outputs, ..Prepared::default() }
     }
 
     fn prepare_backward(&self, simt: &mut Simt, storage: Storage) -> Prepared {
@@ -276,7 +276,7 @@ impl Trial {
         let form = self.form.unwrap_or(backward.choose(TARGET).form);
         let workspace = simt.alloc(backward.workspace(form));
         let launches: Vec<Launch> = backward.launches(form, storage, workspace).expect("a trial is legal");
-        Prepared { launches, outputs }
+        Prepared { launches, outputs, ..Prepared::default() }
     }
 }
 

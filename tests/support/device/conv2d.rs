@@ -277,7 +277,7 @@ impl Trial {
             at.epilogue.stats = outputs[1].at;
         }
         let launch = conv.forward(form, storage, &at).expect("a trial is legal");
-        Prepared { launches: vec![launch], outputs }
+        Prepared { launches: vec![launch], outputs, counters: vec![at.arrived] }
     }
 
     fn epilogue(&self, simt: &mut Simt, values: &Values, storage: Storage) -> Epilogue {
@@ -382,7 +382,8 @@ impl Trial {
         let stored = Some(storage);
         let filter = put(simt, &self.packed(&values.filter), stored);
         let dy = put(simt, &values.dy, stored);
-        let (mut launches, mut outputs): (Vec<Launch>, _) = (Vec::new(), Vec::new());
+        let (mut launches, mut outputs, mut counters): (Vec<Launch>, _, _) =
+            (Vec::new(), Vec::new(), Vec::new());
         for (source, x) in values.sources.iter().enumerate() {
             let dx = Output::new(simt, x.shape(), stored);
             // What was there before stands in for another path's gradient.
@@ -394,8 +395,9 @@ impl Trial {
             let at = BwdOperands { dy, filter, dx: dx.at, epilogue, workspace, arrived };
             launches.push(conv.backward(source, form, storage, &at).expect("a trial is legal"));
             outputs.push(dx);
+            counters.push(arrived);
         }
-        Prepared { launches, outputs }
+        Prepared { launches, outputs, counters }
     }
 
     fn backward_wanted(&self, storage: Storage) -> Vec<Wanted> {

@@ -281,7 +281,7 @@ impl Trial {
 
     pub fn prepare(&self, simt: &mut Simt, storage: Storage) -> Prepared {
         let (places, outputs) = self.place(simt, storage);
-        Prepared { launches: vec![self.launch(storage, &places)], outputs }
+        Prepared { launches: vec![self.launch(storage, &places)], outputs, counters: vec![places.arrived] }
     }
 
     /// The operands on a device, and buffers for the results.

@@ -47,7 +47,7 @@ pub fn proof(
             results.push(Operand { at: output.at, shape });
             outputs.push(output);
         }
-        Prepared { launches: vec![launch(storage, &inputs, &results)], outputs }
+        Prepared { launches: vec![launch(storage, &inputs, &results)], outputs, ..Prepared::default() }
     };
     let wanted = move |storage: Storage| {
         let pairs = operands.iter().zip(letters.inputs.chars());
@@ -108,7 +108,11 @@ fn copies() -> Vec<Proof> {
             let place = Place { x_sample: count, out_sample: count, ..Place::whole(count) };
             let kinds = (kind(from_stored), kind(to_stored));
             let launch = place.launch(kinds, MOST_BLOCKS, index, [x, DevicePtr::NONE, output.at]);
-            Prepared { launches: vec![launch.expect("a copy is legal")], outputs: vec![output] }
+            Prepared {
+                launches: vec![launch.expect("a copy is legal")],
+                outputs: vec![output],
+                ..Prepared::default()
+            }
         };
         let name = format!("a sample from {from_stored} to {to_stored}");
         let class = if from_stored == to_stored { Class::Exact } else { Class::Rounded };
@@ -174,7 +178,7 @@ fn pairs() -> Vec<Proof> {
             let inputs = [operand(x, simt), operand(given[1].clone(), simt)];
             let output = Output::new(simt, &inputs[0].shape, Some(storage));
             let launch = pointwise::geglu_bwd_of_pairs(storage, MOST_BLOCKS, &inputs, output.at);
-            Prepared { launches: vec![launch.expect("legal")], outputs: vec![output] }
+            Prepared { launches: vec![launch.expect("legal")], outputs: vec![output], ..Prepared::default() }
         };
         let wanted = move |storage| {
             let seen: Vec<Value<f32>> = operands.iter().map(|value| rounded(value, storage)).collect();

@@ -45,10 +45,13 @@ pub struct Proof {
 type Prepare = Box<dyn Fn(&mut Simt, Storage) -> Prepared + Send + Sync>;
 
 /// What `Proof::prepare` puts on a device.
+#[derive(Default)]
 pub struct Prepared {
     /// One after the other.
     pub launches: Vec<Launch>,
     pub outputs: Vec<Output>,
+    /// Zero before the launches, and again behind them.
+    pub counters: Vec<DevicePtr>,
 }
 
 /// A buffer to be judged.
@@ -138,7 +141,10 @@ impl Prepared {
             let got = output.read(simt);
             wanted.compare(&got, output.stored).map_err(|e| format!("output {i} {e}"))?;
         }
-        Ok(())
+        match self.counters.iter().all(|&at| simt.get(at).iter().all(|&byte| byte == 0)) {
+            true => Ok(()),
+            false => Err("a counter is not left at zero".to_owned()),
+        }
     }
 }
 

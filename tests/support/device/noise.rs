@@ -78,7 +78,7 @@ impl Step {
         };
         let name = format!("ddim_unguide_{}", storage.name());
         let launch = Launch::new(&name, [2, 1, 1], &params).expect("legal");
-        Prepared { launches: vec![launch], outputs: vec![z, guided] }
+        Prepared { launches: vec![launch], outputs: vec![z, guided], ..Prepared::default() }
     }
 
     fn state(&self, [prev_x0, prev_eps]: [f32; 2]) -> plan::StepState {

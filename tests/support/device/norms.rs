@@ -198,7 +198,7 @@ impl Groups {
             let workspace = simt.alloc(norm.workspace(form, stats).max(16));
             let at = Forward { x, gamma, beta, out: output.at, workspace };
             let launches = norm.forward(form, stats, &at).expect("legal");
-            return Prepared { launches, outputs: vec![output] };
+            return Prepared { launches, outputs: vec![output], ..Prepared::default() };
         }
         let dy = put(simt, &dy, Some(storage));
         let outputs: Vec<Output> =
@@ -206,7 +206,7 @@ impl Groups {
         let dx = [outputs[0].at, outputs.get(1).map_or(DevicePtr::NONE, |output| output.at)];
         let workspace = simt.alloc(norm.workspace_bwd(form, stats).max(16));
         let at = Backward { x, gamma, beta, dy, dx, workspace };
-        Prepared { launches: norm.backward(form, stats, &at).expect("legal"), outputs }
+        Prepared { launches: norm.backward(form, stats, &at).expect("legal"), outputs, ..Prepared::default() }
     }
 
     fn wanted(&self, storage: Storage, backward: bool) -> Vec<Wanted> {

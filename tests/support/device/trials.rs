@@ -106,7 +106,7 @@ impl Trial {
         }
         let state = simt.put(bytes_of(&StepState::from(&self.case.state)));
         let launch = general(op, storage, MOST_BLOCKS, state, &inputs, &operands).expect("a case is legal");
-        Prepared { launches: vec![launch], outputs }
+        Prepared { launches: vec![launch], outputs, ..Prepared::default() }
     }
 
     fn wanted(&self, storage: Storage) -> Vec<Wanted> {
