@@ -26,7 +26,7 @@ use std::sync::{Mutex, PoisonError};
 use bytemuck::bytes_of;
 use half::{bf16, f16};
 use serde::Deserialize;
-use support::device::{Proof, families};
+use support::device::{FAMILIES, Proof};
 use unguide::backend::{Backend, Stop};
 use unguide::cuda::{CudaDevice, Gpu, TrialOperand, usable};
 use unguide::launch::Storage;
@@ -90,10 +90,10 @@ fn hold(device: &CudaDevice, proof: &Proof, storage: Storage) -> Result<(), Stri
 fn chosen(target: &str, storage: Storage) -> (Vec<Proof>, usize) {
     let word = |variable: &str| std::env::var(variable).unwrap_or_default();
     let (family, name) = (word("UNGUIDE_TEST_FAMILY"), word("UNGUIDE_TEST_FILTER"));
-    let names = families().map(|(name, _)| name);
+    let names = FAMILIES.map(|(name, _)| name);
     assert!(family.is_empty() || names.contains(&&*family), "UNGUIDE_TEST_FAMILY: one of {names:?}");
-    let of_family = families().into_iter().filter(|(name, _)| family.is_empty() || *name == family);
-    let named = of_family.flat_map(|(_, proofs)| proofs).filter(|proof| proof.name.contains(&name));
+    let of_family = FAMILIES.iter().filter(|(name, _)| family.is_empty() || *name == family);
+    let named = of_family.flat_map(|(_, proofs)| proofs()).filter(|proof| proof.name.contains(&name));
     let asked: Vec<Proof> = named.step_by(number("UNGUIDE_TEST_EVERY", 1)).collect();
     assert!(!asked.is_empty(), "no proof has {name:?} in its name");
     let (count, mut older, mut newest) = (asked.len(), Vec::new(), Vec::new());

@@ -163,12 +163,11 @@ def run(part, a, seconds):
     file = a.out / part.file
     before = file.read_text() if file.exists() else ""
     if part.file.endswith(".jsonl"):
-        text = with_lines(before, part.name, text, result)
+        put(file, with_lines(before, part.name, text, result))
     elif part.file.endswith(".txt"):
-        text = with_section(before, part.name, text, result)
-    elif code != 0:
-        text = before
-    put(file, text)
+        put(file, with_section(before, part.name, text, result))
+    elif code == 0:
+        put(file, text)
     return result, took
 
 
