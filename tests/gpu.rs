@@ -21,6 +21,7 @@ mod stub;
 mod support;
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use bytemuck::bytes_of;
@@ -144,6 +145,27 @@ fn kernels_with_f16_hold() {
 #[test]
 fn kernels_with_bf16_hold() {
     on_the_device("kernels with bf16", |gpu| all_hold(gpu, Storage::Bf16));
+}
+
+/// That a proof reaches a device as it should, without one: every so many of them, of every family, on the stand-in.
+#[test]
+fn some_proofs_of_every_family_hold_on_a_stand_in() {
+    if std::env::var_os("UNGUIDE_TEST_GPU").is_some() {
+        println!("on a stand-in: NOT RUN, for a GPU was asked for");
+        return;
+    }
+    // The loader looks at its path when a process starts.
+    let mut again = Command::new(std::env::current_exe().expect("this test"));
+    again.args(["--exact", "kernels_with_f16_hold", "--nocapture"]).env("LD_LIBRARY_PATH", stub::stub("ALL"));
+    again.envs([("UNGUIDE_TEST_GPU", "0"), ("UNGUIDE_TEST_STUB", "1"), ("UNGUIDE_TEST_EVERY", "7")]);
+    let ran = again.output().expect("started");
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let text = said(&ran.stdout);
+    assert!(ran.status.success() && text.contains(" hold\n"), "{text}\n{}", said(&ran.stderr));
+    assert!(text.contains("on a stand-in") && text.contains("; 0 are not for sm_90a"), "{text}");
+    for word in ["forward", "backward", "sm90"] {
+        assert!(text.contains(word), "no proof of {word} in\n{text}");
+    }
 }
 
 // --- What the hardware did.
