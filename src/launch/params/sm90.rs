@@ -253,7 +253,8 @@ impl Walk {
         let cluster = i64::from(rules.kernel.cluster);
         if epilogue.stats != DevicePtr::NONE {
             let ([lines, columns], share) = (self.pixels, i64::from(SLAB[0]) / cluster);
-            let of_image = cluster == 1 || 1 << (x + y).clamp(0, 7) >= share;
+            // One block stages its rows in fours.
+            let of_image = 1 << (x + y).clamp(0, 7) >= if cluster == 1 { 4 } else { share };
             let whole = of_image && lines % (1 << y.clamp(0, 7)) == 0 && columns % (1 << x.clamp(0, 7)) == 0;
             rules.holds("stats", "some", whole, "none where an image is no whole slabs, or shares of them");
         }
