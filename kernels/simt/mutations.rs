@@ -603,6 +603,12 @@ pub const MUTATIONS: &[Mutation] = &[
         "scaling::power_of(head.peak[row])",
         "1.f",
     ),
+    mutation(
+        "attention-bwd-hopper-unscaled-keys",
+        "attention_bwd_f16_d64k64_sm90",
+        "scaling::power_of(head.largest(p.t))",
+        "1.f",
+    ),
     // -- guards ------------------------------------------------------------------------------------------
     mutation(
         "gate-multiplied",
