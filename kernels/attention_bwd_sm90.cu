@@ -279,6 +279,7 @@ __device__ void run(const AttentionBwdSm90Params& p) {
         Ring<STAGES>::at(smem.full, smem.empty).initialise();
         fence_mbarrier_init();
     }
+    follow_launch_in_front();
     sync_block();
     if (threadIdx.x >= PRODUCER) {
         setmaxnreg_dec<24>();

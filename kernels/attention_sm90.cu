@@ -292,6 +292,7 @@ __device__ void run(const AttentionSm90Params& p) {
         Ring<S::STAGES>::at(smem.full, smem.empty).initialise();
         fence_mbarrier_init();
     }
+    follow_launch_in_front();
     sync_block();
     if (threadIdx.x >= PRODUCER) {
         setmaxnreg_dec<24>();

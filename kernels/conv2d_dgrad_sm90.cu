@@ -32,7 +32,7 @@ __device__ constexpr int shared_bytes() {
 }
 
 // A tile, or its share of the steps.
-template <typename T, typename Loop>
+template <typename T, typename Loop, int BLOCKS>
 struct Work {
     const Conv2dBwdSm90Params& p;
     conv_sm90::Slabs slabs;
@@ -43,26 +43,54 @@ struct Work {
     DEVICE_MEMBER conv_sm90::Slab slab(int pair) const {
         return conv_sm90::slab(slabs, tile * Loop::PAIRS + pair, 1, 0, 0, p.h, p.w);
     }
+    // What a step brings: channels of dy's pixels of a kind under a tap.
+    struct Taken {
+        int kind, tap, o;
+    };
+    DEVICE_MEMBER Taken taken(int step) const {
+        const int chunks = conv_sm90::chunks(p.o), taps = p.r * p.s, walked = (first + step) / chunks;
+        return {walked / taps, walked % taps, (first + step) % chunks * mainloop::DEPTH};
+    }
+    // Calls `take(to, c0, c1, c2, c3)` for every box of filters of that, whose slab begins at `b`.
+    template <typename Take>
+    DEVICE_MEMBER void weights(const Taken& of, uint32_t b, const Take& take) const {
+        Loop::each_span(b, [&](uint32_t to, int column) {
+            take(to, p.first + column0 + column, of.tap, of.o, p.up ? 0 : of.kind);
+        });
+    }
+    DEVICE_MEMBER bool in_boxes() const {
+        return BLOCKS == 1 && p.sums.address == 0 && epilogue_sm90::takes(p.epilogue, p.dx.address, p.c, p.c);
+    }
+    DEVICE_MEMBER void prefetch_maps() const {
+        for (int kind = 0; kind < p.kinds * p.kinds; ++kind) prefetch_tensormap(p.dy_map[kind]);
+        prefetch_tensormap(p.filter_map);
+        if (in_boxes()) prefetch_tensormap(p.dx_map);
+    }
+    DEVICE_MEMBER void prefetch_weights(int step) const {
+        weights(taken(step), 0, [&](uint32_t, int c0, int c1, int c2, int c3) {
+            prefetch_bulk_tensor_4d(p.filter_map, c0, c1, c2, c3);
+        });
+    }
     DEVICE_MEMBER void copy(int step, uint32_t a, uint32_t b, uint32_t full) const {
-        const int chunks = conv_sm90::chunks(p.o), taps = p.r * p.s;
-        const int o = (first + step) % chunks * mainloop::DEPTH, walked = (first + step) / chunks;
-        const int kind = walked / taps, tap = walked % taps;
-        const int i = tap / p.s, j = tap % p.s, line = kind / p.kinds, column = kind % p.kinds;
+        const Taken from = taken(step);
+        const int i = from.tap / p.s, j = from.tap % p.s, line = from.kind / p.kinds, column = from.kind % p.kinds;
         const int up = p.up ? -conv_sm90::seen(line, i, p.top) : (p.kinds == 1 ? p.top : 1 - line) - i;
         const int back = p.up ? -conv_sm90::seen(column, j, p.left) : (p.kinds == 1 ? p.left : 1 - column) - j;
         for (int pair = 0; pair < Loop::PAIRS; ++pair) {
             const conv_sm90::Slab of = slab(pair);
-            cp_async_bulk_tensor_4d(a + pair * Loop::A_BYTES, p.dy_map[kind], full, o, of.column + back, of.line + up,
-                                    of.image);
+            cp_async_bulk_tensor_4d(a + pair * Loop::A_BYTES, p.dy_map[from.kind], full, from.o, of.column + back,
+                                    of.line + up, of.image);
         }
-        Loop::each_span(b, [&](uint32_t to, int column) {
-            cp_async_bulk_tensor_4d(to, p.filter_map, full, p.first + column0 + column, tap, o, p.up ? 0 : kind);
+        weights(from, b, [&](uint32_t to, int c0, int c1, int c2, int c3) {
+            cp_async_bulk_tensor_4d(to, p.filter_map, full, c0, c1, c2, c3);
         });
     }
-    DEVICE_MEMBER void store(const typename Loop::Warps::Accumulators& acc, int pair, float* sums) const {
+    DEVICE_MEMBER void store(const typename Loop::Warps::Accumulators& acc, int pair, float* sums, int turn) const {
         typedef typename Loop::Warps Warps;
         const conv_sm90::Slab of = slab(pair);
         if (of.count == 0) return;  // an odd number of slabs
+        if (in_boxes())
+            return conv_sm90::finish_boxes<T, Warps>(p.epilogue, acc, of, column0, p.c, Loop::results(sums, turn), p.dx_map);
         epilogue::to_rows<Warps>(acc, sums);
         if (p.sums.address != 0) {
             const int columns = (p.c + Loop::N - 1) / Loop::N;
@@ -80,7 +108,6 @@ struct Work {
                                                        p.epilogue.residual.as<T>(), p.c, sums);
     }
     // A block's share of a cluster's tile.
-    template <int BLOCKS>
     DEVICE_MEMBER void finish_share(int rank, float* sums) const {
         const cluster::Part<conv_sm90::Slab> of = conv_sm90::part<BLOCKS>(slab(0), rank);
         if (of.count > 0) finish(of, sums);
@@ -99,7 +126,7 @@ __device__ void run(const Conv2dBwdSm90Params& p) {
     const int items = columns * tiles;
     const auto work = [&](int item, int part) {
         const mainloop::Share share = mainloop::share(steps, part, p.splits);
-        return Work<T, Loop>{p, slabs, item / columns, item % columns * N, part, share.first, share.steps};
+        return Work<T, Loop, BLOCKS>{p, slabs, item / columns, item % columns * N, part, share.first, share.steps};
     };
     if constexpr (BLOCKS > 1)
         cluster::run<T, Loop, BLOCKS>(smem, work);

@@ -35,7 +35,7 @@ __device__ constexpr int shared_bytes() {
 }
 
 // A tile of one kind, or its share of the steps.
-template <typename T, typename Loop>
+template <typename T, typename Loop, int BLOCKS>
 struct Work {
     const Conv2dSm90Params& p;
     conv_sm90::Slabs slabs;
@@ -47,25 +47,56 @@ struct Work {
         const int line = kind / p.kinds, column = kind % p.kinds;
         return conv_sm90::slab(slabs, tile * Loop::PAIRS + pair, p.kinds, line, column, p.height, p.width);
     }
-    DEVICE_MEMBER void copy(int step, uint32_t a, uint32_t b, uint32_t full) const {
+    // What a step brings: channels of one of the sources under a tap.
+    struct Taken {
+        int tap, channel;
+        bool second;
+    };
+    DEVICE_MEMBER Taken taken(int step) const {
         const int of_x = conv_sm90::chunks(p.c), of_tap = of_x + conv_sm90::chunks(p.c2);
-        const int tap = (first + step) / of_tap, chunk = (first + step) % of_tap;
+        const int chunk = (first + step) % of_tap;
         const bool second = chunk >= of_x;
-        const int channel = (second ? chunk - of_x : chunk) * mainloop::DEPTH;
-        const int i = tap / p.s, j = tap % p.s, line = kind / p.kinds, column = kind % p.kinds;
+        return {(first + step) / of_tap, (second ? chunk - of_x : chunk) * mainloop::DEPTH, second};
+    }
+    // Calls `take(c0, c1, c2, c3)` for the box of filters of that.
+    template <typename Take>
+    DEVICE_MEMBER void weights(const Taken& of, const Take& take) const {
+        take(of.second ? p.c + of.channel : of.channel, of.tap, column0, p.up ? 0 : kind);
+    }
+    DEVICE_MEMBER bool in_boxes() const {
+        return BLOCKS == 1 && p.sums.address == 0 && epilogue_sm90::takes(p.epilogue, p.y.address, p.o, p.o);
+    }
+    DEVICE_MEMBER void prefetch_maps() const {
+        prefetch_tensormap(p.x_map);
+        if (p.c2 > 0) prefetch_tensormap(p.x2_map);
+        prefetch_tensormap(p.filter_map);
+        if (in_boxes()) prefetch_tensormap(p.y_map[kind]);
+    }
+    DEVICE_MEMBER void prefetch_weights(int step) const {
+        weights(taken(step),
+                [&](int c0, int c1, int c2, int c3) { prefetch_bulk_tensor_4d(p.filter_map, c0, c1, c2, c3); });
+    }
+    DEVICE_MEMBER void copy(int step, uint32_t a, uint32_t b, uint32_t full) const {
+        const Taken from = taken(step);
+        const int i = from.tap / p.s, j = from.tap % p.s, line = kind / p.kinds, column = kind % p.kinds;
         const int down = p.up ? conv_sm90::seen(line, i, p.top) : i - (p.kinds == 1 ? p.top : 1 - line);
         const int across = p.up ? conv_sm90::seen(column, j, p.left) : j - (p.kinds == 1 ? p.left : 1 - column);
         for (int pair = 0; pair < Loop::PAIRS; ++pair) {
             const conv_sm90::Slab of = slab(pair);
-            cp_async_bulk_tensor_4d(a + pair * Loop::A_BYTES, second ? p.x2_map : p.x_map, full, channel,
+            cp_async_bulk_tensor_4d(a + pair * Loop::A_BYTES, from.second ? p.x2_map : p.x_map, full, from.channel,
                                     of.column + across, of.line + down, of.image);
         }
-        cp_async_bulk_tensor_4d(b, p.filter_map, full, second ? p.c + channel : channel, tap, column0, p.up ? 0 : kind);
+        weights(from, [&](int c0, int c1, int c2, int c3) {
+            cp_async_bulk_tensor_4d(b, p.filter_map, full, c0, c1, c2, c3);
+        });
     }
-    DEVICE_MEMBER void store(const typename Loop::Warps::Accumulators& acc, int pair, float* sums) const {
+    DEVICE_MEMBER void store(const typename Loop::Warps::Accumulators& acc, int pair, float* sums, int turn) const {
         typedef typename Loop::Warps Warps;
         const conv_sm90::Slab of = slab(pair);
         if (of.count == 0) return;  // an odd number of slabs
+        if (in_boxes())
+            return conv_sm90::finish_boxes<T, Warps>(p.epilogue, acc, of, column0, p.o, Loop::results(sums, turn),
+                                                     p.y_map[kind]);
         epilogue::to_rows<Warps>(acc, sums);
         if (p.sums.address != 0) {
             const int columns = (p.o + Loop::N - 1) / Loop::N;
@@ -78,7 +109,6 @@ struct Work {
         conv_sm90::finish<T, Warps>(p.epilogue, of, column0, p.o, p.y.as<T>(), sums);
     }
     // A block's share of a cluster's tile.
-    template <int BLOCKS>
     DEVICE_MEMBER void finish_share(int rank, float* sums) const {
         const cluster::Part<conv_sm90::Slab> of = conv_sm90::part<BLOCKS>(slab(0), rank);
         if (of.count > 0)
@@ -99,7 +129,7 @@ __device__ void run(const Conv2dSm90Params& p) {
     const int items = columns * tiles * kinds;
     const auto work = [&](int item, int part) {
         const mainloop::Share share = mainloop::share(steps, part, p.splits);
-        return Work<T, Loop>{p,     slabs,       item / columns % tiles, item % columns * N, item / columns / tiles,
+        return Work<T, Loop, BLOCKS>{p,     slabs,       item / columns % tiles, item % columns * N, item / columns / tiles,
                              part,  share.first, share.steps};
     };
     if constexpr (BLOCKS > 1)

@@ -8,7 +8,8 @@
 // BLOCKS of a cluster do, which add it among themselves (cluster_sm90.cuh).
 //
 // Items are counted columns first, so that blocks which run together read the same rows of a; then tiles of rows, then
-// splits. A tile of statistics is 128 rows of one image.
+// splits. A tile of statistics is 128 rows of one image. Results leave as boxes of one image's rows (epilogue_sm90.cuh),
+// or by rows.
 //
 // Departures from the formula:
 //   1. Rows, columns and depth beyond the edges are zeros, which the copies put there.
@@ -33,7 +34,7 @@ __device__ constexpr int shared_bytes() {
 }
 
 // A tile, or its share of k.
-template <typename T, typename Loop>
+template <typename T, typename Loop, int BLOCKS>
 struct Work {
     const GemmSm90Params& p;
     int tile, column0, part, k0;
@@ -51,19 +52,45 @@ struct Work {
         const int first = number * rows, left = of_image() - first, count = left < 0 ? 0 : left > rows ? rows : left;
         return {int64_t(image) * of_image() + first, count, int64_t(image) * blocks_of(rows) + number};
     }
-    DEVICE_MEMBER void copy(int step, uint32_t a, uint32_t b, uint32_t full) const {
-        const int k = k0 + step * mainloop::DEPTH;
-        for (int pair = 0; pair < Loop::PAIRS; ++pair)
-            cp_async_bulk_tensor_2d(a + pair * Loop::A_BYTES, p.a_map, full, k, int(rows(0).first) + pair * mainloop::ROWS);
-        if (!Loop::B_BY_ROWS) return cp_async_bulk_tensor_2d(b, p.b_map, full, k, column0);
-        Loop::each_span(b, [&](uint32_t to, int column) {
-            cp_async_bulk_tensor_2d(to, p.b_map, full, column0 + column, k);
-        });
+    DEVICE_MEMBER int depth(int step) const { return k0 + step * mainloop::DEPTH; }
+    // Calls `take(to, c0, c1)` for every box of b in a step, whose slab begins at `b`.
+    template <typename Take>
+    DEVICE_MEMBER void weights(int step, uint32_t b, const Take& take) const {
+        if (!Loop::B_BY_ROWS) return take(b, depth(step), column0);
+        Loop::each_span(b, [&](uint32_t to, int column) { take(to, column0 + column, depth(step)); });
     }
-    DEVICE_MEMBER void store(const typename Loop::Warps::Accumulators& acc, int pair, float* sums) const {
+    DEVICE_MEMBER bool in_boxes() const {
+        return BLOCKS == 1 && p.sums.address == 0 && epilogue_sm90::takes(p.epilogue, p.d.address, p.n, p.d_row);
+    }
+    DEVICE_MEMBER void prefetch_maps() const {
+        prefetch_tensormap(p.a_map);
+        prefetch_tensormap(p.b_map);
+        if (in_boxes()) prefetch_tensormap(p.d_map);
+    }
+    DEVICE_MEMBER void prefetch_weights(int step) const {
+        weights(step, 0, [&](uint32_t, int c0, int c1) { prefetch_bulk_tensor_2d(p.b_map, c0, c1); });
+    }
+    DEVICE_MEMBER void copy(int step, uint32_t a, uint32_t b, uint32_t full) const {
+        const int row = int(rows(0).first);
+        for (int pair = 0; pair < Loop::PAIRS; ++pair)
+            cp_async_bulk_tensor_2d(a + pair * Loop::A_BYTES, p.a_map, full, depth(step), row + pair * mainloop::ROWS);
+        weights(step, b, [&](uint32_t to, int c0, int c1) { cp_async_bulk_tensor_2d(to, p.b_map, full, c0, c1); });
+    }
+    DEVICE_MEMBER void store(const typename Loop::Warps::Accumulators& acc, int pair, float* sums, int turn) const {
         typedef typename Loop::Warps Warps;
         const epilogue::Rows of = rows(pair);
         if (of.count == 0) return;  // an image of an odd number of slabs
+        if (in_boxes()) {
+            unsigned char* results = Loop::results(sums, turn);
+            const int image = int(of.first) / of_image(), row = int(of.first) % of_image();
+            epilogue_sm90::finish<T, Warps>(p.epilogue, acc, of, column0, p.n, p.d_row, results,
+                                            [&](int column, uint32_t from) {
+                                                cp_async_bulk_tensor_store_3d(p.d_map, from, column, row, image);
+                                            });
+            if (p.epilogue.stats.address != 0)
+                epilogue_sm90::take_statistics<T, Warps>(p.epilogue, 0, of.count, of.tile, column0, p.n, results);
+            return;
+        }
         epilogue::to_rows<Warps>(acc, sums);
         if (p.sums.address != 0) {
             const int columns = (p.n + Loop::N - 1) / Loop::N, splits = (p.k + p.k_split - 1) / p.k_split;
@@ -81,7 +108,6 @@ struct Work {
                                                        p.epilogue.residual.as<T>(), p.d_row, sums);
     }
     // A block's share of a cluster's tile.
-    template <int BLOCKS>
     DEVICE_MEMBER void finish_share(int rank, float* sums) const {
         const int slabs = blocks_of(mainloop::ROWS), number = tile % slabs * BLOCKS + rank;
         finish(rows_of(tile / slabs, number, cluster::rows_of<BLOCKS>()), sums);
@@ -92,7 +118,7 @@ template <typename T, int PAIRS, int N, int STAGES, bool B_BY_ROWS, int BLOCKS =
 __device__ void run(const GemmSm90Params& p) {
     typedef mainloop::Loop<PAIRS, N, STAGES, B_BY_ROWS> Loop;
     typedef typename Loop::Smem Smem;
-    typedef Work<T, Loop> Work;
+    typedef Work<T, Loop, BLOCKS> Work;
     DYNAMIC_SHARED(Smem, smem);
     KERNEL_ASSERT(blockDim.x == THREADS && p.k % 8 == 0 && p.k_split % mainloop::DEPTH == 0);
     const int columns = (p.n + N - 1) / N, splits = p.sums.address != 0 ? (p.k + p.k_split - 1) / p.k_split : 1;

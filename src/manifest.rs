@@ -69,9 +69,10 @@ impl Kernel {
                  manifest\");\n"
             ),
         };
-        let entry = match self.cluster {
-            1 => format!("KERNEL_ENTRY({name}, {threads}, {params}"),
-            blocks => format!("CLUSTER_KERNEL_ENTRY({name}, {threads}, {blocks}, {params}"),
+        let entry = match (self.arch, self.cluster) {
+            (Arch::Sm80, _) => format!("KERNEL_ENTRY({name}, {threads}, {params}"),
+            (Arch::Sm90a, 1) => format!("SM90_KERNEL_ENTRY({name}, {threads}, {params}"),
+            (Arch::Sm90a, blocks) => format!("CLUSTER_KERNEL_ENTRY({name}, {threads}, {blocks}, {params}"),
         };
         format!(
             "static_assert({space}::THREADS == {threads}, \"threads of {name} in the manifest\");\n\

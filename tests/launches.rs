@@ -382,3 +382,29 @@ fn weights_are_in_the_type_that_their_kernels_read_and_have_places_of_their_own(
     }
     assert_eq!(program.weight_bytes(), end);
 }
+
+#[test]
+fn right_operands_of_products_for_sm_90a_are_weights() {
+    // Kernels bring some of them into a cache before the launch in front has ended.
+    let operands = [("GemmSm90Params", 1), ("Conv2dSm90Params", 2), ("Conv2dBwdSm90Params", 1)];
+    for name in ["sd15", "sd21"] {
+        let program = lower(&planned(name, safe(name), 1), Storage::F16, "sm_90a").expect("launches");
+        let mut found = operands.map(|_| 0);
+        for step in program.steps() {
+            let kernel = step.launch.kernel;
+            let Some(which) = operands.iter().position(|(params, _)| *params == kernel.params) else {
+                continue;
+            };
+            let address = pod_read_unaligned(&step.launch.params[8 * operands[which].1..][..8]);
+            let location = Location::of(DevicePtr(address)).expect("a place");
+            assert!(
+                matches!(location.space, Space::Weight(_)),
+                "{}: {} at {location:?}",
+                step.node,
+                kernel.name
+            );
+            found[which] += 1;
+        }
+        assert!(found.iter().all(|&count| count > 20), "{name}: {found:?}");
+    }
+}

@@ -33,7 +33,7 @@ struct Part {
 };
 
 // `items(tile, rank)` says what is to be done, as for Loop::run; but in the place of `store` stands
-// `finish_share<BLOCKS>(rank, sums)`, what becomes of this block's rows, which are the first in `sums`. A cluster a
+// `finish_share(rank, sums)`, what becomes of this block's rows, which are the first in `sums`. A cluster a
 // tile. By all threads.
 template <typename T, typename Loop, int BLOCKS, typename Items>
 DEVICE void run(typename Loop::Smem& smem, const Items& items) {
@@ -42,9 +42,9 @@ DEVICE void run(typename Loop::Smem& smem, const Items& items) {
     constexpr int ROWS = rows_of<BLOCKS>(), QUADS = ROWS * Loop::N / 4;
     constexpr int OWN = (QUADS + mainloop::CONSUMERS - 1) / mainloop::CONSUMERS;
     static_assert(Loop::PAIRS == 1 && ROWS * BLOCKS == mainloop::ROWS && ROWS % 4 == 0, "whole shares of one slab");
-    Loop::start(smem);
     const int rank = cluster_rank();
     const auto work = items(int(blockIdx.x) / BLOCKS, rank);
+    Loop::start(smem, work);
     typename Loop::Place place = {0, 0};
     if (threadIdx.x >= mainloop::PRODUCER) {
         setmaxnreg_dec<40>();
@@ -58,7 +58,7 @@ DEVICE void run(typename Loop::Smem& smem, const Items& items) {
         float d[1][Loop::N / 2];
         Loop::template consume<T>(smem, place, work.steps, d);
         typename Warps::Accumulators acc;
-        Loop::to_fragments(acc, d, 0);
+        Loop::to_fragments(acc, d[0]);
         epilogue::to_rows<Warps>(acc, smem.sums);
     }
     cluster_arrive();
@@ -88,7 +88,7 @@ DEVICE void run(typename Loop::Smem& smem, const Items& items) {
         *reinterpret_cast<Floats4*>(Stage::at(smem.sums, quad / (Loop::N / 4), quad % (Loop::N / 4) * 4)) = sum;
     }
     Warps::sync();
-    work.template finish_share<BLOCKS>(rank, smem.sums);
+    work.finish_share(rank, smem.sums);
 }
 
 }  // namespace cluster

@@ -68,6 +68,21 @@ DEVICE void finish(const Epilogue& e, const Slab& of, int column0, int n, T* y, 
     }
 }
 
+// The same of sums in registers, by way of `results` in shared memory; the map is that of the slab's class.
+template <typename T, typename Warps>
+DEVICE void finish_boxes(const Epilogue& e, const typename Warps::Accumulators& acc, const Slab& of, int column0, int n,
+                         unsigned char* results, const TensorMap& map) {
+    epilogue_sm90::finish<T, Warps>(e, acc, of, column0, n, n, results, [&](int column, uint32_t from) {
+        cp_async_bulk_tensor_store_4d(map, from, column, of.column, of.line, of.image);
+    });
+    if (e.stats.address == 0) return;
+    const int pixels = 1 << (of.all.x_bits + of.all.y_bits), apart = of.scale * of.scale * of.all.of_image();
+#pragma unroll 1
+    for (int first = 0; first < of.count; first += pixels)
+        epilogue_sm90::take_statistics<T, Warps>(e, first, pixels, of.tile + int64_t(first / pixels) * apart, column0, n,
+                                                 results);
+}
+
 // What a block of BLOCKS finishes of a slab: rows of one image, whose tiles of statistics are such shares, or of
 // several small ones without statistics. Those behind the last image come last in a slab, and are nobody's.
 template <int BLOCKS>

@@ -6,13 +6,18 @@
 // A block stays on its multiprocessor and takes item after item (a tile, or a tile's share of k) in a fixed order:
 // item = block, block + blocks, ... One elected thread of the last warpgroup fills a ring of STAGES stages by bulk
 // copies of tensors; it goes on with the next item while the other two warpgroups, 64 rows of every 128 each, are
-// still storing the last one: what the epilogue stages its sums in is not part of the ring.
+// still storing the last one: what the epilogue stages is not part of the ring. It has room for one slab's sums in f32,
+// or for two slabs' results: while the copies of one still read, the next one's are put beside it (epilogue_sm90.cuh).
 //
 //     full[stage]   one arrival, which announces the bytes, and those bytes: the slabs may be read
 //     empty[stage]  an arrival of each of the eight warps, after its products from there are done
 //
 // Phases count the rounds of the ring: round r of a stage is complete when phase r of `full` has ended, and may begin
 // when phase r - 1 of `empty` has. Products of one step are in flight while the next one's are issued.
+//
+// Before a block waits for the launch in front it brings the maps and the first weights of b into the caches, as many
+// steps of them as the ring has stages: more would push out what that launch is still writing for this one. b is a
+// weight, which no launch writes; the values that count are in any case those that the copies bring after the wait.
 //
 // Slabs of a are [128, 64] along k, swizzled by 128 bytes; of b [N, 64] likewise, or, where b comes by rows, columns
 // of SPAN of n: each [64 of k, SPAN], swizzled by its row (64 bytes where N is no multiple of 64). One wgmma takes 16
@@ -22,8 +27,8 @@
 // consumer has 232: 64 PAIRS N / 128 are sums. One block fits a multiprocessor, which its ring fills as well: shared
 // memory up to 227 KiB. Two blocks of half the ring would hide an epilogue too, but leave 84 registers a consumer.
 #pragma once
+#include "epilogue_sm90.cuh"
 #include "split.cuh"
-#include "ptx_sm90.cuh"
 
 namespace mainloop {
 
@@ -67,12 +72,24 @@ struct Loop {
 
     struct Smem {
         alignas(1024) unsigned char ring[STAGES][STAGE_BYTES];  // slabs of a, then b
-        float sums[ROWS * N];                                    // for the epilogue
+        alignas(1024) float sums[ROWS * N];                      // for the epilogue
         uint64_t full[STAGES], empty[STAGES];
     };
 
-    // Once, before anything else, by all threads.
-    static DEVICE_MEMBER void start(Smem& smem) {
+    // Where results of a slab are put: of the two places, in turn.
+    static DEVICE_MEMBER unsigned char* results(float* sums, int turn) {
+        static_assert(2 * epilogue_sm90::bytes<Warps>() <= sizeof(Smem::sums), "two slabs' results");
+        return reinterpret_cast<unsigned char*>(sums) + turn * epilogue_sm90::bytes<Warps>();
+    }
+
+    // Once, before anything else, by all threads: up to the end of the launch in front. `first` is what the block does
+    // first: its `prefetch_maps()` and `prefetch_weights(step)` are called by one thread.
+    template <typename Work>
+    static DEVICE_MEMBER void start(Smem& smem, const Work& first) {
+        if (threadIdx.x == PRODUCER) {
+            first.prefetch_maps();
+            for (int step = 0; step < STAGES && step < first.steps; ++step) first.prefetch_weights(step);
+        }
         if (threadIdx.x == 0) {
             for (int i = 0; i < STAGES; ++i) {
                 mbarrier_init(cvta_to_shared(&smem.full[i]), 1);
@@ -80,6 +97,7 @@ struct Loop {
             }
             fence_mbarrier_init();
         }
+        follow_launch_in_front();
         sync_block();
     }
 
@@ -154,18 +172,19 @@ struct Loop {
         release(smem, last);
     }
 
-    // The sums of one pair's rows; their order is the epilogue's. Selected, so that an epilogue stands there once.
-    static DEVICE_MEMBER void to_fragments(typename Warps::Accumulators& acc, const float (&d)[PAIRS][N / 2], int pair) {
+    // The sums of one pair's rows; their order is the epilogue's.
+    static DEVICE_MEMBER void to_fragments(typename Warps::Accumulators& acc, const float (&d)[N / 2]) {
 #pragma unroll
-        for (int i = 0; i < N / 2; ++i) acc.of[0][i / 4][i % 4] = pair == 0 ? d[0][i] : d[PAIRS - 1][i];
+        for (int i = 0; i < N / 2; ++i) acc.of[0][i / 4][i % 4] = d[i];
     }
 
-    // All items of a block. `items(item)` says what is to be done: `steps`, how many steps; `copy`, as for `produce`;
-    // `store(acc, pair, sums)`, what becomes of the sums of a pair's rows, for which the shared memory at `sums` is
-    // free. By all threads.
+    // All items of a block, at least one. `items(item)` says what is to be done: `steps`, how many steps; `copy`, as for
+    // `produce`; what `start` asks of it; `store(acc, pair, sums, turn)`, what becomes of the sums of a pair's rows, for
+    // which the shared memory at `sums` is free, or of its places for results the one whose turn it is, while copies that
+    // thread 0 has started still read the other one. By all threads.
     template <typename T, typename Items>
     static DEVICE_MEMBER void run(Smem& smem, int count, const Items& items) {
-        start(smem);
+        start(smem, items(blockIdx.x));
         Place at = {0, 0};
         if (threadIdx.x >= PRODUCER) {
             setmaxnreg_dec<40>();
@@ -178,18 +197,26 @@ struct Loop {
             return;
         }
         setmaxnreg_inc<232>();
+        int turn = 0;
         for (int item = blockIdx.x; item < count; item += gridDim.x) {
             const auto work = items(item);
             float d[PAIRS][N / 2];
             consume<T>(smem, at, work.steps, d);
 #pragma unroll 1
-            for (int pair = 0; pair < PAIRS; ++pair) {
+            for (int pair = 0; pair < PAIRS; ++pair, turn ^= 1) {
                 typename Warps::Accumulators acc;
-                to_fragments(acc, d, pair);
-                Warps::sync();  // the sums that were staged last have been read
-                work.store(acc, pair, smem.sums);
+                to_fragments(acc, d[0]);
+                if (threadIdx.x == 0) cp_async_bulk_wait_group_read<1>();
+                Warps::sync();  // what was staged last has been read, by copies what was before
+                work.store(acc, pair, smem.sums, turn);
+                if (threadIdx.x == 0) cp_async_bulk_commit_group();
+                // The next pair's take their place: an epilogue stands there once, and so do the sums.
+#pragma unroll
+                for (int i = 0; i < N / 2; ++i) d[0][i] = d[PAIRS - 1][i];
             }
         }
+        // Shared memory ends with the block.
+        if (threadIdx.x == 0) cp_async_bulk_wait_group<0>();
     }
 };
 

@@ -5,6 +5,9 @@
 #include "params.cuh"
 #include "ptx_sm90.cuh"
 
+// Right operands (b, filter) are weights: no launch of a program writes them, so that kernels bring some of them into
+// the L2 cache before the launch in front has ended.
+
 struct GemmSm90Params {
     DevicePtr a, b, d;
     DevicePtr sums;     // f32 [splits, m, n]: takes the parts of the sums first; or 0
@@ -14,9 +17,10 @@ struct GemmSm90Params {
     int32_t m, n, k;
     int32_t k_split;  // of k for a split; with sums
     TensorMap a_map;  // [m, k], boxes of 128 x 64
-    TensorMap b_map;  // [n, k], boxes of N x 64; or [k, n], boxes of 64 x the width of a swizzle
+    TensorMap b_map;  // [n, k], boxes of N x 64; by rows [k, n], boxes of 64 x a span of columns
+    TensorMap d_map;  // [images, rows of one, n], boxes of 1 x 128 x a span; where results leave in boxes
 };
-static_assert(sizeof(GemmSm90Params) == 384, "as in src/launch/params");
+static_assert(sizeof(GemmSm90Params) == 512, "as in src/launch/params");
 
 // A slab of 128 pixels is a box of 2^x_bits columns, 2^y_bits lines and as many images as are left.
 struct Conv2dSm90Params {
@@ -32,8 +36,9 @@ struct Conv2dSm90Params {
     int32_t pad[7];
     TensorMap x_map, x2_map;     // [n, h, w, c], boxes of a slab x 64
     TensorMap filter_map;        // [filters, o, r s, c + c2], boxes of 1 x N x 1 x 64
+    TensorMap y_map[4];          // of every kind of pixel, boxes of a slab x a span; where results leave in boxes
 };
-static_assert(sizeof(Conv2dSm90Params) == 576, "as in src/launch/params");
+static_assert(sizeof(Conv2dSm90Params) == 1088, "as in src/launch/params");
 
 struct Conv2dBwdSm90Params {
     DevicePtr dy, filter, dx;
@@ -46,8 +51,9 @@ struct Conv2dBwdSm90Params {
     int32_t pad[8];
     TensorMap dy_map[4];         // of every kind of pixel, [n, height / kinds, width / kinds, o], boxes of a slab x 64
     TensorMap filter_map;        // [filters, o, r s, channels], boxes of 1 x 64 x 1 x SPAN
+    TensorMap dx_map;            // [n, h, w, c], boxes of a slab x a span; where results leave in boxes
 };
-static_assert(sizeof(Conv2dBwdSm90Params) == 832, "as in src/launch/params");
+static_assert(sizeof(Conv2dBwdSm90Params) == 960, "as in src/launch/params");
 
 struct AttentionSm90Params {
     DevicePtr q, k, v, o, lse;

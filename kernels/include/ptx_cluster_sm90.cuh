@@ -14,7 +14,7 @@
 #else
 #define CLUSTER_DIMS(blocks)
 #endif
-// As KERNEL_ENTRY, for grids of whole clusters.
+// As SM90_KERNEL_ENTRY, for grids of whole clusters.
 #define CLUSTER_KERNEL_ENTRY(name, threads, blocks, Params, ...)                   \
     extern "C" __global__ void CLUSTER_DIMS(blocks) __launch_bounds__(threads, 1) \
         name(const __grid_constant__ Params p) {                                   \
@@ -60,7 +60,7 @@ struct ClusterRegistration {
 
 #define CLUSTER_KERNEL_ENTRY(name, threads, blocks, Params, ...)      \
     static const ClusterRegistration name##_cluster_(#name, blocks); \
-    KERNEL_ENTRY(name, threads, Params, __VA_ARGS__)
+    SM90_KERNEL_ENTRY(name, threads, Params, __VA_ARGS__)
 
 DEVICE int cluster_rank() { return int(simt_cluster_rank()); }
 DEVICE uint32_t mapa(uint32_t address, int rank) { return simt_mapa(address, uint32_t(rank)); }

@@ -9,7 +9,9 @@
 //   fence_proxy_async after it, and the user is ordered behind the fence by a barrier;
 // - what a bulk copy writes is seen by whoever has waited for its mbarrier, each thread for itself;
 // - what wgmma reads may be overwritten by whoever is ordered behind wgmma_wait_group of *every* warp of the group;
-// - an mbarrier is known to copies once its initialiser has executed fence_mbarrier_init.
+// - an mbarrier is known to copies once its initialiser has executed fence_mbarrier_init;
+// - what a bulk copy reads of shared memory may be overwritten by whoever is ordered behind its thread's
+//   cp_async_bulk_wait_group_read; what it writes to global memory is there behind its cp_async_bulk_wait_group.
 #pragma once
 #include "prelude.cuh"
 
@@ -38,12 +40,11 @@ DEVICE uint64_t wgmma_descriptor(uint32_t address, uint32_t leading, uint32_t st
 
 #ifdef __CUDACC__
 
-// As the prelude's, with one block an SM at least: setmaxnreg wants to know the registers of a thread at entry.
-#undef KERNEL_ENTRY
-#define KERNEL_ENTRY(name, threads, Params, ...)                                                     \
+// An entry point whose kernel follows the launch in front by itself, with one block an SM at least: setmaxnreg wants to
+// know the registers of a thread at entry.
+#define SM90_KERNEL_ENTRY(name, threads, Params, ...)                                                 \
     extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Params p) { \
-        follow_launch_in_front();                                                                    \
-        __VA_ARGS__(p);                                                                              \
+        __VA_ARGS__(p);                                                                               \
     }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -100,6 +101,37 @@ DEVICE void mbarrier_wait_parity(uint32_t mbarrier, uint32_t parity) {
 
 DEVICE void fence_proxy_async() { SM90_ASM("fence.proxy.async.shared::cta;" ::: "memory"); }
 DEVICE void prefetch_tensormap(const TensorMap& map) { SM90_ASM("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
+// The other way: of the box what the tensor has, from shared memory to there. As with cp.async, a thread's copies since
+// the last group make a group, and it waits until at most N of its own are still writing, or still reading.
+DEVICE void cp_async_bulk_tensor_store_3d(const TensorMap& map, uint32_t from, int c0, int c1, int c2) {
+    SM90_ASM("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map), "r"(from),
+             "r"(c0), "r"(c1), "r"(c2)
+             : "memory");
+}
+DEVICE void cp_async_bulk_tensor_store_4d(const TensorMap& map, uint32_t from, int c0, int c1, int c2, int c3) {
+    SM90_ASM("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
+             "r"(from), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+             : "memory");
+}
+DEVICE void cp_async_bulk_commit_group() { SM90_ASM("cp.async.bulk.commit_group;" ::: "memory"); }
+template <int N>
+DEVICE void cp_async_bulk_wait_group() {
+    SM90_ASM("cp.async.bulk.wait_group %0;" ::"n"(N) : "memory");
+}
+template <int N>
+DEVICE void cp_async_bulk_wait_group_read() {
+    SM90_ASM("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
+// Brings the map's box into the L2 cache, and nowhere else: a hint. Whatever is written there afterwards, by whomever,
+// is what copies will find: all of a GPU's copies and stores meet in that cache.
+DEVICE void prefetch_bulk_tensor_2d(const TensorMap& map, int c0, int c1) {
+    SM90_ASM("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(c0), "r"(c1) : "memory");
+}
+DEVICE void prefetch_bulk_tensor_4d(const TensorMap& map, int c0, int c1, int c2, int c3) {
+    SM90_ASM("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];" ::"l"(&map), "r"(c0), "r"(c1),
+             "r"(c2), "r"(c3)
+             : "memory");
+}
 // The map's box from the coordinates c0 (innermost) onwards to shared memory, zeros where it leaves the tensor; its
 // bytes are counted by the mbarrier. One thread calls it. `to` is aligned to 128 bytes.
 DEVICE void cp_async_bulk_tensor_2d(uint32_t to, const TensorMap& map, uint32_t mbarrier, int c0, int c1) {
@@ -123,6 +155,15 @@ DEVICE void cp_async_bulk_tensor_4d(uint32_t to, const TensorMap& map, uint32_t 
         "[%2];" ::"r"(to),
         "l"(&map), "r"(mbarrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
         : "memory");
+}
+
+// -- fragments -----------------------------------------------------------------------------------------------
+
+// ldmatrix_x4 the other way: register i of all lanes is matrix i, whose row r goes to the address that lane 8 i + r has.
+DEVICE void stmatrix_x4(uint32_t address, const uint32_t (&r)[4]) {
+    SM90_ASM("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]),
+             "r"(r[2]), "r"(r[3])
+             : "memory");
 }
 
 // -- products of a warpgroup ---------------------------------------------------------------------------------
@@ -210,6 +251,10 @@ WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134)
 
 #else
 
+#define SM90_KERNEL_ENTRY(name, threads, Params, ...)                                                    \
+    static void name(const void* p) { __VA_ARGS__(*static_cast<const Params*>(p)); }                     \
+    static const simt::Registration name##_registration_(SIMT_VARIANT, #name, name, threads, sizeof(Params));
+
 DEVICE void bar_sync(int id, int threads, SIMT_SITE) { simt::named_barrier(id, threads, true, site); }
 DEVICE void bar_arrive(int id, int threads, SIMT_SITE) { simt::named_barrier(id, threads, false, site); }
 DEVICE bool elect_one(SIMT_SITE) { return simt::elect(site); }
@@ -231,7 +276,9 @@ DEVICE void mbarrier_wait_parity(uint32_t mbarrier, uint32_t parity, SIMT_SITE) 
 }
 
 DEVICE void fence_proxy_async() { simt::fence_proxy_async(); }
-DEVICE void prefetch_tensormap(const TensorMap&) {}
+DEVICE void prefetch_tensormap(const TensorMap& map) { simt::bulk_prefetch(map.word, 0); }
+DEVICE void prefetch_bulk_tensor_2d(const TensorMap& map, int, int) { simt::bulk_prefetch(map.word, 2); }
+DEVICE void prefetch_bulk_tensor_4d(const TensorMap& map, int, int, int, int) { simt::bulk_prefetch(map.word, 4); }
 DEVICE void cp_async_bulk_tensor_2d(uint32_t to, const TensorMap& map, uint32_t mbarrier, int c0, int c1) {
     const int at[5] = {c0, c1, 0, 0, 0};
     simt::bulk_copy(to, map.word, mbarrier, 2, at);
@@ -245,6 +292,25 @@ DEVICE void cp_async_bulk_tensor_4d(uint32_t to, const TensorMap& map, uint32_t 
     const int at[5] = {c0, c1, c2, c3, 0};
     simt::bulk_copy(to, map.word, mbarrier, 4, at);
 }
+
+DEVICE void cp_async_bulk_tensor_store_3d(const TensorMap& map, uint32_t from, int c0, int c1, int c2) {
+    const int at[5] = {c0, c1, c2, 0, 0};
+    simt::bulk_store(map.word, from, 3, at);
+}
+DEVICE void cp_async_bulk_tensor_store_4d(const TensorMap& map, uint32_t from, int c0, int c1, int c2, int c3) {
+    const int at[5] = {c0, c1, c2, c3, 0};
+    simt::bulk_store(map.word, from, 4, at);
+}
+DEVICE void cp_async_bulk_commit_group() { simt::bulk_commit(); }
+template <int N>
+DEVICE void cp_async_bulk_wait_group() {
+    simt::bulk_wait(N, false);
+}
+template <int N>
+DEVICE void cp_async_bulk_wait_group_read() {
+    simt::bulk_wait(N, true);
+}
+DEVICE void stmatrix_x4(uint32_t address, const uint32_t (&r)[4], SIMT_SITE) { simt::stmatrix(address, r, site); }
 
 DEVICE void wgmma_fence(SIMT_SITE) { simt::wgmma_fence(site); }
 DEVICE void wgmma_commit_group(SIMT_SITE) { simt::wgmma_commit(site); }

@@ -133,6 +133,7 @@ static Cell* cells_of(const char* p, int bytes, Place& where, bool write, int th
         return nullptr;
     }
     where = {"global memory", static_cast<long long>(p - b->low), static_cast<long long>(b->high - b->low)};
+    if (!running().follows) report("BEFORE THE LAUNCH IN FRONT has ended", where, thread, pc);
     if (b->cells == nullptr)
         b->cells = static_cast<Cell*>(calloc((b->high - b->low + GRANULE - 1) / GRANULE, sizeof(Cell)));
     return b->cells + (p - b->low) / GRANULE;

@@ -242,13 +242,25 @@ bool perform_a_copy() {
     return true;
 }
 
+// rank 0: any.
+static Map map_of(const uint64_t* words, int rank, uint32_t pc) {
+    const Map map(words);
+    if (words[1] >> 32 != MAP_MARK || (rank != 0 && map.rank != rank) || reinterpret_cast<uintptr_t>(words) % 64 != 0)
+        fail("BULK COPY of rank %d with something else than a map of that rank; @0x%x", rank, pc);
+    return map;
+}
+
+// Moves nothing that anybody could see.
+void bulk_prefetch(const uint64_t* words, int rank) {
+    map_of(words, rank, CALLER);
+    if (rank > 0) ++context->counts.bulk_prefetches;
+}
+
 void bulk_copy(uint32_t to, const uint64_t* words, uint32_t mbarrier, int rank, const int* at) {
     Context& c = *context;
     const uint32_t pc = CALLER;
     const int self = current->linear;
-    const Map map(words);
-    if (words[1] >> 32 != MAP_MARK || map.rank != rank || reinterpret_cast<uintptr_t>(words) % 64 != 0)
-        fail("BULK COPY of rank %d with something else than a map of that rank; @0x%x", rank, pc);
+    const Map map = map_of(words, rank, pc);
     if (to % 128 != 0 || !is_own(to, map.bytes()))
         fail("BULK COPY of %u bytes to the address 0x%x; @0x%x", map.bytes(), to, pc);
     const Mbarrier& m = mbarrier_at(mbarrier, pc);
@@ -279,6 +291,80 @@ void bulk_copy(uint32_t to, const uint64_t* words, uint32_t mbarrier, int rank, 
         perform(copy);
     else
         c.hopper.copies.push_back(copy);
+}
+
+// Copies the other way. A thread's own groups: what is read is known to it by then, and so is what is written. Lazy ones
+// read and write when their thread waits for it.
+static void read_box(BulkStore& store) {
+    Context& c = *context;
+    const Map map(store.map);
+    store.read.resize(map.bytes());
+    for (uint32_t at = 0; at < map.bytes(); at += 16)
+        memcpy(store.read.data() + at, c.shared + swizzled(store.from + at, map.swizzle), 16);
+}
+
+static void write_box(BulkStore& store) {
+    const Map map(store.map);
+    store.written = true;
+    for_chunks(map, store.at, [&](uint32_t offset, const char* to, int count) {
+        memcpy(const_cast<char*>(to), store.read.data() + offset, count * map.element);
+    });
+}
+
+void bulk_store(const uint64_t* words, uint32_t from, int rank, const int* at) {
+    begin();
+    Context& c = *context;
+    const uint32_t pc = CALLER;
+    const int self = current->linear;
+    const Map map = map_of(words, rank, pc);
+    if (from % 128 != 0 || !is_own(from, map.bytes()))
+        fail("BULK STORE of %u bytes from the address 0x%x; @0x%x", map.bytes(), from, pc);
+    ++c.counts.bulk_stores;
+    if (c.mode.counts_alone) {
+        c.counts.shared_read_bytes += map.bytes();
+        for_chunks(map, at, [&](uint32_t, const char* to, int count) { count_access(to, count * map.element, true); });
+    }
+    BulkStore store = {from, 0, {}, {}, 0, running().store_group, {}, false};
+    memcpy(store.map, words, sizeof store.map);
+    memcpy(store.at, at, sizeof store.at);
+    if (checked()) {
+        const int agent = c.hopper.next_agent++ % COPY_AGENTS;
+        store.agent = first_copy_agent() + agent;
+        store.clock = c.hopper.agent_clocks[agent] += 2;
+        std::vector<uint32_t> known(c.clock_of(self), c.clock_of(self) + c.actors);
+        known[store.agent] = store.clock;
+        const Actor reads = {store.agent, store.clock - 1, known.data(), c.fenced_of(self)};
+        const Actor writes = {store.agent, store.clock, known.data(), c.fenced_of(self)};
+        for (uint32_t i = 0; i < map.bytes(); i += 16)
+            check_agent(reads, c.shared + swizzled(from + i, map.swizzle), 16, false, pc);
+        for_chunks(map, at, [&](uint32_t, const char* to, int count) {
+            if (count > 0) check_agent(writes, to, count * map.element, true, pc);
+        });
+    }
+    if (happens_at_once()) {
+        read_box(store);
+        write_box(store);
+    }
+    running().stores.push_back(store);
+}
+
+void bulk_commit() { ++running().store_group; }
+
+void bulk_wait(int groups_left, bool only_read) {
+    Context& c = *context;
+    Fiber& f = running();
+    std::vector<BulkStore> kept;
+    for (BulkStore& store : f.stores) {
+        const bool waited = store.group < f.store_group - groups_left;
+        if (waited && store.read.empty()) read_box(store);
+        if (waited && !only_read && !store.written) write_box(store);
+        if (waited && checked()) {
+            uint32_t& known = c.clock_of(current->linear)[store.agent];
+            known = std::max(known, only_read ? store.clock - 1 : store.clock);
+        }
+        if (!waited || only_read) kept.push_back(store);
+    }
+    f.stores.swap(kept);
 }
 
 // -- products of a warpgroup ---------------------------------------------------------------------------------
@@ -506,6 +592,9 @@ bool belongs_to_a_product(const char* address, bool write) {
 
 void finish_hopper() {
     Context& c = *context;
+    for (size_t i = 0; i < c.fibers.size(); ++i)
+        if (!c.fibers[i].stores.empty())
+            note("LEFT IN FLIGHT: block %u ends before the bulk stores of thread %zu", c.block, i);
     if (!c.hopper.copies.empty()) note("LEFT IN FLIGHT: block %u ends before its bulk copies", c.block);
     for (size_t i = 0; i < c.hopper.warps.size(); ++i) {
         const ProductsOfWarp& warp = c.hopper.warps[i];

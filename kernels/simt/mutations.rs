@@ -456,12 +456,54 @@ pub const MUTATIONS: &[Mutation] = &[
         "",
     ),
     mutation(
+        "hopper-copies-before-the-launch-in-front",
+        "gemm_f16_m128n64k64s4_sm90",
+        "follow_launch_in_front();\n        sync_block();",
+        "if (threadIdx.x < PRODUCER) follow_launch_in_front();\n        sync_block();",
+    ),
+    mutation(
+        "cluster-without-the-launch-in-front",
+        "gemm_bf16_m128n160k64s4c4_sm90",
+        "        follow_launch_in_front();\n        sync_block();",
+        "        sync_block();",
+    ),
+    mutation(
         "hopper-released-while-read",
         "conv2d_f16_m128n64k64s4_sm90",
         "wgmma_wait_group<1>();",
         "wgmma_wait_group<2>();",
     ),
-    mutation("hopper-barrier-before-sums", "conv2d_bwd_f16_m128n64k64s4_sm90", SUMS_READ, ""),
+    mutation("hopper-barrier-before-sums", "gemm_bf16_m128n64k64s4_sm90", STAGED_READ, ""),
+    mutation(
+        "hopper-results-before-their-rows",
+        "gemm_f16_m128n64k64s4_sm90",
+        "Warps::sync();  // the whole tile is there",
+        "",
+    ),
+    mutation(
+        "hopper-results-unfenced",
+        "conv2d_bf16_m128n64k64s4_sm90",
+        "fence_proxy_async();\n    Warps::sync();  // the whole tile",
+        "Warps::sync();  // the whole tile",
+    ),
+    mutation(
+        "hopper-results-over-those-that-are-read",
+        "gemm_bwd_f16_m128n64k64s4_sm90",
+        "cp_async_bulk_wait_group_read<1>();",
+        "cp_async_bulk_wait_group_read<2>();",
+    ),
+    mutation(
+        "hopper-results-left",
+        "conv2d_bwd_f16_m128n64k64s4_sm90",
+        "if (threadIdx.x == 0) cp_async_bulk_wait_group<0>();",
+        "",
+    ),
+    mutation(
+        "hopper-results-of-another-lane",
+        "gemm_f16_m128n160k64s4_sm90",
+        "lane / 4 * 4 + lane % 2 * 2;",
+        "lane / 4 * 4 + lane % 2;",
+    ),
     mutation(
         "hopper-right-edge",
         "conv2d_bf16_m128n64k64s4_sm90",
@@ -561,6 +603,12 @@ pub const MUTATIONS: &[Mutation] = &[
         "scaling::power_of(head.peak[row])",
         "1.f",
     ),
+    mutation(
+        "attention-bwd-hopper-unscaled-keys",
+        "attention_bwd_f16_d64k64_sm90",
+        "scaling::power_of(head.largest(p.t))",
+        "1.f",
+    ),
     // -- guards ------------------------------------------------------------------------------------------
     mutation(
         "gate-multiplied",
@@ -586,7 +634,7 @@ pub const MUTATIONS: &[Mutation] = &[
 
 const WAIT_AND_RESCALE: &str = "ring.wait();\n            wgmma_wait_group<0>();";
 const FULL_WAIT: &str = "mbarrier_wait_parity(cvta_to_shared(&smem.full[at.stage]), at.round & 1);";
-const SUMS_READ: &str = "Warps::sync();  // the sums that were staged last have been read";
+const STAGED_READ: &str = "Warps::sync();  // what was staged last has been read, by copies what was before";
 const BEFORE_SHARES: &str = "    cluster_arrive();\n    cluster_wait();\n    float own";
 const AFTER_SHARES: &str = "    cluster_arrive();\n    cluster_wait();\n#pragma unroll\n    for (int i = 0; i < OWN; \
                             ++i) {\n        const int quad = int(threadIdx.x) + i * mainloop::CONSUMERS;\n";

@@ -15,6 +15,7 @@ struct Numbers {
 template <Fault FAULT>
 __device__ void exchange(const PointwiseParams& p) {
     SHARED(Numbers, own);
+    follow_launch_in_front();
     const int i = threadIdx.x;
     own.of[i] = float(100 * int(blockIdx.x) + i);
     // Of the cluster; a block's own barrier does not do.

@@ -28,6 +28,17 @@ __device__ void moves(const PointwiseParams& p) {
     }
 }
 
+// x [32, 8] is what the registers hold; out [32, 8] are rows of 16 bytes, of which lane i points to row i.
+__device__ void stores(const PointwiseParams& p) {
+    SHARED(Rows, rows);
+    const int lane = threadIdx.x;
+    uint32_t r[4];
+    for (int i = 0; i < 4; ++i) r[i] = p.x.as<uint32_t>()[lane * 4 + i];
+    stmatrix_x4(cvta_to_shared(&rows.half[lane]), r);
+    sync_block();
+    for (int i = 0; i < 8; ++i) p.out.as<uint16_t>()[lane * 8 + i] = rows.half[lane][i];
+}
+
 // x [32, 4] and y [32, 2]: the registers of A and B; out [32, 4]: those of D. c: 0 f16, 1 bf16.
 __device__ void multiplies(const PointwiseParams& p) {
     const int lane = threadIdx.x;
@@ -80,6 +91,7 @@ __device__ void multiplies_as_a_group(const WgmmaParams& p) {
 }  // namespace probes_layouts
 
 KERNEL_ENTRY(probe_ldmatrix, 32, PointwiseParams, probes_layouts::moves)
+KERNEL_ENTRY(probe_stmatrix, 32, PointwiseParams, probes_layouts::stores)
 KERNEL_ENTRY(probe_mma, 32, PointwiseParams, probes_layouts::multiplies)
 #define WGMMA_PROBE(name, R, A, B, REGISTERS, T)          \
     KERNEL_ENTRY(name, 128, probes_layouts::WgmmaParams, \

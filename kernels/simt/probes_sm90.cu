@@ -36,6 +36,9 @@ enum Fault {
     COPY_LEFT,
     WARPS_DIFFER,
     BARRIER_OF_TOO_MANY,
+    FOLLOWS_LATE,  // behind the first copies
+    FOLLOWS_TWICE,
+    CONSUMERS_FOLLOW,
 };
 
 constexpr int STAGES = 2, TILE = 64 * 64 * 2, CONSUMERS = 128;
@@ -58,6 +61,7 @@ __device__ void produce(const Params& p, Ring& ring) {
         if (FAULT == ONE_ARRIVAL_TOO_MANY) mbarrier_arrive(full);
         cp_async_bulk_tensor_2d(cvta_to_shared(stage.a), p.a, full, step * 64, 0);
         cp_async_bulk_tensor_2d(cvta_to_shared(stage.b), p.b, full, step * 64, 0);
+        if (FAULT == FOLLOWS_LATE && step == 0) follow_launch_in_front();
     }
     if (FAULT == COPY_LEFT) {  // one more for the second stage, which of five steps has had two
         const uint32_t full = cvta_to_shared(&ring.full[1]);
@@ -121,6 +125,12 @@ __device__ void consume(const Params& p, Ring& ring) {
 template <Fault FAULT>
 __device__ void ring(const Params& p) {
     DYNAMIC_SHARED(Ring, ring);
+    if (threadIdx.x == CONSUMERS) {
+        prefetch_tensormap(p.a);
+        prefetch_bulk_tensor_2d(p.b, 0, 0);
+    }
+    if (threadIdx.x < CONSUMERS || (FAULT != FOLLOWS_LATE && FAULT != CONSUMERS_FOLLOW)) follow_launch_in_front();
+    if (FAULT == FOLLOWS_TWICE && threadIdx.x == 5) follow_launch_in_front();
     if (threadIdx.x == 0) {
         const int releases = FAULT == ONE_WARP_RELEASES ? 32 : FAULT == ONE_ARRIVAL_TOO_FEW ? CONSUMERS + 1 : CONSUMERS;
         for (int i = 0; i < STAGES; ++i) {
@@ -132,7 +142,9 @@ __device__ void ring(const Params& p) {
     if (FAULT != INIT_NOT_SHARED) sync_block();
     if (threadIdx.x >= CONSUMERS) {
         setmaxnreg_dec<40>();
-        if (threadIdx.x < CONSUMERS + 32 && elect_one()) produce<FAULT>(p, ring);
+        const bool copies = threadIdx.x < CONSUMERS + 32 && elect_one();
+        if (FAULT == FOLLOWS_LATE && !copies) follow_launch_in_front();
+        if (copies) produce<FAULT>(p, ring);
         if (FAULT == BARRIER_OF_TOO_MANY) bar_sync(2, 256);
     } else {
         setmaxnreg_inc<232>();
@@ -160,6 +172,36 @@ __device__ void box(const Params& p) {
     sync_block();
     mbarrier_wait_parity(full, 0);
     for (int i = threadIdx.x; i < p.bytes / 2; i += 64) p.out.as<uint16_t>()[i] = box.half[i];
+}
+
+// The numbers 1, 2, .. of a box, to the tensor at `at`.
+enum StoreFault {
+    STORED,
+    STORED_UNFENCED,
+    STORED_WITHOUT_BARRIER,
+    STORE_LEFT,
+    STORE_OVERWRITTEN,  // before it has been read
+    STORE_READ_BACK,    // before it is there
+};
+template <StoreFault FAULT>
+__device__ void stores_box(const Params& p) {
+    DYNAMIC_SHARED(Box, box);
+    for (int i = threadIdx.x; i < p.bytes / 2; i += 64) box.half[i] = uint16_t(i + 1);
+    if (FAULT != STORED_UNFENCED) fence_proxy_async();
+    if (FAULT != STORED_WITHOUT_BARRIER) sync_block();
+    if (threadIdx.x == 0) {
+        const uint32_t from = cvta_to_shared(box.half);
+        if (p.rank == 3) cp_async_bulk_tensor_store_3d(p.a, from, p.at[0], p.at[1], p.at[2]);
+        if (p.rank == 4) cp_async_bulk_tensor_store_4d(p.a, from, p.at[0], p.at[1], p.at[2], p.at[3]);
+        cp_async_bulk_commit_group();
+        if (FAULT == STORE_OVERWRITTEN)
+            cp_async_bulk_wait_group_read<1>();
+        else
+            cp_async_bulk_wait_group_read<0>();
+        box.half[0] = 0;
+        if (FAULT == STORE_READ_BACK) box.half[1] = p.out.as<uint16_t>()[0];
+        if (FAULT != STORE_LEFT) cp_async_bulk_wait_group<0>();
+    }
 }
 
 // Two halves of the block hand numbers over through a barrier of which one half only arrives. rank: 0 right, 1 the
@@ -202,7 +244,7 @@ __device__ void strides(const Params& p) {
 
 }  // namespace probes_sm90
 
-#define RING(name, FAULT) KERNEL_ENTRY(name, 256, probes_sm90::Params, probes_sm90::ring<probes_sm90::FAULT>)
+#define RING(name, FAULT) SM90_KERNEL_ENTRY(name, 256, probes_sm90::Params, probes_sm90::ring<probes_sm90::FAULT>)
 RING(probe_ring_right, NONE)
 RING(probe_ring_rewritten, REWRITTEN)
 // What is wrong is nothing for a GPU, whose compiler mends some of it.
@@ -226,8 +268,18 @@ RING(probe_ring_product_left, PRODUCT_LEFT)
 RING(probe_ring_copy_left, COPY_LEFT)
 RING(probe_ring_warps_differ, WARPS_DIFFER)
 RING(probe_ring_barrier_of_too_many, BARRIER_OF_TOO_MANY)
+RING(probe_ring_follows_late, FOLLOWS_LATE)
+RING(probe_ring_follows_twice, FOLLOWS_TWICE)
+RING(probe_ring_consumers_follow, CONSUMERS_FOLLOW)
 #endif
 KERNEL_ENTRY(probe_box, 64, probes_sm90::Params, probes_sm90::box)
+#define STORES(name, FAULT) KERNEL_ENTRY(name, 64, probes_sm90::Params, probes_sm90::stores_box<probes_sm90::FAULT>)
+STORES(probe_store_box, STORED)
+STORES(probe_store_unfenced, STORED_UNFENCED)
+STORES(probe_store_without_barrier, STORED_WITHOUT_BARRIER)
+STORES(probe_store_left, STORE_LEFT)
+STORES(probe_store_overwritten, STORE_OVERWRITTEN)
+STORES(probe_store_read_back, STORE_READ_BACK)
 KERNEL_ENTRY(probe_hands_over, 128, probes_sm90::Params, probes_sm90::hands_over)
 KERNEL_ENTRY(probe_strides_4, 32, probes_sm90::Params, probes_sm90::strides<1>)
 KERNEL_ENTRY(probe_strides_8, 32, probes_sm90::Params, probes_sm90::strides<2>)

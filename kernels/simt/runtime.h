@@ -38,7 +38,7 @@ struct Mode {
 struct Counts {
     uint64_t threads, switches, barriers, collectives, ldmatrix, bank_conflicts, mma, async_bytes;
     uint64_t global_read_bytes, global_written_bytes, shared_read_bytes, shared_written_bytes;
-    uint64_t access_conflicts, wgmma, bulk_copies;
+    uint64_t access_conflicts, wgmma, bulk_copies, bulk_prefetches, bulk_stores;
 };
 
 // What is known about two bytes of memory: who wrote them last, and two of those who read them since.
@@ -65,6 +65,15 @@ struct Copy {
     bool done;
 };
 
+// From shared memory: of the agent's clock the first half is reading, the second writing.
+struct BulkStore {
+    uint32_t from, clock;
+    uint64_t map[16];
+    int at[5], agent, group;
+    std::vector<char> read;  // what it has read, once it has
+    bool written;
+};
+
 struct Fiber {
     Lane lane;
     void* stack_pointer;
@@ -73,7 +82,10 @@ struct Fiber {
     const char* waits_for;
     Site waits_at;
     std::vector<Copy> copies;
-    int group;  // of cp.async, the one being filled
+    int group;     // of cp.async, the one being filled
+    std::vector<BulkStore> stores;
+    int store_group;
+    bool follows;  // has waited for the launch in front
 };
 
 typedef void (*Meeting)(void** arguments);

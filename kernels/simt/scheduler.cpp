@@ -282,6 +282,34 @@ void ldmatrix(uint32_t* rows, int count, bool transposed, uint32_t address, Site
     meet(do_ldmatrix, &arguments, transposed ? "ldmatrix.trans" : "ldmatrix", site);
 }
 
+struct Stmatrix {
+    const uint32_t* rows;
+    uint32_t address, pc;
+};
+static void do_stmatrix(void** lanes) {
+    Context& c = *context;
+    for (int matrix = 0; matrix < 4; ++matrix) {
+        int in_bank[8] = {0}, most = 0;
+        for (int r = 0; r < 8; ++r) {
+            const Stmatrix& lane = *static_cast<Stmatrix*>(lanes[matrix * 8 + r]);
+            if (lane.address % 16 != 0 || !is_own(lane.address, 16))
+                fail("stmatrix: lane %d gives the address 0x%x", matrix * 8 + r, lane.address);
+            most = std::max(most, ++in_bank[lane.address / 16 % 8]);
+            char* row = c.shared + lane.address;
+            if (c.mode.checked) check_access(current->warp * 32 + matrix * 8 + r, row, 16, true, lane.pc);
+            if (c.mode.counts_alone) count_access(row, 16, true);
+            for (int i = 0; i < 4; ++i)
+                memcpy(row + i * 4, &static_cast<Stmatrix*>(lanes[r * 4 + i])->rows[matrix], 4);
+        }
+        c.counts.bank_conflicts += most - 1;
+    }
+}
+void stmatrix(uint32_t address, const uint32_t* rows, Site site) {
+    const uint32_t pc = context->mode.checked ? offset_of_caller(__builtin_return_address(0)) : 0;
+    Stmatrix arguments = {rows, address, pc};
+    meet(do_stmatrix, &arguments, "stmatrix", site);
+}
+
 float half_to_float(uint16_t h, bool bf16) {
     uint32_t bits = uint32_t(h) << 16;
     if (!bf16) {
@@ -329,11 +357,22 @@ void mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, bool bf16, Sit
     meet(do_mma, &arguments, "mma", site);
 }
 
+// -- the launch in front --------------------------------------------------------------------------------------
+
+void follow_launch_in_front(Site site) {
+    if (running().follows)
+        fail("THE LAUNCH IN FRONT is waited for twice: thread %d of block %u at %s", current->linear, context->block,
+             place(site).c_str());
+    running().follows = true;
+}
+
 // -- a block -------------------------------------------------------------------------------------------------
 
 extern "C" void simt_fiber_start() {
     Context& c = *context;
     c.entry(c.params);
+    if (!running().follows)
+        fail("THE LAUNCH IN FRONT is not waited for: thread %d of block %u ends", current->linear, c.block);
     running().state = Fiber::DONE;
     const int block = own_block();
     --c.live;
@@ -383,6 +422,9 @@ void run_block(Index grid, Index threads, uint32_t dynamic_bytes) {
         f.stack_pointer = fresh_stack(f.stack_low, f.stack_high);
         f.copies.clear();
         f.group = 0;
+        f.stores.clear();
+        f.store_group = 0;
+        f.follows = false;
         make_ready(t);
     }
     const int first = take_next();

@@ -40,11 +40,14 @@ void* shared_object(const void* key, size_t bytes, size_t align);
 void* dynamic_shared();
 uint32_t shared_address(const void* pointer);
 void ldmatrix(uint32_t* rows, int count, bool transposed, uint32_t address, Site site);
+void stmatrix(uint32_t address, const uint32_t* rows, Site site);
 void mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, bool bf16, Site site);
 void cp_async(uint32_t to, const void* from, int bytes);
 void cp_async_commit();
 void cp_async_wait(int groups_left);
 void shared_access(uint32_t address, uint32_t* words, int count, bool write);
+
+void follow_launch_in_front(Site site);
 
 // sm_90: barriers in shared memory, bulk copies, products of a warpgroup.
 void named_barrier(int id, int threads, bool wait, Site site);
@@ -55,6 +58,10 @@ void mbarrier_arrive(uint32_t address, uint32_t bytes);
 void mbarrier_wait(uint32_t address, uint32_t parity, Site site);
 void fence_proxy_async();
 void bulk_copy(uint32_t to, const uint64_t* map, uint32_t mbarrier, int rank, const int* at);
+void bulk_store(const uint64_t* map, uint32_t from, int rank, const int* at);
+void bulk_commit();
+void bulk_wait(int groups_left, bool only_read);
+void bulk_prefetch(const uint64_t* map, int rank);  // rank 0: of the map itself
 struct Wgmma {
     float* d;           // this thread's part
     const uint32_t* a;  // likewise, or null: A is in shared memory

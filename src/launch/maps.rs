@@ -90,7 +90,11 @@ mod tests {
         });
         let encoded: GemmSm90Params = bytemuck::pod_read_unaligned(&encoded.expect("nothing fails"));
         assert_eq!((encoded.a_map, encoded.b_map), (Encoded([1; 16]), Encoded([2; 16])));
-        let want = [(1 << 20, vec![72, 70], vec![64, 128]), ((1 << 20) + 4096, vec![72, 8], vec![64, 64])];
+        let want = [
+            (1 << 20, vec![72, 70], vec![64, 128]),
+            ((1 << 20) + 4096, vec![72, 8], vec![64, 64]),
+            ((1 << 20) + 8192, vec![8, 70, 1], vec![64, 128, 1]),
+        ];
         assert_eq!(seen, want);
         assert_eq!(launch.addresses, GemmSm90Params::ADDRESSES);
     }

@@ -18,7 +18,7 @@ pub struct Counts {
     pub barriers: u64,
     pub collectives: u64,
     pub ldmatrix: u64,
-    /// Cycles that ldmatrix takes beyond one for eight rows.
+    /// Cycles that ldmatrix and stmatrix take beyond one for eight rows.
     pub bank_conflicts: u64,
     pub mma: u64,
     pub async_bytes: u64,
@@ -31,6 +31,10 @@ pub struct Counts {
     /// Products of a warp: a warpgroup's counts four times.
     pub wgmma: u64,
     pub bulk_copies: u64,
+    /// Boxes that are brought into the L2 cache.
+    pub bulk_prefetches: u64,
+    /// Boxes that are copied from shared memory.
+    pub bulk_stores: u64,
 }
 
 #[repr(C)]

@@ -1,15 +1,16 @@
 //! What the products on tensor cores promise beyond their numbers: the same bits from every tile, schedule and
 //! batch, and main loops without bank conflicts.
 
+use unguide::ir::Activation;
 use unguide::launch::Storage;
-use unguide::launch::gemm::{After, Order, Places};
+use unguide::launch::gemm::{After, Channels, Order, Places};
 use unguide::launch::params::DevicePtr;
 use unguide::launch::tune::gemm::{STEP, TILES};
 use unguide::launch::tune::hopper;
 use unguide::simt::{Counts, Mode, Schedule, Simt};
 use unguide::tensor::Tensor;
 
-use crate::support::device::gemm::{Form, Trial};
+use crate::support::device::gemm::{Act, Form, Trial};
 
 const ORDERS: [Order; 2] = [Order::ByColumns, Order::ByRows];
 
@@ -59,6 +60,10 @@ fn tiles_of_sm_90a_do_each_product_once_and_give_the_same_bits() {
             // A warp has 16 rows.
             assert_eq!(counts[0].wgmma as usize, m / 16 * k / 16, "{order:?} {tile}");
             assert_eq!(counts[0].async_bytes as usize, (m + n) * k * 2, "{order:?} {tile}");
+            // Weights of as many steps as the ring has stages, in one box or by columns of a swizzle's width.
+            let span = if tile.n % 64 == 0 { 64 } else { 32 };
+            let boxes = if order == Order::ByColumns { 1 } else { tile.n / span };
+            assert_eq!(counts[0].bulk_prefetches as usize, boxes * tile.stages, "{order:?} {tile}");
         }
         let after = After { bias: true, residual: true, ..After::default() };
         let outputs = |tile, blocks| {
@@ -76,6 +81,33 @@ fn tiles_of_sm_90a_do_each_product_once_and_give_the_same_bits() {
         };
         let joined = cluster(Form::Hopper(hopper::TILES[2], hopper::STEP, 3));
         assert!(cluster(Form::Hopper(hopper::CLUSTERED[0], 4 * hopper::STEP, 1)) == joined, "{order:?}");
+    }
+}
+
+#[test]
+fn results_that_leave_in_boxes_have_the_bits_of_those_that_leave_by_rows() {
+    let all = After { bias: true, residual: true, channels: Some(Channels::OfImages), ..After::default() };
+    for (order, act) in ORDERS
+        .into_iter()
+        .flat_map(|order| [Act::None, Act::Of(Activation::QuickGelu), Act::Geglu].map(|act| (order, act)))
+    {
+        let trial = |form, n| {
+            let trial = Trial::new(order, TILES[3], [270, n, 136]).images(2).after(all).act(act);
+            outcome(&Trial { form, ..trial }, Storage::F16, Mode::CHECKED)
+        };
+        // The last columns are no whole tile, nor is the last slab of rows; or rows are no whole 16 bytes.
+        let gated = matches!(act, Act::Geglu);
+        let sizes = [(176, true), (40, !gated), (36, false)];
+        // By rows b has as many columns.
+        for (n, boxed) in sizes.into_iter().filter(|(n, _)| order == Order::ByColumns || n % 8 == 0) {
+            let (want, _) = trial(Form::Tiled(TILES[3], 136), n);
+            for tile in hopper::TILES {
+                let (got, counts) = trial(Form::Hopper(tile, 136, 1), n);
+                assert!(got == want, "{order:?} {act:?} {tile} {n}");
+                assert_eq!(counts[0].bulk_stores > 0, boxed, "{order:?} {act:?} {tile} {n}");
+                assert_eq!(counts[0].bank_conflicts, 0, "{order:?} {act:?} {tile} {n}");
+            }
+        }
     }
 }
 

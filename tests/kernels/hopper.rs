@@ -68,13 +68,14 @@ fn products_through_a_ring_of_bulk_copies_are_right_under_every_schedule() {
             assert!(ring.is_right(&got), "{probe} {mode:?}");
             assert_eq!((counts.bulk_copies, counts.wgmma), (10, 5 * 4 * 4));
             assert_eq!(counts.async_bytes, 10 * 8192);
+            assert_eq!(counts.bulk_prefetches, 1);
         }
     }
 }
 
 #[test]
 fn what_is_wrong_with_a_ring_is_reported_with_its_lines() {
-    let probes: [(&str, &[&str]); 19] = [
+    let probes: [(&str, &[&str]); 22] = [
         ("no_empty_wait", &["more than 1 arrivals", "probes_sm90.cu:"]),
         ("no_full_wait", &["READ BEFORE WAIT of a bulk copy", "a product of warp", "probes_sm90.cu:"]),
         ("released_before_read", &["RACE write after read", "a product of warp"]),
@@ -94,6 +95,9 @@ fn what_is_wrong_with_a_ring_is_reported_with_its_lines() {
         ("copy_left", &["LEFT IN FLIGHT", "bulk copies"]),
         ("warps_differ", &["WGMMA differs between warp", "probes_sm90.cu:"]),
         ("barrier_of_too_many", &["DEADLOCK", "a named barrier at"]),
+        ("follows_late", &["BEFORE THE LAUNCH IN FRONT has ended", "a bulk copy", "probes_sm90.cu:"]),
+        ("follows_twice", &["THE LAUNCH IN FRONT is waited for twice", "probes_sm90.cu:"]),
+        ("consumers_follow", &["THE LAUNCH IN FRONT"]),
     ];
     let ring = Ring::new(5);
     for (probe, words) in probes {
@@ -230,6 +234,88 @@ fn a_box_of_an_image_has_zeros_beyond_every_edge() {
                 let want = if inside { (((x[3] * 5 + x[2]) * 7 + x[1]) * 16 + x[0] + 1) as u16 } else { 0 };
                 assert_eq!(got, want, "{at:?}: {x:?}");
             }
+        }
+    }
+}
+
+/// The numbers 1, 2, .. as a box of a tensor that was 0xeeee, and what the tensor is then.
+fn store_box(
+    probe: &str,
+    extents: &[u64],
+    (tile, swizzle): (&[u32], Swizzle),
+    at: &[i32],
+    mode: Mode,
+) -> Result<(Vec<u16>, Counts), SimtError> {
+    let mut simt = Simt::new();
+    let count = extents.iter().product::<u64>() as usize;
+    let strides = extents.iter().scan(2, |bytes, n| {
+        *bytes *= n;
+        Some(*bytes)
+    });
+    let strides: Vec<u64> = strides.take(extents.len() - 1).collect();
+    let out = simt.put(cast_slice(&vec![0xeeeeu16; count]));
+    let a = TensorMap::tiled(out, 2, extents, &strides, tile, swizzle).expect("as a driver wants it");
+    let bytes = tile.iter().product::<u32>() as i32 * 2;
+    let mut params = Params { a, out, bytes, rank: extents.len() as i32, ..Default::default() };
+    params.at[..at.len()].copy_from_slice(at);
+    let counts = simt.launch(&format!("probe_store_{probe}"), [1; 3], 64, 16392, bytes_of(&params), mode)?;
+    Ok((cast_slice(&simt.get(out)).to_vec(), counts))
+}
+
+#[test]
+fn boxes_are_stored_from_where_copies_put_them_and_what_the_tensor_lacks_is_left_out() {
+    let golden: Value = serde_json::from_str(include_str!("../golden/layouts.json")).expect("JSON");
+    let swizzles = [(Swizzle::B32, "32", 16), (Swizzle::B64, "64", 32), (Swizzle::B128, "128", 64)];
+    // Rows of images, and pixels of them: innermost first.
+    let shapes: [(&[u64], &[u32], [[i32; 4]; 4]); 2] = [
+        (&[72, 53, 2], &[16, 1], [[0; 4], [24, 45, 1, 0], [64, -3, 0, 0], [-8, 50, 1, 0]]),
+        (&[40, 7, 5, 3], &[4, 2, 2], [[0; 4], [8, 5, -1, 1], [32, -2, 4, 2], [16, 3, 2, 0]]),
+    ];
+    for (swizzle, name, span) in swizzles {
+        let table = &golden[format!("swizzle_{name}")];
+        let place = |chunk: usize| chunk / 64 * 64 + table[chunk % 64].as_u64().expect("a number") as usize;
+        for ((extents, rows, places), mode) in
+            shapes.iter().flat_map(|shape| Mode::all().chain([Mode::CHECKED]).map(move |mode| (shape, mode)))
+        {
+            let tile: Vec<u32> = [span].into_iter().chain(rows.iter().copied()).collect();
+            for at in places {
+                let of_rank = &at[..extents.len()];
+                let (got, counts) = store_box("box", extents, (&tile, swizzle), of_rank, mode)
+                    .unwrap_or_else(|error| panic!("{name} {at:?} {mode:?}: {error}"));
+                assert_eq!(counts.bulk_stores, 1);
+                for (i, &got) in got.iter().enumerate() {
+                    let (mut rest, mut number, mut apart, mut inside) = (i as i64, 0, 1, true);
+                    for ((&extent, &tile), &at) in extents.iter().zip(&tile).zip(of_rank) {
+                        let x = rest % extent as i64 - i64::from(at);
+                        inside &= (0..i64::from(tile)).contains(&x);
+                        (rest, number, apart) =
+                            (rest / extent as i64, number + x * apart, apart * i64::from(tile));
+                    }
+                    let number = if inside { number as usize } else { 0 };
+                    let want = if inside { place(number / 8) * 8 + number % 8 + 1 } else { 0xeeee };
+                    assert_eq!(usize::from(got), want, "{name} {at:?} {mode:?}: element {i}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_store_is_reported_with_its_lines() {
+    let probes: [(&str, &[&str]); 5] = [
+        ("unfenced", &["MISSING PROXY FENCE after a write", "probes_sm90.cu:"]),
+        ("without_barrier", &["a bulk copy", "probes_sm90.cu:"]),
+        ("left", &["LEFT IN FLIGHT", "bulk stores of thread 0"]),
+        ("overwritten", &["RACE write after read", "a bulk copy", "probes_sm90.cu:"]),
+        ("read_back", &["READ BEFORE WAIT of a bulk copy", "probes_sm90.cu:"]),
+    ];
+    let (extents, tile): ([u64; 3], [u32; 3]) = ([64, 16, 1], [64, 16, 1]);
+    for (probe, words) in probes {
+        for schedule in [Schedule::Fifo, Schedule::Lifo, Schedule::Priorities] {
+            let mode = Mode { schedule, ..Mode::CHECKED };
+            let ran = store_box(probe, &extents, (&tile, Swizzle::B128), &[0; 3], mode);
+            let error = ran.map(|_| ()).expect_err(probe);
+            assert!(words.iter().all(|word| error.report.contains(word)), "{probe} {schedule:?}: {error}");
         }
     }
 }

@@ -129,6 +129,28 @@ fn ldmatrix_moves_every_element_where_cute_says() {
 }
 
 #[test]
+fn stmatrix_moves_every_element_back_to_where_ldmatrix_takes_it_from() {
+    // CuTe's tables of stmatrix are these with their sides exchanged.
+    let Movement { row, register } = golden("ldmatrix_x4");
+    let x: Vec<u16> = (1..=256).collect();
+    for mode in [Mode::FAST, Mode::CHECKED] {
+        let mut simt = Simt::new();
+        let (x, out) = (simt.put(cast_slice(&x)), simt.alloc(512));
+        let params = PointwiseParams { x, out, ..Default::default() };
+        let counts = simt.launch("probe_stmatrix", [1; 3], 32, 0, bytes_of(&params), mode);
+        // 32 rows beside each other.
+        assert_eq!(counts.expect("it is right").bank_conflicts, 0);
+        let got = simt.get(out);
+        let got: &[u16] = cast_slice(&got);
+        let mut number = vec![0; 256];
+        register.elements().enumerate().for_each(|(i, element)| number[element] = i + 1);
+        for (i, element) in row.elements().enumerate() {
+            assert_eq!(usize::from(got[i]), number[element], "row {} element {}", i / 8, i % 8);
+        }
+    }
+}
+
+#[test]
 fn mma_multiplies_the_elements_that_cute_says() {
     type Round = fn(f32) -> u16;
     let types: [(&str, i32, Round); 2] =

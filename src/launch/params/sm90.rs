@@ -1,4 +1,7 @@
 //! Params of kernels for sm_90a: `kernels/include/params_sm90.cuh`, and the tensors that they copy in bulk.
+//!
+//! `b` and `filter` are weights, in a piece of memory that no launch of a program writes: kernels bring some of them into
+//! the L2 cache before the launch in front has ended. `tests/launches.rs` holds it.
 
 use std::mem::offset_of;
 
@@ -34,12 +37,33 @@ pub struct GemmSm90Params {
     pub k_split: i32,
     pub a_map: Encoded,
     pub b_map: Encoded,
+    pub d_map: Encoded,
 }
-const _: () = assert!(size_of::<GemmSm90Params>() == 384 && offset_of!(GemmSm90Params, a_map) == 128);
+const _: () = assert!(size_of::<GemmSm90Params>() == 512 && offset_of!(GemmSm90Params, a_map) == 128);
 
-/// Columns of b in a row of shared memory, where it comes by rows.
+/// Columns of a row of shared memory: of b, where it comes by rows, and of results.
 fn span(columns: i32) -> u32 {
-    if columns % 64 == 0 { 64 } else { 32 }
+    match columns {
+        _ if columns % 64 == 0 => 64,
+        _ if columns % 32 == 0 => 32,
+        _ => 16,
+    }
+}
+
+/// The swizzle of such rows.
+fn swizzle(span: u32) -> Swizzle {
+    match span {
+        64 => Swizzle::B128,
+        32 => Swizzle::B64,
+        _ => Swizzle::B32,
+    }
+}
+
+/// Whether results leave in boxes, as `epilogue_sm90.cuh` has it: sums of `n` columns whose blocks finish them alone,
+/// rows of results `row` elements apart.
+fn in_boxes(kernel: &Kernel, sums: DevicePtr, e: &Epilogue, to: DevicePtr, [n, row]: [i64; 2]) -> bool {
+    let places = to.0 | e.residual.0 | e.channels.0 | e.bias.0;
+    kernel.cluster == 1 && sums == DevicePtr::NONE && n % 8 == 0 && row % 8 == 0 && places.is_multiple_of(16)
 }
 
 impl GemmSm90Params {
@@ -82,6 +106,8 @@ impl Params for GemmSm90Params {
             rules.holds(field, row, row < 1 << 39, "below 2^39");
         }
         rules.at_least("d_row", self.d_row, 0);
+        let apart = self.d_row.saturating_mul(i64::from(self.m));
+        rules.holds("d_row", self.d_row, apart < 1 << 39, "rows of fewer than 2^39 elements in all");
         self.epilogue.check(rules, self.m, self.n, true);
         let Some(tile) = Tile::of(rules.kernel) else { return };
         let cluster = i64::from(rules.kernel.cluster);
@@ -110,7 +136,7 @@ impl Params for GemmSm90Params {
             extents: extents.to_vec(),
             strides: vec![2 * row as u64],
             tile: tile.to_vec(),
-            swizzle: if tile[0] == 64 { Swizzle::B128 } else { Swizzle::B64 },
+            swizzle: swizzle(tile[0]),
         };
         let a = matrix(offset_of!(Self, a_map), 0, [k, m], self.a_row, [depth, rows]);
         let (extents, tile) = if Self::by_rows(kernel) {
@@ -118,7 +144,23 @@ impl Params for GemmSm90Params {
         } else {
             ([k, n], [depth, columns as u32])
         };
-        vec![a, matrix(offset_of!(Self, b_map), 1, extents, self.b_row, tile)]
+        let mut maps = vec![a, matrix(offset_of!(Self, b_map), 1, extents, self.b_row, tile)];
+        if in_boxes(kernel, self.sums, &self.epilogue, self.d, [self.n.into(), self.d_row]) {
+            let of_image =
+                if self.epilogue.stats == DevicePtr::NONE { m } else { self.epilogue.stat_rows as u64 };
+            let span = span(self.epilogue.columns(columns));
+            let row = 2 * self.d_row as u64;
+            maps.push(Map {
+                space: offset_of!(Self, d_map),
+                address: 2,
+                offset: 0,
+                extents: vec![self.epilogue.columns(self.n) as u64, of_image, m / of_image],
+                strides: vec![row, row * of_image],
+                tile: vec![span, rows, 1],
+                swizzle: swizzle(span),
+            });
+        }
+        maps
     }
 }
 
@@ -159,8 +201,9 @@ pub struct Conv2dSm90Params {
     pub x_map: Encoded,
     pub x2_map: Encoded,
     pub filter_map: Encoded,
+    pub y_map: [Encoded; 4],
 }
-const _: () = assert!(size_of::<Conv2dSm90Params>() == 576 && offset_of!(Conv2dSm90Params, x_map) == 192);
+const _: () = assert!(size_of::<Conv2dSm90Params>() == 1088 && offset_of!(Conv2dSm90Params, x_map) == 192);
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
@@ -196,9 +239,10 @@ pub struct Conv2dBwdSm90Params {
     pub pad: [i32; 8],
     pub dy_map: [Encoded; 4],
     pub filter_map: Encoded,
+    pub dx_map: Encoded,
 }
 const _: () =
-    assert!(size_of::<Conv2dBwdSm90Params>() == 832 && offset_of!(Conv2dBwdSm90Params, dy_map) == 192);
+    assert!(size_of::<Conv2dBwdSm90Params>() == 960 && offset_of!(Conv2dBwdSm90Params, dy_map) == 192);
 
 /// Blocks that take `items` one after the other, or clusters with a block for each.
 fn grid(rules: &mut Rules, items: i64) {
@@ -273,12 +317,13 @@ impl Walk {
         }
     }
 
-    /// The images that slabs are copied from: `apart` pixels of theirs are one of this class.
+    /// The images that slabs are copied from or to, `span` channels at a time: `apart` pixels of theirs are one of this
+    /// class.
     fn images(
         &self,
-        space: usize,
-        address: usize,
+        [space, address]: [usize; 2],
         [height, width, c]: [i32; 3],
+        span: u32,
         apart: i32,
         first: u64,
     ) -> Map {
@@ -290,8 +335,8 @@ impl Walk {
             offset: first * c * 2,
             extents: vec![c, w / t, h / t, self.images as u64],
             strides: vec![t * c * 2, t * w * c * 2, h * w * c * 2],
-            tile: vec![SLAB[1] as u32, 1 << x, 1 << y, 1 << (7 - x - y)],
-            swizzle: Swizzle::B128,
+            tile: vec![span, 1 << x, 1 << y, 1 << (7 - x - y)],
+            swizzle: swizzle(span),
         }
     }
 }
@@ -307,7 +352,7 @@ fn filters(space: usize, address: usize, extents: [i32; 4], tile: [u32; 3]) -> M
         extents: vec![channels, taps, filters, classes],
         strides: vec![row, taps * row, filters * taps * row],
         tile: tile.into_iter().chain([1]).collect(),
-        swizzle: if tile[0] == 64 { Swizzle::B128 } else { Swizzle::B64 },
+        swizzle: swizzle(tile[0]),
     }
 }
 
@@ -326,6 +371,11 @@ fn enlarged(rules: &mut Rules, up: i32, kinds: i32, made: [i32; 2]) {
 /// Filters of all kinds of pixels.
 fn filters_of(up: i32, kinds: i32) -> i32 {
     if up > 0 { 1 } else { kinds * kinds }
+}
+
+/// The first pixel of a kind.
+fn first_of(kind: i32, kinds: i32, width: i32) -> u64 {
+    (kind / kinds * width + kind % kinds) as u64
 }
 
 fn chunks(channels: i32) -> i64 {
@@ -394,15 +444,28 @@ impl Params for Conv2dSm90Params {
     }
 
     fn maps(&self, kernel: &Kernel) -> Vec<Map> {
-        let (walk, columns) = (self.walk(), Tile::of(kernel).map_or(0, |tile| tile.n as u32));
+        let (walk, columns) = (self.walk(), Tile::of(kernel).map_or(0, |tile| tile.n));
+        let depth = SLAB[1] as u32;
         let extents = [filters_of(self.up, self.kinds), self.o, self.r * self.s, self.c + self.c2];
-        let tile = [SLAB[1] as u32, 1, columns];
         let mut maps = vec![
-            walk.images(offset_of!(Self, x_map), 0, [self.h, self.w, self.c], 1, 0),
-            filters(offset_of!(Self, filter_map), 2, extents, tile),
+            walk.images([offset_of!(Self, x_map), 0], [self.h, self.w, self.c], depth, 1, 0),
+            filters(offset_of!(Self, filter_map), 2, extents, [depth, 1, columns as u32]),
         ];
         if self.c2 > 0 {
-            maps.push(walk.images(offset_of!(Self, x2_map), 1, [self.h, self.w, self.c2], 1, 0));
+            maps.push(walk.images([offset_of!(Self, x2_map), 1], [self.h, self.w, self.c2], depth, 1, 0));
+        }
+        if in_boxes(kernel, self.sums, &self.epilogue, self.y, [self.o.into(); 2]) {
+            let image = [self.height, self.width, self.o];
+            maps.extend((0..self.kinds * self.kinds).map(|kind| {
+                let space = offset_of!(Self, y_map) + kind as usize * size_of::<Encoded>();
+                walk.images(
+                    [space, 3],
+                    image,
+                    span(columns),
+                    self.kinds,
+                    first_of(kind, self.kinds, self.width),
+                )
+            }));
         }
         maps
     }
@@ -480,11 +543,19 @@ impl Params for Conv2dBwdSm90Params {
         let tile = [span(columns), 1, SLAB[1] as u32];
         let of_kind = |kind: i32| {
             let space = offset_of!(Self, dy_map) + kind as usize * size_of::<Encoded>();
-            let first = (kind / kinds * self.width + kind % kinds) as u64;
-            walk.images(space, 0, image, kinds, first)
+            walk.images([space, 0], image, SLAB[1] as u32, kinds, first_of(kind, kinds, self.width))
         };
         let mut maps: Vec<Map> = (0..kinds * kinds).map(of_kind).collect();
         maps.push(filters(offset_of!(Self, filter_map), 1, extents, tile));
+        if in_boxes(kernel, self.sums, &self.epilogue, self.dx, [self.c.into(); 2]) {
+            maps.push(walk.images(
+                [offset_of!(Self, dx_map), 2],
+                [self.h, self.w, self.c],
+                span(columns),
+                1,
+                0,
+            ));
+        }
         maps
     }
 }

@@ -64,6 +64,8 @@ pub enum Fill {
     OneKey,
     /// Gradients of that size, and keys so large that those of queries show every digit of them.
     Gradients(f32),
+    /// The same of queries, and of those of keys.
+    KeyGradients(f32),
 }
 
 /// Images, queries, keys, heads, head width.
@@ -127,6 +129,7 @@ impl Trial {
         let (queries, keys, gradients) = match self.fill {
             Fill::Steep => (12.0, 12.0, 1.0),
             Fill::Gradients(size) => (1.0 / 64.0, 64.0, f64::from(size)),
+            Fill::KeyGradients(size) => (64.0, 1.0 / 64.0, f64::from(size)),
             _ => (1.0, 1.0, 1.0),
         };
         let mut operands = [normals(t, queries), normals(u, keys), normals(u, 1.0), normals(t, gradients)];
@@ -343,6 +346,7 @@ fn trials() -> Vec<Trial> {
         trial([1, 129, 129, 1, 64]).fused().by(hopper(GRADIENT, 1)).small(),
         trial([1, 33, 77, 2, 64]).dq_alone().by(hopper(GRADIENT, 1)).small(),
         trial([1, 17, 130, 1, 64]).of(Fill::Gradients(1e-5)).by(hopper(GRADIENT, 1)).small(),
+        trial([1, 17, 130, 1, 64]).of(Fill::KeyGradients(1e-5)).by(hopper(GRADIENT, 1)).small(),
         trial([1, 197, 130, 1, 64]).of(Fill::Gradients(300.0)).by(hopper(GRADIENT, 2)),
         trial([1, 65, 257, 1, 64]).of(Fill::EqualKeys).by(hopper(GRADIENT, 1)),
         trial([1, 197, 197, 12, 64]).fused().by(hopper(GRADIENT, 9)),

@@ -199,7 +199,7 @@ impl Trial {
         self
     }
 
-    fn act(mut self, act: Act) -> Self {
+    pub fn act(mut self, act: Act) -> Self {
         self.act = act;
         self.gemm.after.activation = match act {
             Act::None => activation(None),
