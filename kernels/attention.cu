@@ -28,7 +28,8 @@ __device__ void run(const AttentionParams& p) {
     const int query = blockIdx.x * WARPS + threadIdx.x / 32;
     if (query >= p.t) return;  // a whole warp
     const int64_t n = blockIdx.z;
-    const T* q = p.q.as<T>() + (n * p.t + query) * p.q_row + head * p.d;  // [d]
+    const int64_t q_image = p.q_images != 0 ? n % p.q_images : n;
+    const T* q = p.q.as<T>() + (q_image * p.t + query) * p.q_row + head * p.d;  // [d]
     const T* k = p.k.as<T>() + n * p.u * p.k_row + head * p.d;            // [u, d of k_row]
     const T* v = p.v.as<T>() + n * p.u * p.v_row + head * p.d;            // [u, d of v_row]
     T* o = p.o.as<T>() + (n * p.t + query) * p.o_row + head * p.d;        // [d]

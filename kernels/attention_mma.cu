@@ -180,11 +180,12 @@ __device__ void run(const AttentionParams& p) {
     DYNAMIC_SHARED(Smem<D>, smem);
     const int64_t n = blockIdx.z;
     const int head = blockIdx.y, block_query = blockIdx.x * S::QUERIES, warp = threadIdx.x / 32;
-    const T* q = p.q.as<T>() + (n * p.t + block_query) * p.q_row + head * D;  // [QUERIES or less, D of q_row]
-    const T* k = p.k.as<T>() + n * p.u * p.k_row + head * D;                  // [u, D of k_row]
-    const T* v = p.v.as<T>() + n * p.u * p.v_row + head * D;                  // [u, D of v_row]
-    T* o = p.o.as<T>() + n * p.t * p.o_row + head * D;                        // [t, D of o_row]
-    float* lse = p.lse.as<float>() + (n * p.heads + head) * p.t;              // [t]
+    const int64_t q_image = p.q_images != 0 ? blockIdx.z % p.q_images : n;
+    const T* q = p.q.as<T>() + (q_image * p.t + block_query) * p.q_row + head * D;  // [QUERIES or less, D of q_row]
+    const T* k = p.k.as<T>() + n * p.u * p.k_row + head * D;                        // [u, D of k_row]
+    const T* v = p.v.as<T>() + n * p.u * p.v_row + head * D;                        // [u, D of v_row]
+    T* o = p.o.as<T>() + n * p.t * p.o_row + head * D;                              // [t, D of o_row]
+    float* lse = p.lse.as<float>() + (n * p.heads + head) * p.t;                    // [t]
     const float scale = LOG2_E / sqrtf(float(D));
     const int keys = p.causal && block_query + S::QUERIES < p.u ? block_query + S::QUERIES : p.u;
     const int steps = (keys + S::KEYS - 1) / S::KEYS;

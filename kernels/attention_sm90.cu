@@ -79,12 +79,12 @@ struct Item {
     }
 };
 
-// ROWS tokens of one head from `token` on, span by span.
+// ROWS tokens of one head of an image from `token` on, span by span.
 template <typename S, int ROWS>
-DEVICE void copy(uint32_t to, const TensorMap& map, uint32_t full, int token, const Item& item) {
+DEVICE void copy(uint32_t to, const TensorMap& map, uint32_t full, int token, int head, int image) {
 #pragma unroll
     for (int span = 0; span < S::SPANS; ++span)
-        cp_async_bulk_tensor_4d(to + span * ROWS * S::ROW, map, full, span * S::SPAN, item.head, token, item.image);
+        cp_async_bulk_tensor_4d(to + span * ROWS * S::ROW, map, full, span * S::SPAN, head, token, image);
 }
 
 // All copies of a block's items, by one thread.
@@ -95,13 +95,16 @@ DEVICE void producer(const AttentionSm90Params& p, typename Sizes<D, KEYS>::Smem
     auto ring = Ring<S::STAGES>::at(smem.full, smem.empty);
     const int steps = (p.u + KEYS - 1) / KEYS;
     const auto bring = [&](const TensorMap& map, int step, const Item& item) {
-        copy<S, KEYS>(cvta_to_shared(smem.ring[ring.stage]), map, ring.fill(S::TILE_BYTES), step * KEYS, item);
+        const uint32_t to = cvta_to_shared(smem.ring[ring.stage]);
+        copy<S, KEYS>(to, map, ring.fill(S::TILE_BYTES), step * KEYS, item.head, item.image);
         ring.advance();
     };
 #pragma unroll 1
     for (int number = blockIdx.x; number < Item::count(p); number += gridDim.x) {
         const Item item(p, number);
-        copy<S, QUERIES>(cvta_to_shared(smem.q[queries.stage]), p.q_map, queries.fill(S::Q_BYTES), item.query, item);
+        const int q_image = p.q_images != 0 ? item.image % p.q_images : item.image;
+        const uint32_t to = cvta_to_shared(smem.q[queries.stage]);
+        copy<S, QUERIES>(to, p.q_map, queries.fill(S::Q_BYTES), item.query, item.head, q_image);
         queries.advance();
         bring(p.k_map, 0, item);
 #pragma unroll 1

@@ -28,7 +28,7 @@ __device__ void run(const GemmParams& p) {
     SHARED(Smem, smem);
     const T* a = p.a.as<T>() + blockIdx.z * p.a_batch;                // [m, k]
     const T* b = p.b.as<T>() + blockIdx.z * p.b_batch;                // [n, k] by strides
-    const T* residual = p.epilogue.residual.as<T>();                  // [m, n], or none
+    const T* residual = p.epilogue.residual.as<T>();                  // [m or residual_rows, n], or none
     T* d = p.d.as<T>() + blockIdx.z * p.d_batch;                      // [m, n]; GEGLU: [m, n / 2]
     const int64_t row0 = int64_t(blockIdx.x) * TILE, column0 = int64_t(blockIdx.y) * TILE;
     const int column = threadIdx.x % TILE, row = threadIdx.x / TILE;  // this thread: row, row + 8, ...
@@ -62,9 +62,9 @@ __device__ void run(const GemmParams& p) {
         if (!in || (geglu && column % 2 != 0)) continue;
         value = geglu ? value * activation::value(activation::GELU, gate)
                       : activation::value(p.epilogue.activation, value);
-        const int64_t at = i * p.d_row + (geglu ? j / 2 : j);
-        if (residual != nullptr) value += to_f32(residual[blockIdx.z * p.d_batch + at]);
-        d[at] = from_f32<T>(value);
+        const int64_t to = geglu ? j / 2 : j, from = epilogue::residual_row(p.epilogue, i) * p.d_row + to;
+        if (residual != nullptr) value += to_f32(residual[blockIdx.z * p.d_batch + from]);
+        d[i * p.d_row + to] = from_f32<T>(value);
     }
 }
 

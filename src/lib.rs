@@ -13,7 +13,8 @@
 //! - *A sampling step is one value*, a [`plan::StepProgram`]: what runs always, once a sample, or behind a
 //!   flag, over one arena, with named buffers that outlive the step and a [`plan::StepState`] as the only
 //!   per-step input. Differentiation ([`autodiff`]) turns a graph into more of the same graph. What the text
-//!   or the schedule settle alone stands in bodies of its own, which run once for all steps ([`passes::hoist`]).
+//!   or the schedule settle alone stands in bodies of its own, which run once for all steps
+//!   ([`passes::hoist`]); what the rows of an image have in common runs once for them ([`passes::share`]).
 //! - *The pipeline is the only place that knows every stage* ([`pipeline`]), and it reads top to bottom in the
 //!   order of the data.
 //!

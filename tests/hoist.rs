@@ -1,4 +1,4 @@
-//! Steps with and without what is hoisted out of them: the same bits, with less to do.
+//! Steps with and without what is hoisted out of them, and what their rows share: the same bits, with less to do.
 
 #[path = "support/golden.rs"]
 mod golden;
@@ -6,8 +6,8 @@ mod golden;
 use golden::{golden, open};
 use unguide::backend::{Backend, Program, Stop};
 use unguide::cpu::Cpu;
-use unguide::ir::{Once, Op};
-use unguide::passes::{fuse, run_all};
+use unguide::ir::{Cost, Once, Op};
+use unguide::passes::{fuse, remove_dead, run_all};
 use unguide::pipeline::programs::{self, Guard, Steering, StepSpec, names};
 use unguide::pipeline::{Blueprint, Model};
 use unguide::plan::{Fit, Planner, StepProgram, StepState};
@@ -57,6 +57,19 @@ impl Case {
         let graph = if hoisted { programs::hoisted(graph, &self.spec).expect("a pass") } else { graph };
         let (storage, fuse) = backend.storage();
         Planner::new(run_all(graph).expect("passes"), storage, fuse).expect("a graph").plan().expect("a plan")
+    }
+
+    /// Hoisted, and with or without what the rows of an image share.
+    fn plan_rows(&self, shared: bool, backend: &dyn Backend) -> StepProgram {
+        let graph = programs::step(&self.model.unet, &self.spec).expect("a step");
+        let mut graph = programs::hoisted(graph, &self.spec).expect("a pass");
+        if shared {
+            graph = run_all(graph).expect("passes");
+        } else {
+            remove_dead(&mut graph);
+        }
+        let (storage, fuse) = backend.storage();
+        Planner::new(graph, storage, fuse).expect("a graph").plan().expect("a plan")
     }
 
     /// Writes what the step reads; `texts` chooses them.
@@ -135,6 +148,30 @@ fn hoisting_changes_no_bit_of_any_method() {
             |hoisted| case.run(load(&case, case.plan(hoisted, &backend), &backend).as_mut(), &[2, 3], 3);
         same(&run(true), &run(false), name);
     }
+}
+
+#[test]
+fn what_the_rows_of_an_image_share_changes_no_bit_of_any_method() {
+    for (name, case) in cases() {
+        let backend = Cpu::<f32>::new();
+        let flops = |plan: &StepProgram| -> u64 {
+            let nodes = plan.graph.order_of(None).into_iter().map(|id| plan.graph.node(id));
+            nodes.map(|node| Cost::of(&plan.graph, node, 4).flops).sum()
+        };
+        let [all, shared] = [false, true].map(|shared| case.plan_rows(shared, &backend));
+        // Where the gradient goes through the UNet, it reads what every row has of its own.
+        assert_eq!(flops(&shared) < flops(&all), name != "xt", "{name}");
+        let run = |plan| case.run(load(&case, plan, &backend).as_mut(), &[2], 2);
+        same(&run(shared), &run(all), name);
+    }
+}
+
+#[test]
+fn a_step_of_one_row_has_nothing_to_share() {
+    let mut case = Case::new("tiny-sd1", 2, |_| Steering::None);
+    case.spec.rows = 1;
+    let plan = |shared| case.plan_rows(shared, &Cpu::<f32>::new()).graph.to_string();
+    assert_eq!(plan(true), plan(false));
 }
 
 #[test]
@@ -218,6 +255,14 @@ fn the_kernels_make_the_same_bits_of_it_too() {
         let (_, case) = cases().swap_remove(index);
         let backend = SimtDevice::new(Storage::F16, 2);
         let run = |hoisted| case.run(load(&case, case.plan(hoisted, &backend), &backend).as_mut(), &[2], 2);
+        same(&run(true), &run(false), name);
+    }
+    // Two images of two rows, and one of three.
+    for (name, index) in [("plain", 0), ("sld", 1)] {
+        let (_, case) = cases().swap_remove(index);
+        let backend = SimtDevice::new(Storage::F16, 2);
+        let run =
+            |shared| case.run(load(&case, case.plan_rows(shared, &backend), &backend).as_mut(), &[2], 1);
         same(&run(true), &run(false), name);
     }
 }

@@ -12,10 +12,10 @@ use unguide::launch::device::Gpu;
 use unguide::launch::params::{DevicePtr, StepState};
 use unguide::launch::predict::Prediction;
 use unguide::launch::tune::Reason;
-use unguide::launch::{Launch, LaunchProgram, LaunchStage, Location, Space, Storage, lower};
+use unguide::launch::{Launch, LaunchProgram, LaunchStage, LaunchStep, Location, Space, Storage, lower};
 use unguide::passes::{fuse, run_all};
 use unguide::pipeline::Blueprint;
-use unguide::pipeline::programs::{Steering, encode_text, names};
+use unguide::pipeline::programs::{Steering, StepSpec, encode_text, names};
 use unguide::plan::{self, Stage, StepProgram};
 use unguide::tensor::DType;
 
@@ -28,7 +28,11 @@ fn planned(name: &str, steering: Steering, batch: usize) -> StepProgram {
 }
 
 fn planned_for(blueprint: &Blueprint, steering: Steering, batch: usize) -> StepProgram {
-    let graph = blueprint.step(&blueprint.step_spec(steering, blueprint.size, batch)).expect("a graph");
+    planned_as(blueprint, &blueprint.step_spec(steering, blueprint.size, batch))
+}
+
+fn planned_as(blueprint: &Blueprint, spec: &StepSpec) -> StepProgram {
+    let graph = blueprint.step(spec).expect("a graph");
     let fusion = fuse(&graph);
     StepProgram::fused(graph, fusion, plan::Storage::of(Storage::F16.dtype())).expect("a plan")
 }
@@ -58,8 +62,16 @@ fn bodies(stages: &[LaunchStage]) -> String {
 fn a_unet_of_stable_diffusion_1_costs_what_its_shapes_say() {
     // One sample at 512 x 512, without the projections of text and time: 800.3 GFLOP.
     let program = lower(&planned("sd15", Steering::None, 1), Storage::F16, "sm_90a").expect("launches");
-    let of_one_row = program.cost().flops as f64 / 2.0;
-    assert!((of_one_row / 800.3e9 - 1.0).abs() <= 0.01, "{:.1} GFLOP", of_one_row / 1e9);
+    let sd15 = blueprint("sd15");
+    let spec = StepSpec { rows: 1, ..sd15.step_spec(Steering::None, sd15.size, 1) };
+    let alone = lower(&planned_as(&sd15, &spec), Storage::F16, "sm_90a").expect("launches");
+    let of_one_row = alone.cost_of(None).flops;
+    assert!((of_one_row as f64 / 800.3e9 - 1.0).abs() <= 0.01, "{:.1} GFLOP", of_one_row as f64 / 1e9);
+    // Both rows share 4096 pixels of 320 channels up to the queries for the text: two convolutions of nine taps,
+    // products in and out of attention, six wide, and attention.
+    let (pixels, c) = (4096, 320);
+    let shared = 2 * pixels * c * (2 * 9 * c + 6 * c) + 4 * pixels * pixels * c;
+    assert_eq!(program.cost_of(None).flops, 2 * of_one_row - shared);
     // 859 520 964 parameters in two bytes, but for biases, scales and shifts in four, and for a convolution
     // behind an enlargement, whose filters of nine taps become four of four.
     let enlarged = 2 * 640 * 640 * (16 - 9);
@@ -98,6 +110,22 @@ fn a_unet_step_of_stable_diffusion_1_is_few_launches() {
         let launches = program.steps_of(None).len();
         println!("{launches} launches on {target}, planned and lowered in {:?}", start.elapsed());
         assert!(launches <= 340, "{launches} launches on {target}");
+    }
+}
+
+#[test]
+fn what_the_rows_of_an_image_share_is_read_where_it_is() {
+    for (name, steering) in [("sd15", Steering::None), ("sd21", Steering::Sld), ("sd15", safe("sd15"))] {
+        let step = planned(name, steering, 2);
+        let found: Vec<_> = step.fusion.in_place.iter().map(|&id| step.graph.node(id).op.name()).collect();
+        // Of the first convolution some images; queries, and what two sums add.
+        assert_eq!(found.iter().filter(|&&op| op == "slice_batch").count(), 1, "{found:?}");
+        assert_eq!(found.iter().filter(|&&op| op == "repeat_batch").count(), 3, "{found:?}");
+        for target in ["sm_90a", "sm_80"] {
+            let program = lower(&step, Storage::F16, target).expect("launches");
+            let copies = |step: &&LaunchStep| step.node.ends_with(".rows") || step.node.ends_with(".row");
+            assert_eq!(program.steps().into_iter().filter(copies).count(), 0, "{name} on {target}");
+        }
     }
 }
 

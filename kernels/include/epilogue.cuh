@@ -4,6 +4,8 @@
 //     v[i, j] = act(sum[i, j] + bias[j] + channels[i / channel_rows, j]) + residual[i, j]
 //     GEGLU:    v[i, j] = u[i, 2j] gelu(u[i, 2j + 1]) + residual[i, j],  u = sum + bias + channels
 //
+// Where the residual has a part of the rows, row i takes row i modulo their number: copies that nobody made.
+//
 // rounded to storage once. Of what is stored each tile can give, for every channel, the mean and the sum of
 // squared deviations from it. Then a tile is `M` rows of one image, the last of an image may have fewer, and
 // both numbers are those of the tile alone: mean first, then deviations, rows in their order.
@@ -37,6 +39,11 @@ DEVICE Rows rows_of(const Epilogue& e, int block, int m) {
     return {int64_t(image) * rows + first, rows - first > M ? M : rows - first, block};
 }
 
+// The row of the residual that is added to a row of the result.
+DEVICE_CALL int64_t residual_row(const Epilogue& e, int64_t row) {
+    return e.residual_rows != 0 ? uint32_t(row) % uint32_t(e.residual_rows) : row;
+}
+
 // One column of one row in a general form, GEGLU aside.
 template <typename T>
 DEVICE float linear(const Epilogue& e, float sum, int64_t row, int column, int n) {
@@ -50,9 +57,9 @@ DEVICE float linear(const Epilogue& e, float sum, int64_t row, int column, int n
 // All of it for one element of [m, n] in a general form, GEGLU aside.
 template <typename T>
 DEVICE float point(const Epilogue& e, float sum, int64_t row, int column, int n) {
-    const T* residual = e.residual.as<T>();  // [m, n]
+    const T* residual = e.residual.as<T>();  // [m or residual_rows, n]
     const float value = activated(e.activation, linear<T>(e, sum, row, column, n));
-    return residual != nullptr ? value + to_f32(residual[row * n + column]) : value;
+    return residual != nullptr ? value + to_f32(residual[residual_row(e, row) * n + column]) : value;
 }
 
 // Four elements of a row, or those of them that exist.
@@ -107,8 +114,9 @@ DEVICE void to_rows(const typename Warps::Accumulators& acc, float* stage) {
 }
 
 // Stores a block's sums; `rows` is a Rows, or says likewise how many there are and where they go. `d` and `residual`
-// are [m, n] with rows `d_row` elements apart (GEGLU: [m, n / 2]), n counts the columns of the sums, column0 is the
-// block's first. The sums lie in `stage` (to_rows). All of the block must come here.
+// are [m, n] (the residual: or [residual_rows, n]) with rows `d_row` elements apart, of GEGLU [m, n / 2]; n counts the
+// columns of the sums, column0 is the block's first. The sums lie in `stage` (to_rows). All of the block must come
+// here.
 template <typename T, typename Warps, typename Places>
 DEVICE void finish_rows(const Epilogue& e, const Places& rows, int column0, int n, T* d, const T* residual,
                         int64_t d_row, float* stage) {
@@ -137,18 +145,18 @@ DEVICE void finish_rows(const Epilogue& e, const Places& rows, int column0, int 
             for (int i = 0; i < 4; ++i) value[i] += other[i];
         }
         if (geglu) {
-            const int64_t at = row * d_row + column / 2;
+            const int64_t at = row * d_row + column / 2, from = residual_row(e, row) * d_row + column / 2;
             for (int i = 0; i < 2; ++i)
                 value[i] = value[2 * i] * activated(activation::GELU, value[2 * i + 1]);
             if (whole) {
                 if (residual != nullptr) {
-                    load_vector<2>(other, residual + at);
+                    load_vector<2>(other, residual + from);
                     for (int i = 0; i < 2; ++i) value[i] += other[i];
                 }
                 store_vector<2>(d + at, value);
             } else {
                 for (int i = 0; i < 2 && column / 2 + i < n / 2; ++i)
-                    d[at + i] = from_f32<T>(residual != nullptr ? value[i] + to_f32(residual[at + i]) : value[i]);
+                    d[at + i] = from_f32<T>(residual != nullptr ? value[i] + to_f32(residual[from + i]) : value[i]);
             }
             continue;
         }
@@ -156,7 +164,7 @@ DEVICE void finish_rows(const Epilogue& e, const Places& rows, int column0, int 
             for (int i = 0; i < 4; ++i) value[i] = activated(e.activation, value[i]);
         const int64_t at = row * d_row + column;
         if (residual != nullptr) {
-            gather(other, residual + at, whole, n - column);
+            gather(other, residual + (residual_row(e, row) * d_row + column), whole, n - column);
             for (int i = 0; i < 4; ++i) value[i] += other[i];
         }
         if (whole)

@@ -217,12 +217,12 @@ static_assert(sizeof(GroupBwdParams) == 136, "as in src/launch/params");
 struct Epilogue {
     DevicePtr bias;      // f32 [n], or 0
     DevicePtr channels;  // T [rows of the result / channel_rows, n], or 0
-    DevicePtr residual;  // T, as the result, or 0
+    DevicePtr residual;  // T, as the result or `residual_rows` rows of it, or 0
     DevicePtr stats;     // f32 [images, tiles of an image, n, 2], or 0
     int32_t channel_rows;  // of the result, for a row of channels
     int32_t stat_rows;     // of an image, where statistics are wanted
     int32_t activation;    // activation::Kind, or 6: GEGLU over pairs of columns
-    int32_t pad;
+    int32_t residual_rows;  // which repeat themselves; 0: as many as the result
 };
 static_assert(sizeof(Epilogue) == 48, "as in src/launch/params");
 
@@ -268,8 +268,10 @@ struct AttentionParams {
     DevicePtr q, k, v, o, lse;
     int32_t q_row, k_row, v_row, o_row;  // elements between two tokens
     int32_t n, t, u, heads, d, causal;
+    int32_t q_images;  // of q: image i of o has the queries of image i modulo that; 0: n
+    int32_t pad;
 };
-static_assert(sizeof(AttentionParams) == 80, "as in src/launch/params");
+static_assert(sizeof(AttentionParams) == 88, "as in src/launch/params");
 
 struct AttentionBwdParams {
     DevicePtr q, k, v, o, d_o, lse;

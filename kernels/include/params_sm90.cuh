@@ -59,7 +59,8 @@ struct AttentionSm90Params {
     DevicePtr q, k, v, o, lse;
     int32_t q_row, k_row, v_row, o_row;  // elements between two tokens
     int32_t n, t, u, heads, d;
-    int32_t pad[13];
+    int32_t q_images;        // as in AttentionParams
+    int32_t pad[12];
     TensorMap q_map;         // [n, t, heads, d], boxes of 1 x 128 x 1 x a span of channels
     TensorMap k_map, v_map;  // [n, u, heads, d], boxes of 1 x KEYS x 1 x a span
 };

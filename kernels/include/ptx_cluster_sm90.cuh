@@ -18,7 +18,6 @@
 #define CLUSTER_KERNEL_ENTRY(name, threads, blocks, Params, ...)                   \
     extern "C" __global__ void CLUSTER_DIMS(blocks) __launch_bounds__(threads, 1) \
         name(const __grid_constant__ Params p) {                                   \
-        follow_launch_in_front();                                                  \
         __VA_ARGS__(p);                                                            \
     }
 

@@ -31,12 +31,7 @@ pub const MUTATIONS: &[Mutation] = &[
     mutation("group-norm-bwd-leading-barrier", "group_norm_bwd_f16", LEADING, ""),
     mutation("clip-cosine-reduction-barrier", "clip_cosine_f16", LEADING, ""),
     mutation("warp-barrier-for-block", "layer_norm_bf16", TRAILING, TRAILING_WARP),
-    mutation(
-        "partials-one-too-many",
-        "group_norm_bf16",
-        "lane < THREADS / 32 ?",
-        "lane < THREADS / 32 + 1 ?",
-    ),
+    mutation("partials-too-many", "group_norm_bf16", "lane < THREADS / 32 ?", "lane < THREADS / 32 + 1 ?"),
     mutation(
         "every-lane-writes-its-partial",
         "layer_norm_bwd_bf16",
@@ -108,6 +103,9 @@ pub const MUTATIONS: &[Mutation] = &[
     mutation("epilogue-barrier-before-rows", "gemm_f16_m64n64k32s4", BEFORE_ROWS, BEFORE_ROWS_GONE),
     mutation("epilogue-barrier-before-statistics", "gemm_bf16_m64n64k32s4", BEFORE_STATS, BEFORE_STATS_GONE),
     mutation("epilogue-row-bound", "gemm_f16_m64n64k32s4", "rows - first > M ? M : rows - first", "M"),
+    mutation("residual-of-every-row", "gemm_f16_m64n64k32s4", " % uint32_t(e.residual_rows)", ""),
+    mutation("queries-of-other-images", "attention_f16_d40", "z % p.q_images", "z / p.q_images"),
+    mutation("sm90-queries-of-every-image", "attention_f16_d40k80_sm90", "image % p.q_images", "image"),
     // -- sums whose depth blocks share -------------------------------------------------------------------
     mutation(
         "split-barrier-before-count",

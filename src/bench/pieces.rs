@@ -67,10 +67,7 @@ fn with_makers(step: &StepProgram, id: NodeId) -> Vec<NodeId> {
         return Vec::new();
     }
     let read = norm.inputs[0];
-    let sources = match &graph.producer(read).op {
-        Op::Concat if !step.fusion.is_materialised(read) => &graph.producer(read).inputs[..],
-        _ => &norm.inputs[..1],
-    };
+    let sources = step.fusion.sources(graph, read).unwrap_or(&norm.inputs[..1]);
     let roots = graph.view_roots();
     let maker = |&source: &ValueId| graph.value(roots[source.0 as usize]).node;
     let contracts = |&id: &NodeId| matches!(graph.node(root(id)).op, Op::Linear | Op::Conv2d { .. });
@@ -213,8 +210,8 @@ impl<'p> Cut<'p> {
                 let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
                 self.builder.stacked_param(name, &parts, shape, *layout)?
             }
-            // A concatenation that does not run: its reader reads both sources.
-            Op::Concat if !self.step.fusion.is_materialised(value) => {
+            // Nobody makes it: its reader reads its sources.
+            _ if self.step.fusion.sources(graph, value).is_some() => {
                 self.push(node)?;
                 self.known[&value]
             }
@@ -234,7 +231,7 @@ impl<'p> Cut<'p> {
         Ok(made)
     }
 
-    /// Whether a view shows a weight, or what a member or a concatenation that does not run makes.
+    /// Whether a view shows a weight, or what a member makes or nobody does.
     fn reaches_members(&self, value: ValueId) -> bool {
         let graph = &self.step.graph;
         if self.known.contains_key(&value) || !self.step.fusion.is_materialised(value) {

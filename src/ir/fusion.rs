@@ -7,7 +7,6 @@
 use std::fmt::Write;
 
 use super::graph::{Graph, NodeId, ValueId};
-use super::op::Op;
 
 /// Nodes that run as one. It runs where its last node stands: everything that any of them reads must hold its
 /// value until then. Only the results of the last node reach memory.
@@ -34,6 +33,9 @@ pub struct Fusion {
     pub groups: Vec<Group>,
     /// Concatenations that do not run: all their readers read from the two sources.
     pub pairs: Vec<NodeId>,
+    /// Copies of images, and first images of a batch, that nobody makes: all their readers find them in what they are
+    /// of.
+    pub in_place: Vec<NodeId>,
     /// Index into `groups`, by node.
     group_of: Vec<Option<u32>>,
     /// Whether a value owns no bytes, by value.
@@ -43,12 +45,18 @@ pub struct Fusion {
 impl Fusion {
     /// Every node by itself.
     pub fn none(graph: &Graph) -> Self {
-        Self::new(graph, Vec::new(), Vec::new())
+        Self::new(graph, Vec::new(), Vec::new(), Vec::new())
     }
 
-    pub fn new(graph: &Graph, mut groups: Vec<Group>, mut pairs: Vec<NodeId>) -> Self {
+    pub fn new(
+        graph: &Graph,
+        mut groups: Vec<Group>,
+        mut pairs: Vec<NodeId>,
+        mut in_place: Vec<NodeId>,
+    ) -> Self {
         groups.sort_by_key(|group| group.root);
         pairs.sort();
+        in_place.sort();
         let mut group_of = vec![None; graph.nodes.len()];
         let mut passing = vec![false; graph.values.len()];
         for (index, group) in groups.iter().enumerate() {
@@ -59,10 +67,10 @@ impl Fusion {
                 }
             }
         }
-        for &pair in &pairs {
-            graph.node(pair).outputs.iter().for_each(|value| passing[value.0 as usize] = true);
+        for &source in pairs.iter().chain(&in_place) {
+            graph.node(source).outputs.iter().for_each(|value| passing[value.0 as usize] = true);
         }
-        Self { groups, pairs, group_of, passing }
+        Self { groups, pairs, in_place, group_of, passing }
     }
 
     /// The group that a node belongs to, if it does not run by itself.
@@ -76,12 +84,22 @@ impl Fusion {
         !self.passing[value.0 as usize]
     }
 
-    /// Whether a node takes a place of its own in the order of running: not a free one, not a concatenation
-    /// that does not run, not an inner node of a group.
+    /// What is read in the place of a value that nobody makes: both sources of a concatenation, or what copies or first
+    /// images are of. `None` for all other values.
+    pub fn sources<'g>(&self, graph: &'g Graph, value: ValueId) -> Option<&'g [ValueId]> {
+        let node = graph.value(value).node;
+        self.is_read_through(node).then(|| &graph.node(node).inputs[..])
+    }
+
+    fn is_read_through(&self, node: NodeId) -> bool {
+        [&self.pairs, &self.in_place].iter().any(|nodes| nodes.binary_search(&node).is_ok())
+    }
+
+    /// Whether a node takes a place of its own in the order of running: not a free one, not one whose readers read
+    /// its sources, not an inner node of a group.
     pub fn runs(&self, graph: &Graph, node: NodeId) -> bool {
-        let pair = matches!(graph.node(node).op, Op::Concat) && self.pairs.binary_search(&node).is_ok();
         !graph.node(node).op.is_free()
-            && !pair
+            && !self.is_read_through(node)
             && self.group_of(node).is_none_or(|group| group.last() == node)
     }
 
@@ -99,6 +117,10 @@ impl Fusion {
         }
         for &pair in &self.pairs {
             let _ = writeln!(text, "{} <- read from its two sources", graph.node(pair).name);
+        }
+        for &id in &self.in_place {
+            let (name, from) = (&graph.node(id).name, &graph.producer(graph.node(id).inputs[0]).name);
+            let _ = writeln!(text, "{name} <- read from {from}");
         }
         text
     }

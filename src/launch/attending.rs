@@ -42,9 +42,14 @@ impl Given {
 impl Forward {
     /// Of an [`Op::Attention`] with these operands and results.
     pub(super) fn of(op: &Op, heads: usize, causal: bool, inputs: &[Operand], outputs: &[Operand]) -> Self {
-        let given = Given::new(op, heads, causal, inputs);
+        // Of queries there may be fewer images than of keys: copies that nobody made.
+        let (n, mut alike) = (outputs[0].shape[0], inputs.to_vec());
+        let q_images = inputs[0].shape[0];
+        alike[0].shape = inputs[0].shape.with_first(n);
+        let given = Given::new(op, heads, causal, &alike);
         let [q, k, v] = given.all(inputs);
-        Self { sizes: given.sizes, q, k, v, o: given.queries(outputs[0].at), lse: outputs[1].at }
+        let (o, lse) = (given.queries(outputs[0].at), outputs[1].at);
+        Self { sizes: given.sizes, q_images: if q_images < n { q_images } else { 0 }, q, k, v, o, lse }
     }
 }
 

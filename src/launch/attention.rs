@@ -46,6 +46,8 @@ pub struct Tokens {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forward {
     pub sizes: Sizes,
+    /// Images of q, where they are fewer than n: image i of the result has the queries of image i modulo that. 0: n.
+    pub q_images: usize,
     pub q: Tokens,
     pub k: Tokens,
     pub v: Tokens,
@@ -250,6 +252,8 @@ impl Forward {
             heads: int(heads)?,
             d: int(d)?,
             causal: i32::from(causal),
+            q_images: int(self.q_images)?,
+            pad: 0,
         })
     }
 
@@ -262,10 +266,11 @@ impl Forward {
     ) -> Result<Vec<Launch>> {
         let (sizes, make) = (&self.sizes, Make { storage, tiled });
         let Sizes { t, u, d, .. } = *sizes;
+        let q_images = if self.q_images == 0 { sizes.n } else { self.q_images };
         let scores = Scores::forward(&mut Workspace::new(workspace), sizes, queries);
         let mut launches = Vec::new();
         for [image, head, first, count] in sizes.pieces(queries) {
-            let q = Matrix(self.q.from(sizes, (image, t), first, head), self.q.row);
+            let q = Matrix(self.q.from(sizes, (image % q_images, t), first, head), self.q.row);
             let k = Matrix(self.k.from(sizes, (image, u), 0, head), self.k.row);
             let v = Matrix(self.v.from(sizes, (image, u), 0, head), self.v.row);
             let o = Matrix(self.o.from(sizes, (image, t), first, head), self.o.row);

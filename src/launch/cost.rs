@@ -4,7 +4,8 @@ use super::Storage;
 use super::device::Gpu;
 use super::types::of_letter;
 use super::unit::Unit;
-use crate::ir::{self, Graph, Op, ValueId};
+use crate::ir::{self, Op, ValueId};
+use crate::plan::StepProgram;
 
 /// Work of one launch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,9 +21,15 @@ pub struct Cost {
 
 impl Cost {
     /// Of a unit that one kernel computes.
-    pub(super) fn of(graph: &Graph, unit: &Unit<'_>, storage: Storage) -> Self {
+    pub(super) fn of(step: &StepProgram, unit: &Unit<'_>, storage: Storage) -> Self {
+        let graph = &step.graph;
         let bytes = |(value, letter): (ValueId, u8)| {
-            (graph.shape(value).count() * of_letter(letter, storage).bytes()) as u64
+            // Copies that nobody makes are read from the one.
+            let stored = match (&graph.producer(value).op, step.fusion.sources(graph, value)) {
+                (Op::RepeatBatch { .. }, Some(&[one])) => one,
+                _ => value,
+            };
+            (graph.shape(stored).count() * of_letter(letter, storage).bytes()) as u64
         };
         let made: u64 = unit.makes().map(bytes).sum();
         // Of what only a part is moved of, no more is read than is made; of tables, a row for each of the two sums.

@@ -6,7 +6,7 @@
 
 use super::attention::{self, Backward, Forward};
 use super::choice::{Choice, Why};
-use super::conv2d::{BwdOperands, Conv2d, Operands};
+use super::conv2d::{BwdOperands, Conv2d, Operands, int};
 use super::device::MOST_BLOCKS;
 use super::gemm::{After, Channels, Gemm, Order, Places};
 use super::norms::{self, GroupNorm, LayerNorm, Stats, TileStats};
@@ -61,8 +61,8 @@ impl Form {
     ) -> Self {
         let inputs = &reads.inputs;
         match unit.root.op {
-            Op::Linear => Self::Gemm(product(Order::ByColumns, unit, reads), target),
-            Op::LinearBwd => Self::Gemm(product(Order::ByRows, unit, reads), target),
+            Op::Linear => Self::Gemm(product(Order::ByColumns, unit, reads, outputs), target),
+            Op::LinearBwd => Self::Gemm(product(Order::ByRows, unit, reads, outputs), target),
             Op::Conv2d { .. } => {
                 let conv = convolution(unit, &inputs[0].shape, &inputs[1].shape);
                 let conv = Conv2d { channels: channels(reads), ..conv };
@@ -74,7 +74,7 @@ impl Form {
             }
             Op::GroupNorm { groups, eps, act } => {
                 let norm = GroupNorm { act, ..group_norm(storage, &outputs[0].shape, groups, eps) };
-                let norm = GroupNorm { c: channels(reads), ..norm };
+                let norm = GroupNorm { c: channels(reads), measured: reads.measured, ..norm };
                 let stats = Stats::Each(reads.stats);
                 Self::GroupNorm(norm, norms::choose(&norm, stats), stats)
             }
@@ -212,14 +212,17 @@ impl Form {
             }
             Self::Conv2d(conv, form) => {
                 let (bias, activation) = (input(2), unit.activation);
-                let epilogue = Epilogue { bias, channels, residual, stats, activation, ..Default::default() };
+                let residual_rows = int(residual_rows(reads, &outputs[0].shape));
+                let ends = Epilogue { bias, channels, residual, stats, ..Default::default() };
+                let epilogue = Epilogue { activation, residual_rows, ..ends };
                 let one_vector = reads.channels.as_ref().is_some_and(|channels| channels.shape[0] == 1);
                 let (x, x2, filter, y) = (input(0), second, input(1), output);
                 let at = Operands { x, x2, filter, y, epilogue, one_vector, workspace, arrived };
                 Ok(vec![conv.forward(*form, storage, &at)?])
             }
             Self::Conv2dBwd(conv, form) => {
-                let epilogue = Epilogue { residual, ..Default::default() };
+                let residual_rows = int(residual_rows(reads, &outputs[0].shape));
+                let epilogue = Epilogue { residual, residual_rows, ..Default::default() };
                 let (dy, filter) = (input(0), input(1));
                 let at = BwdOperands { dy, filter, dx: output, epilogue, workspace, arrived };
                 Ok(vec![conv.backward(0, *form, storage, &at)?])
@@ -249,6 +252,12 @@ impl Form {
     }
 }
 
+/// Rows of the residual, where those are fewer than the result has: they repeat themselves.
+fn residual_rows(reads: &Reads, result: &Shape) -> usize {
+    let rows = |residual: &Operand| residual.shape.count() / result.last();
+    reads.residual.as_ref().map(rows).filter(|&rows| rows < result.rows()).unwrap_or(0)
+}
+
 /// How the filter of a unit is packed; `small` is the image that is stored.
 pub(super) fn packing(unit: &Unit<'_>, small: &Shape, filter: &Shape) -> Packing {
     match unit.root.op {
@@ -261,7 +270,7 @@ pub(super) fn packing(unit: &Unit<'_>, small: &Shape, filter: &Shape) -> Packing
 }
 
 /// A linear layer or its data gradient; the outermost extent counts images.
-fn product(order: Order, unit: &Unit<'_>, reads: &Reads) -> Gemm {
+fn product(order: Order, unit: &Unit<'_>, reads: &Reads, outputs: &[Operand]) -> Gemm {
     let (x, filter) = (&reads.inputs[0].shape, &reads.inputs[1].shape);
     let n = if order == Order::ByColumns { filter[0] } else { filter[1] };
     let channels = reads.channels.as_ref().map(|channels| match channels.shape[0] {
@@ -273,6 +282,7 @@ fn product(order: Order, unit: &Unit<'_>, reads: &Reads) -> Gemm {
         channels,
         activation: unit.activation,
         residual: reads.residual.is_some(),
+        residual_rows: residual_rows(reads, &outputs[0].shape),
         stats: false,
     };
     let mut product = Gemm { images: x[0], after, ..Gemm::new(x.rows(), n, x.last(), order) };
@@ -298,7 +308,7 @@ fn channels(reads: &Reads) -> [usize; 2] {
 
 fn group_norm(storage: Storage, x: &Shape, groups: usize, eps: f32) -> GroupNorm {
     let pixels = x.rows() / x[0];
-    GroupNorm { storage, n: x[0], pixels, c: [x.last(), 0], groups, eps, act: None }
+    GroupNorm { storage, n: x[0], measured: x[0], pixels, c: [x.last(), 0], groups, eps, act: None }
 }
 
 fn layer_norm(storage: Storage, x: &Shape, eps: f32) -> LayerNorm {

@@ -46,6 +46,8 @@ pub struct After {
     pub activation: i32,
     /// As d.
     pub residual: bool,
+    /// Of d, that the residual has and repeats; 0: all.
+    pub residual_rows: usize,
     /// Mean and squared deviations of every tile and channel.
     pub stats: bool,
 }
@@ -153,7 +155,7 @@ impl Gemm {
     }
 
     pub(super) fn params(&self, at: &Places) -> Result<GemmParams> {
-        let After { bias, channels, activation, residual, stats } = self.after;
+        let After { bias, channels, activation, residual, residual_rows, stats } = self.after;
         let given = |given: bool, at: DevicePtr| if given { at } else { DevicePtr::NONE };
         let of_image = self.m / self.images.max(1);
         let channel_rows = if channels == Some(Channels::OfAll) { self.m } else { of_image };
@@ -165,7 +167,7 @@ impl Gemm {
             channel_rows: int(channel_rows)?,
             stat_rows: int(of_image)?,
             activation,
-            pad: 0,
+            residual_rows: int(residual_rows)?,
         };
         let [a_row, b_row, d_row] = self.rows.map(|stride| stride as i64);
         let [a_batch, b_batch, d_batch] = self.matrices.map(|stride| stride as i64);
@@ -271,7 +273,7 @@ mod tests {
         };
         assert!(tiled(|_| ()).is_ok());
         type Change = fn(&mut Gemm);
-        let wrong: [(&str, Change); 6] = [
+        let wrong: [(&str, Change); 8] = [
             ("`b_column` must be a multiple of 8, found 60", |gemm| gemm.rows[1] = 60),
             ("`k` must be a multiple of 8, found 60", |gemm| gemm.k = 60),
             ("`activation` must be an activation", |gemm| gemm.after.activation = 7),
@@ -279,6 +281,10 @@ mod tests {
                 (gemm.after.stats, gemm.after.activation) = (true, Epilogue::GEGLU);
             }),
             ("`m` must be whole images, found 64", |gemm| (gemm.images, gemm.after.stats) = (3, true)),
+            ("`residual_rows` must be rows that divide those of the result, or 0, found 48", |gemm| {
+                (gemm.after.residual, gemm.after.residual_rows) = (true, 48);
+            }),
+            ("`residual` must be an address, found none", |gemm| gemm.after.residual_rows = 32),
             ("`grid` must be one matrix, found 2", |gemm| {
                 (gemm.batch, gemm.after.channels) = (2, Some(Channels::OfAll));
             }),

@@ -262,8 +262,9 @@ pub(super) fn backward(
 
 /// `o` and `lse`, so many keys at a time, by at most so many blocks.
 pub(super) fn attention(of: &Forward, keys: usize, blocks: u32, storage: Storage) -> Result<Launch> {
-    let AttentionParams { q, k, v, o, lse, q_row, k_row, v_row, o_row, n, t, u, heads, d, causal } =
-        of.params()?;
+    let whole = of.params()?;
+    let AttentionParams { q, k, v, o, lse, q_row, k_row, v_row, o_row, .. } = whole;
+    let AttentionParams { n, t, u, heads, d, causal, q_images, .. } = whole;
     if causal != 0 {
         return Err(Error::Bug("attention for sm_90a knows no mask".to_owned()));
     }
@@ -282,6 +283,7 @@ pub(super) fn attention(of: &Forward, keys: usize, blocks: u32, storage: Storage
         u,
         heads,
         d,
+        q_images,
         ..Default::default()
     };
     let kernel = format!("attention_{}_{}", storage.name(), tune::attention::variant(of.sizes.d, keys));

@@ -265,19 +265,46 @@ impl<'a> Lowering<'a> {
         self.counters = launches.iter().map(|launch| form.counters(launch)).fold(self.counters, usize::max);
         if let Some(&read) = unit.inputs.first() {
             let (first, other) = self.sources(read);
+            // Taken of the first images of a batch alone, they are not its statistics.
+            let all = reads.stats[0].is_some() || reads.measured == step.graph.shape(read)[0];
             for (source, stats) in [Some(first), other].into_iter().zip(form.left(workspace)) {
-                if let (Some(source), Some(stats)) = (source, stats) {
+                if let (Some(source), Some(stats), true) = (source, stats, all) {
                     self.at_hand.statistics.insert(self.measured(source), stats);
                 }
             }
         }
-        let costs = work::of(&form, Cost::of(&step.graph, &unit, self.storage), &launches);
+        let costs = work::of(&form, Cost::of(step, &unit, self.storage), &launches);
         let choice = form.choice(&unit, self.target, &reads, &outputs);
         for (launch, cost) in launches.into_iter().zip(costs) {
             self.emit(node, launch, cost, Some(choice), run);
         }
         for at in reads.addresses() {
             self.is_read(at);
+        }
+        if let Op::RepeatBatch { .. } = unit.root.op {
+            self.repeat_statistics(&unit, run)?;
+        }
+        Ok(())
+    }
+
+    /// Copies of images have the statistics of what they are of, bit for bit.
+    fn repeat_statistics(&mut self, unit: &Unit<'_>, run: &mut Vec<LaunchStep>) -> Result<()> {
+        let (graph, one, copies) = (&self.step.graph, unit.inputs[0], unit.last.outputs[0]);
+        let known = self.at_hand.statistics.get(&self.measured(one)).copied();
+        let Some(stats) = known.filter(|_| self.wanted.contains(&copies)) else { return Ok(()) };
+        let shape = |value: ValueId| {
+            let images = graph.shape(value);
+            let tiles = (images.rows() / images[0]).div_ceil(stats.rows);
+            Shape::from([images[0], tiles, 2 * images.last()])
+        };
+        let (from, to) = (shape(one), shape(copies));
+        let at = self.scratch(to.count() * DType::F32.bytes());
+        if let Some(place) = Place::of(&unit.root.op, &from, &to) {
+            let side = |at| Side { at, dtype: DType::F32, row_of: None };
+            let bytes = (from.count() + to.count()) * DType::F32.bytes();
+            self.place(unit.last, &place, [side(stats.at), side(at)], bytes, run)?;
+            self.is_read(stats.at);
+            self.at_hand.statistics.insert(self.measured(copies), TileStats { at, rows: stats.rows });
         }
         Ok(())
     }

@@ -18,6 +18,9 @@ use crate::ir::Activation;
 pub struct GroupNorm {
     pub storage: Storage,
     pub n: usize,
+    /// Images of statistics that are given, n or more: the first n are normalised, and all of them folded, for whoever
+    /// reads the rest.
+    pub measured: usize,
     pub pixels: usize,
     /// Of the first tensor and of the second, which need not be there: 0.
     pub c: [usize; 2],
@@ -275,22 +278,23 @@ impl GroupNorm {
     }
 
     fn source(&self, c: usize, given: Option<TileStats>, rows: usize, workspace: &mut Workspace) -> Source {
-        let bytes = |rows: usize| 8 * self.n * self.pixels.div_ceil(rows) * c;
+        let n = if given.is_some() { self.measured } else { self.n };
+        let bytes = |rows: usize| 8 * n * self.pixels.div_ceil(rows) * c;
         let taken = given.unwrap_or_else(|| TileStats { at: workspace.take(bytes(rows)), rows });
         let times = self.pixels.div_ceil(taken.rows).div_ceil(MOST_TILES);
         let folded = (times > 1).then(|| {
             let rows = taken.rows * times;
             (times, TileStats { at: workspace.take(bytes(rows)), rows })
         });
-        Source { c, is_given: given.is_some(), taken, folded }
+        Source { n, c, is_given: given.is_some(), taken, folded }
     }
 
     /// The launches that make the statistics of a plan.
     fn statistics(&self, plan: &Plan, x: [DevicePtr; 2]) -> Result<Vec<Launch>> {
         let mut launches = Vec::new();
         for (source, x) in plan.sources.iter().zip(x) {
-            let Some(Source { c, is_given, taken, folded }) = *source else { continue };
-            let (n, pixels, c, rows) = (int(self.n)?, int(self.pixels)?, int(c)?, int(taken.rows)?);
+            let Some(Source { n: images, c, is_given, taken, folded }) = *source else { continue };
+            let (n, pixels, c, rows) = (int(images)?, int(self.pixels)?, int(c)?, int(taken.rows)?);
             if !is_given {
                 let params = p::GroupTilesParams { x, stats: taken.at, n, pixels, c, rows };
                 let tiles = [self.pixels.div_ceil(taken.rows), (c as usize).div_ceil(64), self.n];
@@ -300,7 +304,7 @@ impl GroupNorm {
             if let Some((times, to)) = folded {
                 let (stats, folded, times) = (taken.at, to.at, int(times)?);
                 let params = p::GroupFoldParams { stats, folded, n, pixels, c, rows, times, pad: 0 };
-                let sums = self.n * self.pixels.div_ceil(to.rows) * c as usize;
+                let sums = images * self.pixels.div_ceil(to.rows) * c as usize;
                 launches.push(Launch::new(
                     "group_norm_fold_f32",
                     [count(sums.div_ceil(256))?, 1, 1],
@@ -410,6 +414,8 @@ struct Plan {
 
 #[derive(Clone, Copy)]
 struct Source {
+    /// Images.
+    n: usize,
     c: usize,
     is_given: bool,
     taken: TileStats,
@@ -517,6 +523,7 @@ mod tests {
         GroupNorm {
             storage: Storage::F16,
             n: 2,
+            measured: 2,
             pixels,
             c,
             groups: 32,
@@ -562,6 +569,21 @@ mod tests {
         assert_eq!(forward(norm(512 * 512, [128, 0]), Stats::Each([some, None])), [fold, apply]);
         assert_eq!(forward(norm(64, [1280, 0]), Stats::NONE), ["group_norm_f16"]);
         assert_eq!(forward(norm(64, [1280, 1280]), Stats::NONE), ["place_f16_v8", "group_norm_f16"]);
+    }
+
+    #[test]
+    fn statistics_of_a_batch_are_folded_whole_also_where_its_first_images_alone_are_read() {
+        let at = |k: u64| DevicePtr(4096 * k);
+        let given = Stats::Each([Some(TileStats { at: at(7), rows: 128 }), None]);
+        let at =
+            Forward { x: [at(1), DevicePtr::NONE], gamma: at(3), beta: at(4), out: at(5), workspace: at(6) };
+        let one = GroupNorm { n: 1, ..norm(512 * 512, [128, 0]) };
+        let form = choose(&one, given);
+        let launches = one.forward(form, given, &at).expect("legal");
+        let fold: p::GroupFoldParams = bytemuck::pod_read_unaligned(&launches[0].params);
+        let apply: p::GroupApplyParams = bytemuck::pod_read_unaligned(&launches[1].params);
+        assert_eq!((fold.n, apply.n, apply.stats), (2, 1, fold.folded));
+        assert_eq!(one.workspace(form, given), norm(512 * 512, [128, 0]).workspace(form, given));
     }
 
     #[test]

@@ -20,14 +20,11 @@ pub(super) fn wanted(graph: &Graph, fusion: &Fusion, storage: Storage) -> HashSe
             continue;
         };
         let read = node.inputs[0];
-        let sources = match &graph.producer(read).op {
-            Op::Concat if !fusion.is_materialised(read) => &graph.producer(read).inputs[..],
-            _ => &node.inputs[..1],
-        };
+        let sources = fusion.sources(graph, read).unwrap_or(&node.inputs[..1]);
         let x = graph.shape(read);
         let channels = |i: usize| sources.get(i).map_or(0, |&source| graph.shape(source).last());
         let (pixels, c) = (x.rows() / x[0], [channels(0), channels(1)]);
-        let norm = GroupNorm { storage, n: x[0], pixels, c, groups, eps, act };
+        let norm = GroupNorm { storage, n: x[0], measured: x[0], pixels, c, groups, eps, act };
         let some = TileStats { at: DevicePtr::NONE, rows: 1 };
         if let norms::Form::General(_) = norms::choose(&norm, Stats::Each([Some(some), None])) {
             continue;
@@ -37,6 +34,10 @@ pub(super) fn wanted(graph: &Graph, fusion: &Fusion, storage: Storage) -> HashSe
             let as_made = graph.shape(made)[0] == seen[0] && graph.shape(made).last() == seen.last();
             if as_made {
                 wanted.insert(made);
+                // Copies have those of what they are of.
+                if let Op::RepeatBatch { .. } = graph.producer(made).op {
+                    wanted.insert(roots[graph.producer(made).inputs[0].0 as usize]);
+                }
             }
         }
     }

@@ -37,6 +37,8 @@ pub(super) struct Reads {
     pub paired: bool,
     /// Of the first input and of what stands beside it, where a norm reads them.
     pub stats: [Option<TileStats>; 2],
+    /// Images of those of the first input: all of a batch, where the first are read.
+    pub measured: usize,
 }
 
 impl Reads {

@@ -7,6 +7,8 @@
 //! | data gradient | conv2d_bwd `upsample_bwd`?, or linear_bwd; then `add`? |
 //! | gradient of a norm | group_norm_bwd or layer_norm_bwd, then `add` |
 //! | pair | a `concat` all of whose readers are conv2d or group_norm: they read both sources |
+//! | copies | a `repeat_batch` all of whose readers add it in a group or take it for queries: they read the one |
+//! | first images | a `slice_batch` from the first on, likewise, or read by conv2d or group_norm: they read the whole |
 //!
 //! `?` marks what may be missing. An inner value has one reader and is read once, so a value that a backward
 //! operation wants is never one. All members stand in one body, and between the first and the last nothing
@@ -24,10 +26,11 @@ pub fn fuse(graph: &Graph) -> Fusion {
     for id in graph.order() {
         fuser.visit(id);
     }
+    let in_place = fuser.order.iter().copied().filter(|&id| fuser.is_in_place(id)).collect();
     let groups = fuser.groups.into_iter().filter(|group| group.members.len() > 1).collect();
     let pairs =
         fuser.order.iter().copied().filter(|&id| is_pair(graph, &fuser.readers, &fuser.roots, id)).collect();
-    Fusion::new(graph, groups, pairs)
+    Fusion::new(graph, groups, pairs, in_place)
 }
 
 /// What may still follow in a group, from everything to nothing.
@@ -209,6 +212,35 @@ impl<'g> Fuser<'g> {
         !loads.any(|buffer| overwritten.contains(&buffer))
     }
 
+    /// Whether all readers of copies, or of the first images of a batch, find them in what they are of.
+    fn is_in_place(&self, id: NodeId) -> bool {
+        let node = self.graph.node(id);
+        let copies = match node.op {
+            Op::RepeatBatch { .. } => true,
+            Op::SliceBatch { start: 0, .. } => false,
+            _ => return false,
+        };
+        let made = node.outputs[0];
+        // The gradient of a norm adds as many rows as it has.
+        let adds_in_turn = |reader: &NodeId| {
+            let root = self.group_of.get(reader).map(|&group| &self.graph.node(self.groups[group].root).op);
+            root.is_some_and(|op| !matches!(op, Op::GroupNormBwd { .. } | Op::LayerNormBwd { .. }))
+        };
+        let finds = |&reader: &NodeId| {
+            let inputs = &self.graph.node(reader).inputs;
+            let first = inputs.first() == Some(&made);
+            let alone = first && inputs[1..].iter().all(|input| self.roots[input.0 as usize] != made);
+            match self.graph.node(reader).op {
+                Op::Add => inputs.contains(&made) && adds_in_turn(&reader),
+                Op::Attention { .. } => copies && alone && inputs.len() > 1,
+                Op::Conv2d { .. } | Op::GroupNorm { .. } => !copies && alone,
+                _ => false,
+            }
+        };
+        is_there(self.graph, &self.roots, node.inputs[0])
+            && self.readers.get(&made).is_some_and(|readers| readers.iter().all(finds))
+    }
+
     fn producer(&self, value: ValueId) -> NodeId {
         self.graph.value(self.roots[value.0 as usize]).node
     }
@@ -258,23 +290,27 @@ fn is_pair(graph: &Graph, readers: &HashMap<ValueId, Vec<NodeId>>, roots: &[Valu
         let alone = reader.inputs.iter().skip(1).all(|input| roots[input.0 as usize] != node.outputs[0]);
         first && alone && matches!(reader.op, Op::Conv2d { .. } | Op::GroupNorm { .. })
     };
-    // What a concatenation held must still be there when it is read.
+    matches!(node.op, Op::Concat)
+        && node.inputs.iter().all(|&input| is_there(graph, roots, input))
+        && readers.get(&node.outputs[0]).is_some_and(|readers| readers.iter().all(two_sources))
+}
+
+/// Whether what a value holds is in memory, and will still be there when others read it in the place of what was made
+/// of it.
+fn is_there(graph: &Graph, roots: &[ValueId], value: ValueId) -> bool {
     let stays = |buffer: BufferId| {
         let stores = |node: &Node| matches!(node.op, Op::Store { buffer: stored, .. } if stored == buffer);
         !graph.nodes.iter().any(stores)
     };
-    let source = |&input: &ValueId| match graph.producer(roots[input.0 as usize]).op {
+    match graph.producer(roots[value.0 as usize]).op {
         Op::Concat => false,
         Op::Load { buffer, .. } => stays(buffer),
         _ => true,
-    };
-    matches!(node.op, Op::Concat)
-        && node.inputs.iter().all(source)
-        && readers.get(&node.outputs[0]).is_some_and(|readers| readers.iter().all(two_sources))
+    }
 }
 
 /// Numbers the bodies, and says for every node in which one it stands.
-fn number_bodies(items: &[Item], last: &mut usize, body: &mut [usize]) {
+pub(super) fn number_bodies(items: &[Item], last: &mut usize, body: &mut [usize]) {
     let own = *last;
     for item in items {
         match item {
@@ -389,6 +425,34 @@ mod tests {
             b.store(y, out, Row::All).unwrap();
             let expected: &[&str] = if folds { &["conv <- upsample + conv2d"] } else { &[] };
             assert_eq!(words(&b.finish()), expected);
+        }
+    }
+
+    #[test]
+    fn copies_and_first_images_that_all_readers_find_elsewhere_are_not_made() {
+        for (start, read_by_another, found) in [(0, false, 3), (0, true, 2), (1, false, 2)] {
+            let mut b = Builder::new();
+            let io = b.buffer("x", [2, 4, 4, 8], DType::F32);
+            let out = b.buffer("y", [2, 16, 8], DType::F32);
+            let x = b.load(io, Row::All).unwrap();
+            let wide = b.conv2d("wide", x, (8, 3), SAME, true).unwrap();
+            let one = b.push("one", Op::SliceBatch { start, len: 1 }, &[wide]).unwrap();
+            let h = b.group_norm("norm", one, (2, 1e-5), None).unwrap();
+            let h = b.reshape(h, [1, 16, 8]).unwrap();
+            let q = b.linear("q", h, 8, true).unwrap();
+            let kv = b.reshape(wide, [2, 16, 8]).unwrap();
+            let kv = b.linear("kv", kv, 16, true).unwrap();
+            let rows = Op::RepeatBatch { times: 2 };
+            let [qs, hs] = [("qs", q), ("hs", h)].map(|(name, x)| b.push(name, rows.clone(), &[x]).unwrap());
+            let o = b.attention("attention", &[qs, kv], 2, false).unwrap();
+            let o = b.linear("out", o, 8, true).unwrap();
+            let mut y = b.add("add", hs, o).unwrap();
+            if read_by_another {
+                y = b.add("and", y, qs).unwrap();
+            }
+            b.store(y, out, Row::All).unwrap();
+            let graph = b.finish();
+            assert_eq!(fuse(&graph).in_place.len(), found, "{}", fuse(&graph).describe(&graph));
         }
     }
 

@@ -5,10 +5,12 @@
 mod dead;
 mod fuse;
 mod hoist;
+mod share;
 
 pub use dead::remove_dead;
 pub use fuse::fuse;
 pub use hoist::{Hoisting, hoist};
+pub use share::share;
 
 use crate::error::Result;
 use crate::ir::{Graph, verify};
@@ -18,6 +20,11 @@ pub fn run_all(mut graph: Graph) -> Result<Graph> {
     let before = graph.order().len();
     remove_dead(&mut graph);
     verify(&graph)?;
-    tracing::debug!(pass = "remove_dead", before, after = graph.order().len(), "rewrote");
+    let live = graph.order().len();
+    tracing::debug!(pass = "remove_dead", before, after = live, "rewrote");
+    share(&mut graph);
+    remove_dead(&mut graph);
+    verify(&graph)?;
+    tracing::debug!(pass = "share", before = live, after = graph.order().len(), "rewrote");
     Ok(graph)
 }

@@ -115,13 +115,13 @@ impl Rewriter<'_> {
         inputs.into_iter().map(|input| self.operand(input, items)).collect()
     }
 
-    /// What stands for a value by now: itself, what a second run made, or a view or pair of such.
+    /// What stands for a value by now: itself, what a second run made, or a view of such or what is read from there.
     fn operand(&mut self, value: ValueId, items: &mut Vec<Item>) -> ValueId {
         if let Some(&copy) = self.copies.get(&value) {
             return copy;
         }
         let node = self.source.producer(value).clone();
-        if !matches!(node.op, Op::Reshape) && (self.fusion.is_materialised(value) || node.op != Op::Concat) {
+        if !matches!(node.op, Op::Reshape) && self.fusion.sources(self.source, value).is_none() {
             return value;
         }
         let operands = node.inputs.iter().map(|&input| self.operand(input, items)).collect::<Vec<_>>();

@@ -100,13 +100,14 @@ impl Schedule {
         }
     }
 
-    /// The arena's values behind an operand: none for weights and buffers, two for a pair.
+    /// The arena's values behind an operand: none for weights and buffers, those of its sources where it is read from
+    /// there.
     fn read(&self, graph: &Graph, fusion: &Fusion, operand: ValueId, reads: &mut Vec<ValueId>) {
         let root = self.roots[operand.0 as usize];
         let node = graph.producer(root);
         match node.op {
             Op::Param { .. } | Op::Load { .. } => {}
-            Op::Concat if !fusion.is_materialised(root) => {
+            _ if fusion.sources(graph, root).is_some() => {
                 node.inputs.iter().for_each(|&source| self.read(graph, fusion, source, reads));
             }
             _ if !fusion.is_materialised(root) || reads.contains(&root) => {}

@@ -46,7 +46,7 @@ fn run_slice(d: usize, images: Range<usize>, heads: Range<usize>, queries: Range
     let lse = simt.alloc(4 * n * heads.len() * t);
     let (q, k, v) = (tokens(q, queries.start), tokens(k, 0), tokens(v, 0));
     let (o, d_o) = (tokens(outputs[0], queries.start), tokens(d_o, queries.start));
-    let forward = Forward { sizes, q, k, v, o, lse };
+    let forward = Forward { sizes, q_images: 0, q, k, v, o, lse };
     let dq = tokens(outputs[1], queries.start);
     let of_keys = Some((tokens(outputs[2], 0), tokens(outputs[3], 0)));
     let backward = Backward { sizes, q, k, v, o, d_o, lse, dq, of_keys };
@@ -90,7 +90,7 @@ fn the_form_follows_from_width_and_alignment_and_says_why() {
     let of = |[t, u, d]: [usize; 3], (row, offset): (usize, u64), causal: bool, target: &str| -> Choice {
         let tokens = Tokens { at: DevicePtr(at.0 + offset), row };
         let sizes = Sizes { n: 1, t, u, heads: 1, d, causal };
-        Forward { sizes, q: tokens, k: tokens, v: tokens, o: tokens, lse: at }.choose(target)
+        Forward { sizes, q_images: 0, q: tokens, k: tokens, v: tokens, o: tokens, lse: at }.choose(target)
     };
     let choose = |t: usize, d: usize, row: usize, offset: u64| of([t, t, d], (row, offset), false, TARGET);
     let on_hopper = |[t, u, d]: [usize; 3], causal| of([t, u, d], (3 * d, 0), causal, "sm_90a");
@@ -122,6 +122,7 @@ fn tiles_refuse_rows_that_they_could_not_copy() {
     let sizes = Sizes { n: 1, t: 64, u: 64, heads: 8, d: 40, causal: false };
     let forward = Forward {
         sizes,
+        q_images: 0,
         q: tokens(320),
         k: tokens(324),
         v: tokens(320),
@@ -136,6 +137,8 @@ fn tiles_refuse_rows_that_they_could_not_copy() {
     assert!(text.contains("`attention_f16_d40`: `k_row` must be a multiple of 8, found 324"), "{text}");
     let short = refused(Forward { k: tokens(312), ..forward });
     assert!(short.contains("`k_row` must be at least 320, found 312"), "{short}");
+    let two = refused(Forward { q_images: 2, k: tokens(320), ..forward });
+    assert!(two.contains("`q_images` must be images that divide n, or 0, found 2"), "{two}");
     let odd = Tokens { at: DevicePtr((1 << 20) + 8), row: 320 };
     let text = refused(Forward { k: odd, ..forward });
     assert!(text.contains("`k` must be aligned to 16 bytes"), "{text}");
@@ -146,7 +149,7 @@ fn tiles_of_sm_90a_refuse_what_their_copies_and_blocks_could_not_reach() {
     let tokens = |row| Tokens { at: DevicePtr(1 << 20), row };
     let sizes = Sizes { n: 2, t: 300, u: 77, heads: 8, d: 40, causal: false };
     let [q, k, v, o] = [320; 4].map(tokens);
-    let forward = Forward { sizes, q, k, v, o, lse: DevicePtr(4096) };
+    let forward = Forward { sizes, q_images: 0, q, k, v, o, lse: DevicePtr(4096) };
     let launches = |forward: Forward, keys, blocks| {
         forward.launches(Form::Hopper { keys, blocks }, Storage::F16, DevicePtr::NONE)
     };
@@ -160,6 +163,7 @@ fn tiles_of_sm_90a_refuse_what_their_copies_and_blocks_could_not_reach() {
         (Forward { v: tokens(312), ..forward }, "`v_row` must be at least 320, found 312"),
         (Forward { q: Tokens { at: DevicePtr(8), row: 320 }, ..forward }, "`q` must be aligned to 16 bytes"),
         (Forward { lse: DevicePtr::NONE, ..forward }, "`lse` must be an address"),
+        (Forward { q_images: 3, ..forward }, "`q_images` must be images that divide n, or 0, found 3"),
         (Forward { sizes: Sizes { u: 0, ..sizes }, ..forward }, "`u` must be at least 1"),
         (
             Forward { sizes: Sizes { u: (1 << 31) - 1000, ..sizes }, ..forward },
@@ -198,7 +202,7 @@ fn on_sm_90a_a_head_has_the_same_bits_whoever_stands_beside_it_and_however_many_
         let sizes = Sizes { n, t, u: TOKENS, heads: heads.len(), d, causal: false };
         let lse = simt.alloc(4 * n * heads.len() * t);
         let (q, o_tokens) = (tokens(q, queries.start), tokens(o, queries.start));
-        let forward = Forward { sizes, q, k: tokens(k, 0), v: tokens(v, 0), o: o_tokens, lse };
+        let forward = Forward { sizes, q_images: 0, q, k: tokens(k, 0), v: tokens(v, 0), o: o_tokens, lse };
         let form = Form::Hopper { keys: 128, blocks };
         for launch in forward.launches(form, Storage::F16, DevicePtr::NONE).expect("legal") {
             simt.run(&launch, Mode::FAST).expect("attention is right");

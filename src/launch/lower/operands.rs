@@ -21,7 +21,14 @@ impl Lowering<'_> {
             let wanted = of_letter(letter, self.storage);
             let packing = self.packing(unit, i, value);
             let (first, other) = self.sources(value);
-            operands.push(self.input(unit.last, first, (wanted, packing), run)?);
+            let operand = self.input(unit.last, first, (wanted, packing), run)?;
+            operands.push(match graph.producer(value).op {
+                // Of a batch, the first images.
+                Op::SliceBatch { .. } if first != value => {
+                    Operand { shape: graph.shape(value).clone(), ..operand }
+                }
+                _ => operand,
+            });
             if let Some(other) = other {
                 second = Some(self.input(unit.last, other, (wanted, Packing::Plain), run)?);
             }
@@ -34,6 +41,7 @@ impl Lowering<'_> {
             filter.is_some_and(|&filter| self.is_paired(filter))
         });
         let statistics = |value: ValueId| self.at_hand.statistics.get(&self.measured(value)).copied();
+        let measured = first.map_or(0, |value| graph.shape(self.sources(value).0)[0]);
         let stats = match (&unit.root.op, first) {
             (Op::GroupNorm { .. } | Op::GroupNormBwd { .. }, Some(value)) => {
                 let (x, beside) = self.sources(value);
@@ -41,14 +49,13 @@ impl Lowering<'_> {
             }
             _ => [None; 2],
         };
-        Ok(Reads { inputs: operands, second, channels, residual, paired, stats })
+        Ok(Reads { inputs: operands, second, channels, residual, paired, stats, measured })
     }
 
-    /// What is read in the place of a value: of a concatenation that does not run, its two sources.
+    /// What is read in the place of a value: of one that nobody makes, its sources.
     pub(super) fn sources(&self, value: ValueId) -> (ValueId, Option<ValueId>) {
-        let node = self.step.graph.producer(value);
-        match (&node.op, self.step.slot(value)) {
-            (Op::Concat, Slot::Passing) => (node.inputs[0], Some(node.inputs[1])),
+        match self.step.fusion.sources(&self.step.graph, value) {
+            Some(&[first, ref others @ ..]) => (first, others.first().copied()),
             _ => (value, None),
         }
     }

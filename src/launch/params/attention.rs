@@ -24,8 +24,11 @@ pub struct AttentionParams {
     pub heads: i32,
     pub d: i32,
     pub causal: i32,
+    // of q: image i of o has the queries of image i modulo that; 0: n
+    pub q_images: i32,
+    pub pad: i32,
 }
-const _: () = assert!(size_of::<AttentionParams>() == 80);
+const _: () = assert!(size_of::<AttentionParams>() == 88);
 
 impl Params for AttentionParams {
     const NAME: &'static str = "AttentionParams";
@@ -34,6 +37,7 @@ impl Params for AttentionParams {
     fn check(&self, rules: &mut Rules) {
         rules.given("lse", self.lse);
         extents(rules, [self.n, self.t, self.u, self.heads], self.d, self.causal);
+        whole_copies(rules, self.q_images, self.n);
         let width = i64::from(self.heads) * i64::from(self.d);
         for (field, address, row) in [
             (["q", "q_row"], self.q, self.q_row),
@@ -156,6 +160,12 @@ pub(super) fn extents(rules: &mut Rules, [n, t, u, heads]: [i32; 4], d: i32, cau
         None => rules.holds("d", d, (1..=256).contains(&d), "1 to 256"),
     }
     rules.holds("causal", causal, matches!(causal, 0 | 1), "0 or 1");
+}
+
+/// Images of queries that stand for all n.
+pub(super) fn whole_copies(rules: &mut Rules, q_images: i32, n: i32) {
+    let whole = q_images == 0 || (q_images > 0 && n % q_images == 0);
+    rules.holds("q_images", q_images, whole, "images that divide n, or 0");
 }
 
 /// Elements between two tokens: those of a tile are counted in 32 bits.

@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::attention::{extents, native_width, tokens};
+use super::attention::{extents, native_width, tokens, whole_copies};
 use super::sm90::SLAB;
 use super::{DevicePtr, Params, Rules};
 use crate::launch::maps::{Encoded, Map, Swizzle};
@@ -28,7 +28,9 @@ pub struct AttentionSm90Params {
     pub u: i32,
     pub heads: i32,
     pub d: i32,
-    pub pad: [i32; 13],
+    // as in AttentionParams
+    pub q_images: i32,
+    pub pad: [i32; 12],
     pub q_map: Encoded,
     pub k_map: Encoded,
     pub v_map: Encoded,
@@ -56,6 +58,7 @@ impl Params for AttentionSm90Params {
     fn check(&self, rules: &mut Rules) {
         rules.given("lse", self.lse);
         extents(rules, [self.n, self.t, self.u, self.heads], self.d, 0);
+        whole_copies(rules, self.q_images, self.n);
         let width = i64::from(self.heads) * i64::from(self.d);
         long_tokens(
             rules,
@@ -75,8 +78,9 @@ impl Params for AttentionSm90Params {
     fn maps(&self, kernel: &Kernel) -> Vec<Map> {
         let heads = Heads { n: self.n, heads: self.heads, d: native_width(kernel).unwrap_or(self.d) };
         let keys = Self::keys(kernel);
+        let queries = Heads { n: if self.q_images == 0 { self.n } else { self.q_images }, ..heads };
         vec![
-            heads.map(offset_of!(Self, q_map), 0, self.t, self.q_row, SLAB[0] as u32),
+            queries.map(offset_of!(Self, q_map), 0, self.t, self.q_row, SLAB[0] as u32),
             heads.map(offset_of!(Self, k_map), 1, self.u, self.k_row, keys),
             heads.map(offset_of!(Self, v_map), 2, self.u, self.v_row, keys),
         ]

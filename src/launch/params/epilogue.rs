@@ -4,7 +4,8 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{DevicePtr, Rules};
 
-/// v = act(sum + bias + channels) + residual, over pairs of columns where it is [`Epilogue::GEGLU`].
+/// v = act(sum + bias + channels) + residual, over pairs of columns where it is [`Epilogue::GEGLU`]. The residual may
+/// have a part of the rows, which repeats itself.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 pub struct Epilogue {
@@ -12,7 +13,7 @@ pub struct Epilogue {
     pub bias: DevicePtr,
     // storage type [rows of the result / channel_rows, n], or 0
     pub channels: DevicePtr,
-    // storage type, as the result, or 0
+    // storage type, as the result or `residual_rows` rows of it, or 0
     pub residual: DevicePtr,
     // f32 [images, tiles of an image, n, 2], or 0
     pub stats: DevicePtr,
@@ -22,7 +23,8 @@ pub struct Epilogue {
     pub stat_rows: i32,
     // `activation()`, or GEGLU
     pub activation: i32,
-    pub pad: i32,
+    // 0: as many as the result
+    pub residual_rows: i32,
 }
 const _: () = assert!(size_of::<Epilogue>() == 48);
 
@@ -50,6 +52,16 @@ impl Epilogue {
             rules.at_least("stat_rows", self.stat_rows, 1);
             rules.holds("m", m, m % self.stat_rows.max(1) == 0, "whole images");
             rules.aligned("stats", self.stats, 8);
+        }
+        if self.residual_rows != 0 {
+            rules.given("residual", self.residual);
+            let whole = self.residual_rows > 0 && m % self.residual_rows == 0;
+            rules.holds(
+                "residual_rows",
+                self.residual_rows,
+                whole,
+                "rows that divide those of the result, or 0",
+            );
         }
         if !tuned {
             rules.absent("stats", self.stats, "a general form");

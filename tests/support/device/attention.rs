@@ -15,6 +15,8 @@ use crate::support::{Class, Random, Value, run};
 
 pub fn proofs() -> Vec<Proof> {
     let all = trials().into_iter().flat_map(|trial| [false, true].map(|backward| (trial.clone(), backward)));
+    // Of copies that nobody made there is no gradient.
+    let all = all.filter(|(trial, backward)| !(*backward && trial.copies > 1));
     // The weight of a single key does not move: its gradient is nothing but rounding.
     let all = all.filter(|(trial, backward)| !(*backward && trial.sizes.u == 1));
     // Tiles of sm_90a are of one direction, which follows from their rows.
@@ -47,6 +49,8 @@ pub struct Trial {
     pub fill: Fill,
     /// Tensors that q, k and v are in, and their gradients: 3, or 2 with k and v in one, or 1.
     pub tensors: usize,
+    /// How often the images of q repeat themselves; they are there once.
+    pub copies: usize,
     /// Of the gradients dq alone is wanted.
     pub dq_alone: bool,
     pub small: bool,
@@ -71,7 +75,7 @@ pub enum Fill {
 /// Images, queries, keys, heads, head width.
 pub fn trial([n, t, u, heads, d]: [usize; 5]) -> Trial {
     let sizes = Sizes { n, t, u, heads, d, causal: false };
-    Trial { sizes, form: None, fill: Fill::Plain, tensors: 3, dq_alone: false, small: false }
+    Trial { sizes, form: None, fill: Fill::Plain, tensors: 3, copies: 1, dq_alone: false, small: false }
 }
 
 impl Trial {
@@ -94,6 +98,10 @@ impl Trial {
         Self { tensors: 2, ..self }
     }
 
+    fn copied(self, copies: usize) -> Self {
+        Self { copies, ..self }
+    }
+
     fn dq_alone(self) -> Self {
         Self { dq_alone: true, ..self }
     }
@@ -112,7 +120,8 @@ impl Trial {
         let fused = ["", " fused", " paired", ""][self.tensors];
         let alone = if self.dq_alone { " dq alone" } else { "" };
         let form = self.form.map_or(String::new(), |form| format!(" {form:?}"));
-        format!("[{n}, {t}, {u}, {heads}, {d}]{causal}{fused}{alone} {:?}{form}", self.fill)
+        let copied = if self.copies > 1 { format!(" copied {}", self.copies) } else { String::new() };
+        format!("[{n}, {t}, {u}, {heads}, {d}]{causal}{fused}{copied}{alone} {:?}{form}", self.fill)
     }
 
     fn width(&self) -> usize {
@@ -133,6 +142,11 @@ impl Trial {
             _ => (1.0, 1.0, 1.0),
         };
         let mut operands = [normals(t, queries), normals(u, keys), normals(u, 1.0), normals(t, gradients)];
+        if let Value::Real(q) = &mut operands[0] {
+            let images = q.data().len() / self.copies;
+            let first = q.data()[..images].to_vec();
+            q.data_mut().chunks_mut(images).for_each(|copy| copy.copy_from_slice(&first));
+        }
         if let Value::Real(k) = &mut operands[1] {
             let k = k.data_mut();
             match self.fill {
@@ -226,7 +240,12 @@ impl Trial {
 
     /// q, k and v on the device.
     fn put_inputs(&self, simt: &mut Simt, operands: &[Value<f32>], storage: Storage) -> [Tokens; 3] {
-        let three: Vec<_> = operands.iter().map(|x| x.real().clone()).collect();
+        let mut three: Vec<_> = operands.iter().map(|x| x.real().clone()).collect();
+        if self.copies > 1 {
+            let (shape, images) = (three[0].shape().clone(), self.sizes.n / self.copies);
+            let one = three[0].data()[..shape.count() / self.copies].to_vec();
+            three[0] = Tensor::new(shape.with_first(images), one);
+        }
         let put = |x: Tensor<f32>| put(simt, &Value::Real(x), Some(storage));
         self.three(&self.joined(&three).into_iter().map(put).collect::<Vec<_>>())
     }
@@ -249,7 +268,8 @@ impl Trial {
         let mut outputs = self.outputs(simt, &[[t, self.width()]], storage);
         let o = Tokens { at: outputs[0].at, row: self.width() };
         let lse = Output::new(simt, &Shape::from([n, heads, t]), None);
-        let forward = Forward { sizes: self.sizes, q, k, v, o, lse: lse.at };
+        let q_images = if self.copies > 1 { n / self.copies } else { 0 };
+        let forward = Forward { sizes: self.sizes, q_images, q, k, v, o, lse: lse.at };
         let form = self.form.unwrap_or(forward.choose(TARGET).form);
         let workspace = simt.alloc(forward.workspace(form));
         let launches = forward.launches(form, storage, workspace).expect("a trial is legal");
@@ -310,6 +330,13 @@ fn trials() -> Vec<Trial> {
         trial([1, 197, 63, 1, 80]).causal(),
         trial([1, 129, 129, 1, 160]),
         trial([1, 64, 257, 1, 160]).causal(),
+        // -- tiled: copies of queries, in every form ---------------------------------------------------------
+        trial([4, 7, 33, 1, 40]).paired().copied(2).small(),
+        trial([3, 33, 20, 1, 80]).copied(3).small(),
+        trial([4, 5, 9, 2, 33]).copied(2).small(),
+        trial([4, 70, 77, 1, 40]).paired().copied(2).by(hopper(80, 3)).small(),
+        trial([2, 33, 65, 1, 160]).copied(2).by(hopper(80, 1)).small(),
+        trial([2, 9, 21, 1, 168]).copied(2).by(pieces(8, true)).small(),
         // -- tiled: what is hard ---------------------------------------------------------------------------
         trial([1, 65, 130, 1, 40]).of(Fill::Steep),
         trial([1, 65, 130, 1, 80]).of(Fill::Steep).causal(),

@@ -40,6 +40,8 @@ pub enum Ends {
     Bias,
     /// Bias, a vector an image, SiLU, a residual.
     All,
+    /// The same with the residual of the first image for all; nothing of a gradient.
+    Copies,
 }
 
 /// The form that a trial is about.
@@ -70,7 +72,7 @@ pub const PLAIN: Conv2d = Conv2d {
 pub const TARGET: &str = "sm_80";
 
 fn trials() -> Vec<Trial> {
-    use Ends::{All, Bare, Bias};
+    use Ends::{All, Bare, Bias, Copies};
     use Wish::{Chosen, Gathered, General, Hopper, Narrow, Tiled};
     let asymmetric = Padding { top: 0, left: 0, bottom: 1, right: 1 };
     let conv = |images, size, channels, filter| Conv2d { images, size, channels, filter, ..PLAIN };
@@ -81,6 +83,7 @@ fn trials() -> Vec<Trial> {
     let trials = [
         // Two sources, enlargements that are whole and cropped, strides and patches.
         (conv(2, [5, 7], [4, 3], [7, 3, 3]), All, General),
+        (conv(3, [2, 3], [4, 3], [7, 3, 3]), Copies, General),
         (enlarged([6, 9], conv(1, [3, 5], [3, 0], [4, 3, 3])), All, General),
         (enlarged([7, 1], conv(2, [4, 1], [2, 5], [3, 3, 3])), Bias, General),
         (strided(2, asymmetric, conv(1, [9, 13], [3, 4], [5, 3, 3])), Bare, General),
@@ -88,7 +91,7 @@ fn trials() -> Vec<Trial> {
         // Edges of tiles in every direction; sources that share a step; strides; images in a batch.
         (conv(2, [9, 13], [40, 24], [72, 3, 3]), All, small),
         (conv(1, [7, 11], [8, 0], [4, 3, 3]), Bias, small),
-        (strided(1, Padding::NONE, conv(2, [5, 7], [40, 0], [24, 1, 1])), All, small),
+        (strided(1, Padding::NONE, conv(2, [5, 7], [40, 0], [24, 1, 1])), Copies, small),
         (strided(2, asymmetric, conv(1, [9, 14], [16, 8], [8, 3, 3])), Bias, small),
         (strided(2, Padding::all(1), conv(1, [10, 7], [24, 0], [16, 3, 3])), Bare, small),
         (strided(8, Padding::NONE, conv(1, [16, 24], [3, 0], [40, 8, 8])), Bias, small),
@@ -104,7 +107,7 @@ fn trials() -> Vec<Trial> {
         // Few channels to read: taps and channels in one sum, of one step and of two, and edges of tiles.
         (conv(2, [9, 13], [4, 0], [72, 3, 3]), All, Gathered),
         (strided(2, asymmetric, conv(1, [9, 14], [3, 0], [13, 3, 3])), Bias, Gathered),
-        (conv(2, [7, 10], [72, 0], [3, 3, 3]), All, Gathered),
+        (conv(2, [7, 10], [72, 0], [3, 3, 3]), Copies, Gathered),
         (strided(1, Padding::all(2), conv(1, [5, 3], [16, 0], [4, 4, 3])), Bare, Gathered),
         (strided(14, Padding::NONE, conv(2, [28, 42], [3, 0], [72, 14, 14])), All, Gathered),
         (conv(1, [5, 7], [16, 8], [5, 3, 3]), Bare, Chosen),
@@ -117,20 +120,20 @@ fn trials() -> Vec<Trial> {
         // Slabs of sm_90a: of one image and of several, ragged in every direction, rings that go round, tiles after each
         // other on a block, sources that meet at a step, four kinds of pixels, sums in parts.
         (conv(2, [9, 13], [64, 24], [72, 3, 3]), All, Hopper(2, 1, 1)),
-        (conv(3, [5, 6], [40, 0], [40, 3, 3]), All, Hopper(2, 1, 2)),
+        (conv(3, [5, 6], [40, 0], [40, 3, 3]), Copies, Hopper(2, 1, 2)),
         (strided(1, Padding::NONE, conv(1, [7, 11], [72, 0], [136, 1, 1])), Bias, Hopper(2, 1, 1)),
         (conv(1, [17, 18], [8, 0], [136, 3, 3]), Bias, Hopper(0, 1, 1)),
         (conv(1, [12, 13], [64, 8], [168, 3, 3]), Bare, Hopper(1, 1, 2)),
         (sub_pixel([8, 10], conv(2, [4, 5], [64, 8], [40, 3, 3])), All, Hopper(2, 1, 1)),
         (sub_pixel([16, 34], conv(1, [8, 17], [16, 0], [16, 3, 3])), Bare, Hopper(0, 1, 2)),
-        (conv(2, [7, 11], [64, 0], [72, 3, 3]), All, Hopper(2, 4, 2)),
+        (conv(2, [7, 11], [64, 0], [72, 3, 3]), Copies, Hopper(2, 4, 2)),
         // Enlarged, with one filter for all kinds of pixels.
         (enlarged([10, 14], conv(2, [5, 7], [64, 8], [40, 3, 3])), All, Hopper(2, 1, 1)),
         (enlarged([16, 34], conv(1, [8, 17], [16, 0], [16, 3, 3])), Bare, Hopper(0, 1, 2)),
         (enlarged([8, 10], conv(2, [4, 5], [40, 0], [72, 3, 3])), Bias, Hopper(3, 4, 1)),
         // By clusters.
         (conv(2, [9, 13], [64, 24], [72, 3, 3]), All, Hopper(3, 4, 1)),
-        (conv(3, [5, 6], [40, 0], [40, 3, 3]), All, Hopper(4, 8, 1)),
+        (conv(3, [5, 6], [40, 0], [40, 3, 3]), Copies, Hopper(4, 8, 1)),
         (sub_pixel([8, 10], conv(2, [4, 5], [64, 8], [40, 3, 3])), All, Hopper(3, 4, 1)),
         // Of which a share is several images, not all of them there.
         (conv(7, [9, 9], [64, 0], [40, 3, 3]), All, Hopper(3, 4, 1)),
@@ -155,7 +158,7 @@ struct Values {
     filter: Value<f32>,
     bias: Value<f32>,
     vector: Value<f32>,
-    /// Of the shape of the output.
+    /// Of the shape of the output, or of one image of it.
     residual: Value<f32>,
     dy: Value<f32>,
 }
@@ -188,7 +191,8 @@ impl Trial {
         let sources = channels.into_iter().filter(|&c| c > 0).map(|c| filled(&[images, h, w, c])).collect();
         let (filter, bias) = (filled(&[o, r, s, channels.iter().sum()]), filled(&[o]));
         let vector = filled(&[images, o]);
-        let (residual, dy) = (filled(&[images, height, width, o]), filled(&[images, height, width, o]));
+        let residuals = if self.ends == Ends::Copies { 1 } else { images };
+        let (residual, dy) = (filled(&[residuals, height, width, o]), filled(&[images, height, width, o]));
         let values = Values { sources, filter, bias, vector, residual, dy };
         let Some(i) = self.only else { return values };
         Values {
@@ -262,7 +266,7 @@ impl Trial {
         at.x = put(simt, &values.sources[0], stored);
         at.x2 = values.sources.get(1).map_or(DevicePtr::NONE, |x2| put(simt, x2, stored));
         at.epilogue = self.epilogue(simt, &values, storage);
-        let output = Output::new(simt, values.residual.shape(), stored);
+        let output = Output::new(simt, values.dy.shape(), stored);
         at.y = output.at;
         let in_kinds = conv.sub_pixel || (conv.enlarged.is_some() && matches!(self.form, Wish::Hopper(..)));
         let halved = if in_kinds { conv.out().map(|extent| extent / 2) } else { conv.out() };
@@ -285,11 +289,15 @@ impl Trial {
         match self.ends {
             Ends::Bare => Epilogue::default(),
             Ends::Bias => Epilogue { bias: bias(simt), ..Epilogue::default() },
-            Ends::All => Epilogue {
+            Ends::All | Ends::Copies => Epilogue {
                 bias: bias(simt),
                 channels: put(simt, &values.vector, Some(storage)),
                 residual: put(simt, &values.residual, Some(storage)),
                 activation: p::activation(Some(Activation::Silu)),
+                residual_rows: match self.ends {
+                    Ends::Copies => self.conv.out().iter().product::<usize>() as i32,
+                    _ => 0,
+                },
                 ..Epilogue::default()
             },
         }
@@ -347,10 +355,14 @@ impl Trial {
             let o = self.conv.filter[0];
             y = channels(y, Value::Real(Tensor::new([1, o], values.bias.real().data().to_vec())));
         }
-        if self.ends == Ends::All {
+        if matches!(self.ends, Ends::All | Ends::Copies) {
             y = channels(y, values.vector.clone());
             y = eval(&Op::Activate(Activation::Silu), &[y]);
-            y = eval(&Op::Add, &[y, values.residual.clone()]);
+            let times = self.launched().images / values.residual.shape()[0];
+            y = eval(
+                &Op::Add,
+                &[y, eval(&Op::RepeatBatch { times }, std::slice::from_ref(&values.residual))],
+            );
         }
         y.real().clone()
     }

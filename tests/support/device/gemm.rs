@@ -153,7 +153,24 @@ fn trials() -> Vec<Trial> {
         ]);
     }
     let tiled = |m: usize, n: usize, k: usize| Trial::new(ByColumns, least, [m, n, k]);
+    let ([pair, _, narrow], [four, _]) = (sm90::TILES, sm90::CLUSTERED);
+    let on = |tile: sm90::Tile, blocks: u32, extents: [usize; 3]| Trial {
+        form: Form::Hopper(tile, extents[2], blocks),
+        ..Trial::new(ByColumns, least, extents)
+    };
+    let copies = |residual_rows: usize| After { residual_rows, ..residual };
     all.extend([
+        // Copies of a residual that is there once: of images, and of rows that no tile ends with.
+        tiled(70, 72, 40).images(2).after(After { stats: true, ..copies(35) }),
+        tiled(66, 40, 200).split(96).after(copies(22)).act(Act::Of(Silu)),
+        tiled(66, 16, 40).after(copies(11)).act(Act::Geglu),
+        tiled(9, 5, 24).after(copies(3)),
+        tiled(9, 6, 24).after(copies(3)).act(Act::Geglu),
+        Trial { form: Form::General, ..tiled(36, 34, 9) }.after(copies(12)),
+        Trial { form: Form::General, ..tiled(34, 6, 9) }.after(copies(17)).act(Act::Geglu),
+        on(narrow, 1, [140, 72, 136]).images(2).after(After { stats: true, ..copies(70) }),
+        on(pair, 2, [390, 16, 72]).after(copies(130)),
+        on(four, 1, [130, 24, 264]).after(copies(65)).act(Act::Geglu),
         // Columns that are not taken four at a time.
         tiled(17, 5, 24).images(1).after(After { stats: true, ..residual }).act(Act::Of(Silu)),
         tiled(18, 3, 40).images(2).after(channels(Channels::OfImages)),
@@ -253,12 +270,13 @@ impl Trial {
         };
         let b = if order == Order::ByColumns { [batch, n, k] } else { [batch, k, n] };
         let rows = if after.channels == Some(Channels::OfAll) { 1 } else { images };
+        let residual_rows = if after.residual_rows == 0 { m } else { after.residual_rows };
         Operands {
             a: normal(&[batch, m, k], self.mean, 1.0),
             b: normal(&b, 0.0, 1.0 / (k as f64).sqrt()),
             bias: normal(&[1, n], 0.5, 1.0),
             channels: normal(&[rows, n], 0.0, 1.0),
-            residual: normal(&[batch, m, self.columns()], 0.0, 1.0),
+            residual: normal(&[batch, residual_rows, self.columns()], 0.0, 1.0),
         }
     }
 
@@ -360,7 +378,8 @@ impl Trial {
                 Act::Geglu => op(Op::Geglu, &[halves(&x)]),
             };
             if after.residual {
-                let residual = operands.residual.real().row(i).to_vec();
+                let rows = operands.residual.real().row(i).iter().copied().cycle();
+                let residual = rows.take(x.real().data().len()).collect();
                 x = op(Op::Add, &[x.clone(), Value::Real(Tensor::new(x.shape().clone(), residual))]);
             }
             results.extend_from_slice(x.real().data());

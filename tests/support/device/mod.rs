@@ -22,8 +22,11 @@ pub fn proofs() -> Vec<Proof> {
     FAMILIES.iter().flat_map(|(_, proofs)| proofs()).collect()
 }
 
+/// A name, and what makes the proofs.
+pub type Family = (&'static str, fn() -> Vec<Proof>);
+
 /// Proofs by what they are about; what makes them takes a second or more.
-pub const FAMILIES: [(&str, fn() -> Vec<Proof>); 7] = [
+pub const FAMILIES: [Family; 7] = [
     ("general", trials::proofs),
     ("gemm", gemm::proofs),
     ("conv2d", conv2d::proofs),

@@ -122,7 +122,7 @@ impl Groups {
 
     pub fn problem(&self, storage: Storage) -> GroupNorm {
         let Self { n, pixels, c, groups, act, .. } = *self;
-        GroupNorm { storage, n, pixels, c, groups, eps: EPS, act }
+        GroupNorm { storage, n, measured: n, pixels, c, groups, eps: EPS, act }
     }
 
     fn form(&self, norm: &GroupNorm, stats: Stats) -> Form {
