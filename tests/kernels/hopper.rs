@@ -262,12 +262,15 @@ fn store_box(
     Ok((cast_slice(&simt.get(out)).to_vec(), counts))
 }
 
+/// Extents of a tensor, rows of a box behind its span, and where boxes go.
+type Boxes = (&'static [u64], &'static [u32], [[i32; 4]; 4]);
+
 #[test]
 fn boxes_are_stored_from_where_copies_put_them_and_what_the_tensor_lacks_is_left_out() {
     let golden: Value = serde_json::from_str(include_str!("../golden/layouts.json")).expect("JSON");
     let swizzles = [(Swizzle::B32, "32", 16), (Swizzle::B64, "64", 32), (Swizzle::B128, "128", 64)];
     // Rows of images, and pixels of them: innermost first.
-    let shapes: [(&[u64], &[u32], [[i32; 4]; 4]); 2] = [
+    let shapes: [Boxes; 2] = [
         (&[72, 53, 2], &[16, 1], [[0; 4], [24, 45, 1, 0], [64, -3, 0, 0], [-8, 50, 1, 0]]),
         (&[40, 7, 5, 3], &[4, 2, 2], [[0; 4], [8, 5, -1, 1], [32, -2, 4, 2], [16, 3, 2, 0]]),
     ];
