@@ -37,8 +37,11 @@ pub struct Arena {
 const GOOD: usize = 200;
 /// Buffers smaller than this part of the bound fill gaps at the end; where they go hardly matters.
 const SMALL: usize = 2000;
-/// Comparisons of two buffers that the search may take, about: a fraction of a second.
+/// Comparisons of two buffers that the search may take, about: a fraction of a second; and so many times more while
+/// what it has is further than that from the bound (in parts of it).
 const EFFORT: usize = 120_000_000;
+const MORE: usize = 8;
+const FAR: usize = 50;
 
 /// Places all `demands` into one arena. Deterministic: equal input, equal plan.
 pub fn place(demands: &[Demand]) -> Arena {
@@ -72,10 +75,10 @@ pub fn place(demands: &[Demand]) -> Arena {
         }
     }
     let (mut bytes, mut order, mut offsets) = best.expect("there is at least one order");
-    let rounds = EFFORT / (order.len() * order.len()).max(1);
+    let rounds = (EFFORT / (order.len() * order.len()).max(1)).min(4000);
     let mut random = Random(1);
-    for _ in 0..rounds.min(4000) {
-        if bytes <= good {
+    for round in 0..MORE * rounds {
+        if bytes <= good || (round >= rounds && bytes <= bound + bound / FAR) {
             break;
         }
         let high = |&at: &usize| offsets[order[at]] + footprint(&demands[order[at]]) > good;
