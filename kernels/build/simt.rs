@@ -12,7 +12,7 @@ use super::manifest;
 use super::mutations::{MUTATIONS, Mutation};
 use super::sources::Sources;
 
-const RUNTIME: [&str; 6] = ["scheduler", "memory", "checks", "launch", "hopper", "cluster"];
+const RUNTIME: [&str; 7] = ["scheduler", "memory", "checks", "launch", "hopper", "bulk", "cluster"];
 /// Kernels for the tests of the layer itself.
 const PROBES: [&str; 4] = ["probes.cu", "probes_layouts.cu", "probes_sm90.cu", "probes_cluster.cu"];
 

@@ -299,8 +299,15 @@ void note_shared_access(uint32_t address, int words, uint32_t pc);
 void count_conflicts(int warp);
 void count_access(const void* address, int bytes, bool write);
 
-// hopper.cpp
+// bulk.cpp
 bool perform_a_copy();
+uint32_t swizzled(uint32_t address, int width);
+
+// hopper.cpp
+void begin_hopper();
+bool happens_at_once();
+Mbarrier& mbarrier_at(uint32_t address, uint32_t pc);
+void end_phase_if_complete(Mbarrier& mbarrier);
 void finish_hopper();
 std::string waiting_mbarriers();
 bool belongs_to_a_product(const char* address, bool write);
