@@ -9,7 +9,7 @@ use std::process::Command;
 
 use super::cache::{Cache, in_parallel};
 use super::manifest;
-use super::mutations::{MUTATIONS, Mutation};
+use super::mutations::{Mutation, mutations};
 use super::sources::Sources;
 
 const RUNTIME: [&str; 7] = ["scheduler", "memory", "checks", "launch", "hopper", "bulk", "cluster"];
@@ -63,7 +63,8 @@ pub fn build(root: &Path, out: &Path, sources: &Sources, cache: &Cache) -> Resul
     });
     archive(out, "unguide_simt", true, objects)?;
 
-    let mutants = in_parallel(MUTATIONS, |mutation| mutant(&compiler, sources, mutation));
+    let mutations: Vec<&Mutation> = mutations().collect();
+    let mutants = in_parallel(&mutations, |mutation| mutant(&compiler, sources, mutation));
     let mut objects = Vec::new();
     for pair in mutants {
         objects.extend(pair?.map(Ok));
