@@ -357,7 +357,8 @@ impl Trial {
             y = channels(y, values.vector.clone());
             y = eval(&Op::Activate(Activation::Silu), &[y]);
             let times = self.launched().images / values.residual.shape()[0];
-            y = eval(&Op::Add, &[y, eval(&Op::RepeatBatch { times }, &[values.residual.clone()])]);
+            let residual = eval(&Op::RepeatBatch { times }, std::slice::from_ref(&values.residual));
+            y = eval(&Op::Add, &[y, residual]);
         }
         y.real().clone()
     }
