@@ -130,7 +130,7 @@ DEVICE void to_tile(const Epilogue& e, const typename Warps::Accumulators& acc, 
     const int lane = Warps::lane(), column = column0 + lane % 4 * 2;
     const float* bias = e.bias.as<float>();  // [n], or none
     const T* channels = e.channels.as<T>();  // [m / channel_rows, n], or none
-    const T* residual = e.residual.as<T>();  // [m, n], rows d_row elements apart, or none
+    const T* residual = e.residual.as<T>();  // [m or residual_rows, n], rows d_row elements apart, or none
     Line<T> line[2];                         // rows lane / 4 and lane / 4 + 8 of the warp's
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -141,7 +141,8 @@ DEVICE void to_tile(const Epilogue& e, const typename Warps::Accumulators& acc, 
         if (bias != nullptr) line[h].bias = bias + column;
         if (channels != nullptr)
             line[h].channels = channels + int64_t(uint32_t(row) / uint32_t(e.channel_rows)) * n + column;
-        if (residual != nullptr) line[h].residual = residual + row * d_row + (PAIRED ? column / 2 : column);
+        if (residual != nullptr)
+            line[h].residual = residual + epilogue::residual_row(e, row) * d_row + (PAIRED ? column / 2 : column);
     }
 #pragma unroll
     for (int first = 0; first < Tile::FRAGMENTS; first += Tile::GROUP) {

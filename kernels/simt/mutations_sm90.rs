@@ -82,7 +82,7 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
     mutation(
         "hopper-last-images",
-        "conv2d_bwd_bf16_m128n64k64s4_sm90",
+        "conv2d_f16_m128n160k64s4c4_sm90",
         "images = left < 0 ? 0 : left < most ? left : most;",
         "images = most;",
     ),

@@ -136,7 +136,7 @@ fn trials() -> Vec<Trial> {
         (conv(3, [5, 6], [40, 0], [40, 3, 3]), Copies, Hopper(4, 8, 1)),
         (sub_pixel([8, 10], conv(2, [4, 5], [64, 8], [40, 3, 3])), All, Hopper(3, 4, 1)),
         // Of which a share is several images, not all of them there.
-        (conv(7, [9, 9], [64, 0], [40, 3, 3]), All, Hopper(3, 4, 1)),
+        (conv(7, [9, 9], [56, 0], [40, 3, 3]), All, Hopper(3, 4, 1)),
         (conv(9, [1, 2], [64, 0], [40, 3, 3]), Bias, Hopper(4, 8, 1)),
         // Channels as they are.
         (conv(1, [9, 8], [4, 0], [320, 3, 3]), Bias, Chosen),
