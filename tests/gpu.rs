@@ -1,9 +1,10 @@
 //! Kernels and whole models on a GPU: the proofs of `tests/kernels` and the golden runs of the demo, with the CUDA
-//! backend in place of the CPU's. What they are judged by is the same.
+//! backend in place of the CPU's. What they are judged by is the same. All but one are ignored unless they are asked for
+//! (`--include-ignored`), for they take a GPU.
 //!
 //! | variable | what it does |
 //! |---|---|
-//! | `UNGUIDE_TEST_GPU=N` | names the GPU; without it nothing here runs, and every test says so |
+//! | `UNGUIDE_TEST_GPU=N` | names the GPU; 0, the first, if absent |
 //! | `UNGUIDE_TEST_STUB=1` | the driver is `tests/stub_cuda`, found by the loader: kernels run on the CPU |
 //! | `UNGUIDE_TEST_FAMILY=NAME` | only proofs of that family: `gemm`, `conv2d`, .. |
 //! | `UNGUIDE_TEST_FILTER=WORD` | only proofs with that word in their names |
@@ -45,12 +46,8 @@ fn number(variable: &str, otherwise: usize) -> usize {
         .map_or(otherwise, |n| n.parse().unwrap_or_else(|_| panic!("{variable}: a number")))
 }
 
-/// Runs a test on the GPU that was asked for, if one was.
+/// Runs a test on the GPU that was asked for.
 fn on_the_device(test: &str, body: impl FnOnce(&Gpu)) {
-    if std::env::var_os("UNGUIDE_TEST_GPU").is_none() {
-        println!("{test}: NOT RUN, for no GPU was asked for (UNGUIDE_TEST_GPU=0)");
-        return;
-    }
     let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
     let gpu = usable(number("UNGUIDE_TEST_GPU", 0)).unwrap_or_else(|error| panic!("{error}"));
     let place = if number("UNGUIDE_TEST_STUB", 0) == 1 {
@@ -138,11 +135,13 @@ fn all_hold(gpu: &Gpu, storage: Storage) {
 }
 
 #[test]
+#[ignore = "takes a GPU"]
 fn kernels_with_f16_hold() {
     on_the_device("kernels with f16", |gpu| all_hold(gpu, Storage::F16));
 }
 
 #[test]
+#[ignore = "takes a GPU"]
 fn kernels_with_bf16_hold() {
     on_the_device("kernels with bf16", |gpu| all_hold(gpu, Storage::Bf16));
 }
@@ -150,13 +149,10 @@ fn kernels_with_bf16_hold() {
 /// That a proof reaches a device as it should, without one: every so many of them, of every family, on the stand-in.
 #[test]
 fn some_proofs_of_every_family_hold_on_a_stand_in() {
-    if std::env::var_os("UNGUIDE_TEST_GPU").is_some() {
-        println!("on a stand-in: NOT RUN, for a GPU was asked for");
-        return;
-    }
     // The loader looks at its path when a process starts.
     let mut again = Command::new(std::env::current_exe().expect("this test"));
-    again.args(["--exact", "kernels_with_f16_hold", "--nocapture"]).env("LD_LIBRARY_PATH", stub::stub("ALL"));
+    again.args(["--exact", "kernels_with_f16_hold", "--include-ignored", "--nocapture"]);
+    again.env("LD_LIBRARY_PATH", stub::stub("ALL"));
     again.envs([("UNGUIDE_TEST_GPU", "0"), ("UNGUIDE_TEST_STUB", "1"), ("UNGUIDE_TEST_EVERY", "7")]);
     let ran = again.output().expect("started");
     let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -272,11 +268,9 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 }
 
 #[test]
+#[ignore = "takes what a device has recorded: UNGUIDE_TEST_PROBES=probes.json"]
 fn what_the_hardware_did_is_what_its_twins_do() {
-    let Some(file) = std::env::var_os("UNGUIDE_TEST_PROBES") else {
-        println!("NOT RUN, for no records were given (UNGUIDE_TEST_PROBES=probes.json)");
-        return;
-    };
+    let file = std::env::var_os("UNGUIDE_TEST_PROBES").expect("UNGUIDE_TEST_PROBES names the records");
     let all = golden::json(&PathBuf::from(file));
     let records: Vec<Record> = serde_json::from_value(all["records"].clone()).expect("records");
     assert!(!records.is_empty(), "no records");
@@ -338,6 +332,7 @@ fn same_gates(got: &Trace, want: &dyn Fn(&str) -> Option<Tensor<f32>>, request: 
 }
 
 #[test]
+#[ignore = "takes a GPU"]
 fn the_demo_draws_its_golden_images() {
     on_the_device("the demo's golden runs", |gpu| {
         for (kind, method) in [("plain", "none"), ("safe", "safe-sampling")] {
@@ -366,6 +361,7 @@ fn the_demo_draws_its_golden_images() {
 }
 
 #[test]
+#[ignore = "takes a GPU"]
 fn every_run_and_every_batch_give_the_same_bits() {
     on_the_device("determinism", |gpu| {
         let (model, mut request) = demo("safe-sampling");

@@ -67,7 +67,7 @@ def parts(a):
     few = {"UNGUIDE_TEST_STEPS": 1, "UNGUIDE_TEST_EVERY": 40, "UNGUIDE_TEST_RUNS": 2} if a.dry else {}
 
     def proof(name, seconds, test, file="proofs.txt", settings=None, before=(), tool=None):
-        command = [*before, proofs, "--exact", test, "--nocapture", "--test-threads", 1]
+        command = [*before, proofs, "--exact", test, "--include-ignored", "--nocapture", "--test-threads", 1]
         return Part(name, file, seconds, command, on_device | few | (settings or {}), tool=tool)
 
     def kernels(dtype):
