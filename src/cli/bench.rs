@@ -96,10 +96,12 @@ fn nothing_wanted(args: &BenchKernelsArgs) -> Error {
     match (&args.filter[..], &args.kernel[..]) {
         ([], []) => Error::usage("--no-kernel", "no launch is left"),
         ([], names) => {
-            Error::usage("--kernel", format!("no launch has a kernel whose name begins with {names:?}"))
+            let names = names.join("` or `");
+            Error::usage("--kernel", format!("no launch has a kernel whose name begins with `{names}`"))
         }
         (words, _) => {
-            Error::usage("--filter", format!("no launch has {words:?} in its kernel, shape or node"))
+            let words = words.join("` or `");
+            Error::usage("--filter", format!("no launch has `{words}` in its kernel, shape or node"))
         }
     }
 }
