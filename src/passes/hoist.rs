@@ -16,6 +16,7 @@
 use std::collections::HashMap;
 
 use super::dead::remove_dead;
+use super::insert;
 use crate::error::{Error, Result};
 use crate::ir::{
     Buffer, BufferId, Cost, Flag, Graph, Item, Node, NodeId, Once, Op, Row, Value, ValueId, infer,
@@ -184,7 +185,7 @@ struct Body<'g> {
     /// What stands for a value of the step.
     copies: HashMap<ValueId, ValueId>,
     /// Loads in front of nodes of the step.
-    before: HashMap<NodeId, NodeId>,
+    before: HashMap<NodeId, Vec<NodeId>>,
 }
 
 impl Body<'_> {
@@ -323,7 +324,7 @@ impl Body<'_> {
         }
         let mut placed = Vec::new();
         let loaded = self.push(&name, load, vec![], &[shape], &mut placed)[0];
-        self.before.insert(id, self.graph.value(loaded).node);
+        self.before.insert(id, vec![self.graph.value(loaded).node]);
         let node = &mut self.graph.nodes[id.0 as usize];
         (node.op, node.inputs) = (Op::Reshape, vec![loaded]);
     }
@@ -349,26 +350,6 @@ impl Body<'_> {
         self.graph.nodes.push(Node { name: name.to_owned(), op, inputs, outputs: made.clone() });
         items.push(Item::Node(node));
         made
-    }
-}
-
-/// Puts loads in front of the nodes that show them.
-fn insert(items: &mut Vec<Item>, before: &HashMap<NodeId, NodeId>) {
-    for item in std::mem::take(items) {
-        match item {
-            Item::Node(id) => {
-                items.extend(before.get(&id).map(|&load| Item::Node(load)));
-                items.push(Item::Node(id));
-            }
-            Item::ForEachSample(mut body) => {
-                insert(&mut body, before);
-                items.push(Item::ForEachSample(body));
-            }
-            Item::If(flag, mut body) => {
-                insert(&mut body, before);
-                items.push(Item::If(flag, body));
-            }
-        }
     }
 }
 

@@ -17,7 +17,8 @@
 use std::collections::HashMap;
 
 use super::fuse::number_bodies;
-use crate::ir::{Cost, Graph, Item, Node, NodeId, Op, Value, ValueId, infer};
+use super::insert;
+use crate::ir::{Cost, Graph, Node, NodeId, Op, Value, ValueId, infer};
 use crate::tensor::{DType, Shape};
 
 /// To multiply so often for an element of two bytes takes a device about as long as to move it.
@@ -247,26 +248,6 @@ impl Sharing<'_> {
     fn value(&mut self, shape: Shape, node: NodeId) -> ValueId {
         self.graph.values.push(Value { shape, dtype: DType::F32, node });
         ValueId(self.graph.values.len() as u32 - 1)
-    }
-}
-
-/// Puts nodes in front of others.
-fn insert(items: &mut Vec<Item>, before: &HashMap<NodeId, Vec<NodeId>>) {
-    for item in std::mem::take(items) {
-        match item {
-            Item::Node(id) => {
-                items.extend(before.get(&id).into_iter().flatten().map(|&made| Item::Node(made)));
-                items.push(Item::Node(id));
-            }
-            Item::ForEachSample(mut body) => {
-                insert(&mut body, before);
-                items.push(Item::ForEachSample(body));
-            }
-            Item::If(flag, mut body) => {
-                insert(&mut body, before);
-                items.push(Item::If(flag, body));
-            }
-        }
     }
 }
 
