@@ -52,6 +52,11 @@ impl Arch {
 }
 
 impl Kernel {
+    /// Rows of a file are compiled in two units, those for bf16 apart: half as long to wait for, and a run loads one.
+    pub fn is_bf16(&self) -> bool {
+        self.name.contains("_bf16")
+    }
+
     /// `clip_cosine.cu` is `namespace clip_cosine`.
     pub fn namespace(&self) -> &'static str {
         self.file.strip_suffix(".cu").unwrap_or(self.file)

@@ -74,7 +74,7 @@ fn kernels_for_matrix_units_are_made_of_their_instructions_and_keep_out_of_local
         .collect();
     let verdicts = modules.par_iter().flat_map_iter(|(module, made)| {
         let found = mnemonics(&tool, module).expect("a binary of ours");
-        let rows = KERNELS.iter().filter(|row| row.file == module.file && row.arch.runs_on(module.target));
+        let rows = KERNELS.iter().filter(|row| row.arch.runs_on(module.target) && is_of(row, module));
         rows.flat_map(|row| verdict(row, made, found.get(row.name), module.target)).collect::<Vec<_>>()
     });
     let wrong: Vec<String> = verdicts.collect();
@@ -82,6 +82,10 @@ fn kernels_for_matrix_units_are_made_of_their_instructions_and_keep_out_of_local
     for file in MADE.iter().flat_map(|made| made.files) {
         assert!(modules.iter().any(|(module, _)| module.file == *file), "{file}");
     }
+}
+
+fn is_of(row: &Kernel, module: &Module) -> bool {
+    (row.file, row.is_bf16()) == (module.file, module.bf16)
 }
 
 /// What is wrong with a kernel of these instructions, each with how often it is there.
@@ -106,7 +110,7 @@ fn every_kernel_for_sm_90a_waits_for_the_launch_in_front_before_it_touches_globa
     let modules: Vec<&Module> = MODULES.iter().filter(|module| module.target == "sm_90a").collect();
     let wrong = modules.par_iter().flat_map_iter(|module| {
         let text = listing(&tool, module).expect("a binary of ours");
-        let rows = KERNELS.iter().filter(|row| row.file == module.file);
+        let rows = KERNELS.iter().filter(|row| is_of(row, module));
         let wrong = |row: &Kernel| {
             let Some((name, body)) = entries(&text).find(|(name, _)| *name == row.name) else {
                 return Some(format!("{} is not there", row.name));

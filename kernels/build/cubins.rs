@@ -21,20 +21,23 @@ pub struct Resources {
 
 /// Compiles all and returns the body of the generated table; errors name kernel, file and line.
 pub fn build(nvrtc: &Nvrtc, sources: &Sources, cache: &Cache) -> Result<String, String> {
-    let mut jobs: Vec<(&str, &str)> = Vec::new();
-    for (file, _) in &sources.files {
-        let rows = |target| KERNELS.iter().any(|k| k.file == file && k.arch.runs_on(target));
-        jobs.extend(TARGETS.iter().filter(|target| rows(target)).map(|&target| (file.as_str(), target)));
-    }
-    let results = in_parallel(&jobs, |&(file, target)| compile(nvrtc, sources, cache, file, target));
+    let units = sources.files.iter().flat_map(|(file, _)| {
+        let of_file = TARGETS.into_iter().flat_map(move |target| [false, true].map(|bf16| (target, bf16)));
+        of_file.map(|(target, bf16)| Unit { file, target, bf16 })
+    });
+    let jobs: Vec<Unit> = units.filter(|unit| KERNELS.iter().any(|kernel| unit.has(kernel))).collect();
+    let results = in_parallel(&jobs, |unit| compile(nvrtc, sources, cache, unit));
 
     let (mut modules, mut resources, mut errors) = (String::new(), String::new(), String::new());
-    for ((file, target), result) in jobs.iter().zip(results) {
+    for (Unit { file, target, bf16 }, result) in jobs.iter().zip(results) {
         match result {
             Ok((path, found)) => {
                 let bytes = format!("include_bytes!({path:?})");
-                writeln!(modules, "    Module {{ file: {file:?}, target: {target:?}, binary: {bytes} }},")
-                    .expect("a String takes everything");
+                writeln!(
+                    modules,
+                    "    Module {{ file: {file:?}, bf16: {bf16}, target: {target:?}, binary: {bytes} }},"
+                )
+                .expect("a String takes everything");
                 for Resources { entry, registers, shared_bytes, spill_bytes, .. } in found {
                     writeln!(
                         resources,
@@ -57,17 +60,29 @@ pub fn build(nvrtc: &Nvrtc, sources: &Sources, cache: &Cache) -> Result<String, 
     ))
 }
 
+/// Rows that are compiled together.
+struct Unit<'a> {
+    file: &'a str,
+    target: &'static str,
+    bf16: bool,
+}
+
+impl Unit<'_> {
+    fn has(&self, kernel: &Kernel) -> bool {
+        kernel.file == self.file && kernel.arch.runs_on(self.target) && kernel.is_bf16() == self.bf16
+    }
+}
+
 fn compile(
     nvrtc: &Nvrtc,
     sources: &Sources,
     cache: &Cache,
-    file: &str,
-    target: &str,
+    unit: &Unit<'_>,
 ) -> Result<(PathBuf, Vec<Resources>), String> {
-    let source = sources.unit(file, |kernel| kernel.arch.runs_on(target));
-    let (path, log) = translate(nvrtc, sources, cache, file, &source, target)?;
+    let source = sources.unit(unit.file, |kernel| unit.has(kernel));
+    let (path, log) = translate(nvrtc, sources, cache, unit.file, &source, unit.target)?;
     let Some(log) = log else { return Ok((path, Vec::new())) };
-    let rows = KERNELS.iter().filter(|kernel| kernel.file == file && kernel.arch.runs_on(target));
+    let rows = KERNELS.iter().filter(|kernel| unit.has(kernel));
     Ok((path, accept(rows, &log)?))
 }
 

@@ -46,8 +46,8 @@ pub struct Kernels {
 
 #[derive(Default)]
 struct Loaded {
-    /// By file.
-    modules: HashMap<&'static str, Module>,
+    /// By file, and whether they are those for bf16.
+    modules: HashMap<(&'static str, bool), Module>,
     /// By kernel.
     functions: HashMap<&'static str, Function>,
     took: Duration,
@@ -81,13 +81,13 @@ impl Kernels {
             );
             return Err(self.error(problem));
         }
-        let start = Instant::now();
-        let module = match loaded.modules.remove(kernel.file) {
+        let (start, unit) = (Instant::now(), (kernel.file, kernel.is_bf16()));
+        let module = match loaded.modules.remove(&unit) {
             Some(module) => module,
             None => self.load(kernel)?,
         };
         loaded.took += start.elapsed();
-        let module = loaded.modules.entry(kernel.file).or_insert(module);
+        let module = loaded.modules.entry(unit).or_insert(module);
         let function = module.function(kernel.name, kernel.threads, kernel.shared_bytes);
         let function =
             function.map_err(|failure| self.error(format!("kernel `{}`: {failure}", kernel.name)))?;

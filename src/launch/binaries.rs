@@ -3,10 +3,11 @@
 
 use crate::manifest::{self, Kernel};
 
-/// All kernels of one file, compiled for one target.
+/// Kernels of one file, those for bf16 or all others, compiled for one target.
 #[derive(Clone, Copy, Debug)]
 pub struct Module {
     pub file: &'static str,
+    pub bf16: bool,
     /// One of [`manifest::TARGETS`].
     pub target: &'static str,
     /// A cubin, or PTX where the target is a virtual architecture.
@@ -30,7 +31,10 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// The binary that has `kernel` for a target; `None` where the build had no NVRTC.
 pub fn module(kernel: &Kernel, target: &str) -> Option<&'static Module> {
-    MODULES.iter().find(|module| module.file == kernel.file && module.target == target)
+    let is_its = |module: &&Module| {
+        (module.file, module.bf16, module.target) == (kernel.file, kernel.is_bf16(), target)
+    };
+    MODULES.iter().find(is_its)
 }
 
 /// The text of a file of kernels with its entry points, for a compilation at run time.
